@@ -1,0 +1,171 @@
+"""The ``fedmed`` command: a table of names, each imported when it is run, so that ``fedmed --help`` answers at once.
+
+Exit codes: 0 done, 1 failed, 2 something the user wrote is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from fedmed_common.errors import FedmedError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "phantom": (
+        "fedmed_simulations.phantom.cli:phantom",
+        "Write a synthetic federation of hospitals as real DICOM.",
+    ),
+    "simulate": ("fedmed_simulations.cli:simulate", "Run an experiment file on this machine."),
+    "resume": ("fedmed_simulations.cli:resume", "Go on with an interrupted run."),
+    "report": ("fedmed_server.cli_report:report_command", "Draw a run's report.html again."),
+    "track": ("fedmed_server.cli_report:track_command", "Bring MLflow up to date with a run."),
+    "site scan": (
+        "fedmed_client.cli_scan:scan_command",
+        "Index a folder of DICOM and list what cannot be used.",
+    ),
+}
+"""By command line: the function, and one line of help. A blank separates a group from its command."""
+
+GROUPS: dict[str, str] = {"site": "What a hospital runs on its own data."}
+
+ENVIRONMENT: dict[str, str] = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
+"""Set before a library is imported that would otherwise call home; a value that the user set stands."""
+
+
+class LazyCommand(click.Command):
+    """Stands in a group for the command that :meth:`load` imports; knows its name and its line of help."""
+
+    def __init__(self, line: str, target: str, help_line: str) -> None:
+        super().__init__(line.rpartition(" ")[2], help=help_line)
+        self.line, self.target = line, target
+
+    def load(self) -> click.Command:
+        """Import the command.
+
+        Raises:
+            FedmedError: the package that holds it, or one that it needs, is not installed.
+        """
+        module, _, attribute = self.target.partition(":")
+        try:
+            function: Callable[..., None] = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise _explained(error, self.line, module) from error
+        app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        app.command(name=self.name)(function)
+        return typer.main.get_command(app)
+
+
+class LazyGroup(TyperGroup):
+    """A group that imports a command's module only when the command, or its own help, is asked for."""
+
+    def __init__(
+        self, name: str, help_line: str, commands: dict[str, click.Command], **settings: Any
+    ) -> None:
+        super().__init__(
+            name=name,
+            help=help_line,
+            commands=commands,
+            no_args_is_help=True,
+            rich_markup_mode="rich",
+            suggest_commands=False,
+            **settings,
+        )
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that ``args`` start with, imported."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, LazyCommand) else command, rest
+
+
+def main() -> None:
+    """Run the command line and exit; every error is one clear message on stderr."""
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    sys.exit(run(root_command()))
+
+
+def root_command() -> LazyGroup:
+    """``fedmed`` and all that is below it, with nothing of it imported."""
+    top: dict[str, click.Command] = {}
+    inside: dict[str, dict[str, click.Command]] = {group: {} for group in GROUPS}
+    for line, (target, help_line) in COMMANDS.items():
+        group, _, name = line.rpartition(" ")
+        (inside[group] if group else top)[name] = LazyCommand(line, target, help_line)
+    groups = {name: LazyGroup(name, GROUPS[name], commands) for name, commands in inside.items()}
+    version = click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_print_version,
+        help="Show the version and exit.",
+    )
+    help_line = "Federated learning for medical imaging."
+    return LazyGroup("fedmed", help_line, {**top, **groups}, params=[version])
+
+
+def run(group: click.Command, arguments: list[str] | None = None) -> int:
+    """Run one command line (that of the process by default) and return its exit code."""
+    try:
+        group.main(arguments, prog_name="fedmed")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except FedmedError as error:
+        _show(str(error))
+        return error.exit_code
+    except Exception as error:
+        _show(
+            f"fedmed met something it does not know how to handle: {type(error).__name__}: {error}\n"
+            "  fix: set FEDMED_DEBUG=1 and run the command again for the traceback"
+        )
+        return 1
+    return 0
+
+
+def _show(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if os.environ.get("FEDMED_DEBUG", "0") not in {"", "0"}:
+        console.print_exception()
+    console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True, highlight=False)
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        click.echo(f"fedmed {version('fedmed')}")
+        context.exit()
+
+
+def _explained(error: ModuleNotFoundError, line: str, module: str) -> Exception:
+    package = module.partition(".")[0]
+    missing = error.name or ""
+    if missing == package:
+        return FedmedError(
+            f"'fedmed {line}' is part of {package}, which is not installed here\n  fix: pip install fedmed"
+        )
+    if missing.startswith("fedmed_"):
+        return error
+    name = missing.partition(".")[0]
+    return FedmedError(
+        f"'fedmed {line}' needs the Python package '{name}', which is not installed here\n  fix: pip install {name}"
+    )
