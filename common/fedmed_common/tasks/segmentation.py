@@ -1,0 +1,123 @@
+"""Semantic segmentation in 2D and 3D: every voxel is background or one of the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedmed_common.config import Experiment
+from fedmed_common.lookup import find
+from fedmed_common.metrics import Mean, Metrics
+from fedmed_common.tasks.losses import LOSSES, merge_unannotated
+from fedmed_common.tasks.sliding_window import sliding_argmax
+from fedmed_common.tasks.surface import diagonal_mm, surface_distances
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Loss, inference and scores of an experiment.
+
+    ``overlap``: share of a sliding window that its neighbour covers too. ``voxels_at_once``: bounds the windows that the network
+    sees together.
+
+    Raises:
+        ConfigError: ``task.loss`` is not in ``LOSSES``.
+    """
+
+    experiment: Experiment
+    overlap: float = 0.25
+    voxels_at_once: int = 2**20
+
+    def __post_init__(self) -> None:
+        find(LOSSES, self.experiment.task.loss, field="task.loss")
+
+    def loss(self, logits: Tensor, label: Tensor, annotated: Tensor) -> Tensor:
+        """The mean over the batch of each sample's own loss, in float32 whatever the logits are.
+
+        logits ``(B, 1 + K, *S)``; label int64 ``(B, *S)``; annotated bool ``(B, K)``, best left on the CPU.
+        """
+        of_samples = LOSSES[self.experiment.task.loss]
+        return of_samples(*merge_unannotated(logits.float(), label, annotated)).mean()
+
+    def predict(
+        self, model: nn.Module, image: NDArray[np.float32], device: torch.device | str
+    ) -> NDArray[np.uint8]:
+        """The label map ``(X, Y, Z)`` of an image ``(C, X, Y, Z)``, which may be a memory map.
+
+        The model lies on ``device`` already; it is in evaluation mode meanwhile and in its own afterwards. In a 2D task each
+        slice across z is on its own. Autocast, where wanted, is around the call.
+        """
+        x, y, *z = self.experiment.data.patch
+        training = model.training
+        model.eval()
+        try:
+            return sliding_argmax(
+                model if z else _by_slice(model),
+                image,
+                (x, y, z[0] if z else 1),
+                classes=1 + len(self.experiment.task.classes),
+                device=device,
+                overlap=self.overlap,
+                voxels_at_once=self.voxels_at_once,
+            )
+        finally:
+            model.train(training)
+
+    def score(
+        self,
+        prediction: NDArray[np.uint8],
+        label: NDArray[np.uint8],
+        annotated: Sequence[bool],
+        spacing_mm: Sequence[float],
+    ) -> Metrics:
+        """One case's metrics, each of weight 1; ``patient_mean`` makes a patient's out of several.
+
+        For each annotated class that the label shows: ``dice/<class>``; with ``task.surface_metrics`` also ``hd95_mm/<class>``
+        and ``nsd/<class>``, the image's diagonal and 0 where nothing was predicted. For each that it does not show:
+        ``false_positive/<class>``, 1 where any voxel was predicted. An unannotated class has none, and its predicted voxels
+        count for nothing. Label maps are ``(X, Y, Z)``.
+        """
+        metrics: Metrics = {}
+        for value, (name, known) in enumerate(
+            zip(self.experiment.task.classes, annotated, strict=True), start=1
+        ):
+            if not known:
+                continue
+            predicted, truth = prediction == value, label == value
+            if truth.any():
+                values = {"dice": _dice(predicted, truth)}
+                if self.experiment.task.surface_metrics:
+                    values |= self._surface(predicted, truth, spacing_mm)
+            else:
+                values = {"false_positive": float(predicted.any())}
+            metrics |= {f"{metric}/{name}": Mean(result, 1.0) for metric, result in values.items()}
+        return metrics
+
+    def _surface(
+        self, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], spacing_mm: Sequence[float]
+    ) -> dict[str, float]:
+        if not predicted.any():
+            return {"hd95_mm": diagonal_mm(truth.shape, spacing_mm), "nsd": 0.0}
+        distances = surface_distances(predicted, truth, spacing_mm)
+        tolerance_mm = self.experiment.task.nsd_tolerance_mm
+        return {"hd95_mm": distances.hausdorff_95(), "nsd": distances.surface_dice(tolerance_mm)}
+
+
+def _dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    total = np.count_nonzero(predicted) + np.count_nonzero(truth)
+    return float(2 * np.count_nonzero(predicted & truth) / total)
+
+
+def _by_slice(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A 2D model on windows one voxel deep."""
+
+    def predictor(window_BCXY1: Tensor) -> Tensor:
+        logits: Tensor = model(window_BCXY1[..., 0])
+        return logits[..., None]
+
+    return predictor

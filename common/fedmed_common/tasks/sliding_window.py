@@ -1,0 +1,82 @@
+"""Inference on images of any size, window by window, in memory that does not grow with the longest axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise, product
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.utils import compute_importance_map
+from numpy.typing import NDArray
+from torch import Tensor
+
+Triple = tuple[int, int, int]
+
+
+@torch.inference_mode()
+def sliding_argmax(
+    predictor: Callable[[Tensor], Tensor],
+    image_CXYZ: NDArray[np.float32],
+    window: Triple,
+    *,
+    classes: int,
+    device: torch.device | str,
+    overlap: float,
+    voxels_at_once: int,
+) -> NDArray[np.uint8]:
+    """The most likely class of each voxel, ``(X, Y, Z)``.
+
+    ``predictor`` maps ``(B, C, *window)`` on ``device`` to logits ``(B, classes, *window)``. Windows lie, and their logits are
+    blended by a Gaussian, as in ``monai.inferers.sliding_window_inference``; here they advance along x, and what they have left
+    behind is decided at once, so that the logits held are those of one window's width. ``overlap`` is the share of a window
+    that its neighbour covers too; ``voxels_at_once`` bounds the batch. An image smaller than the window gets zeros around it.
+    """
+    padded, inside = _pad(image_CXYZ, window)
+    shape = padded.shape[1:]
+    starts_x, starts_y, starts_z = (_starts(*axis, overlap) for axis in zip(shape, window, strict=True))
+    columns = list(product(starts_y, starts_z))
+    at_once = max(1, voxels_at_once // prod(window))
+    weight = _gaussian(window).to(device)
+    logits = torch.zeros(classes, window[0], *shape[1:], device=device)
+    result = np.empty(shape, np.uint8)
+    for x, following in pairwise([*starts_x, shape[0]]):
+        for first in range(0, len(columns), at_once):
+            places = columns[first : first + at_once]
+            crops = np.stack([padded[:, *_cut((x, y, z), window)] for y, z in places])
+            outputs = predictor(torch.from_numpy(crops).to(device))
+            for (y, z), output in zip(places, outputs, strict=True):
+                logits[:, *_cut((0, y, z), window)] += output * weight
+        done = following - x
+        result[x:following] = logits[:, :done].argmax(0).to(torch.uint8).cpu().numpy()
+        logits = torch.cat([logits[:, done:], torch.zeros_like(logits[:, :done])], dim=1)
+    return result[inside]
+
+
+def _pad(image_CXYZ: NDArray[Any], window: Triple) -> tuple[NDArray[Any], tuple[slice, ...]]:
+    """At least a window large; and where the image lies in it."""
+    shape = image_CXYZ.shape[1:]
+    missing = [max(0, wanted - size) for size, wanted in zip(shape, window, strict=True)]
+    inside = tuple(slice(gap // 2, gap // 2 + size) for gap, size in zip(missing, shape, strict=True))
+    if not any(missing):
+        return image_CXYZ, inside
+    return np.pad(image_CXYZ, [(0, 0), *((gap // 2, gap - gap // 2) for gap in missing)]), inside
+
+
+def _starts(size: int, width: int, overlap: float) -> list[int]:
+    """Where windows begin on an axis; the last one is moved back to end with the image."""
+    interval = max(1, int(width * (1 - overlap)))
+    last = size - width
+    return [*range(0, last, interval), last]
+
+
+def _cut(start: Triple, window: Triple) -> tuple[slice, ...]:
+    return tuple(slice(begin, begin + width) for begin, width in zip(start, window, strict=True))
+
+
+def _gaussian(window: Triple) -> Tensor:
+    extent = [width for width in window if width > 1] or [1]
+    importance: Tensor = compute_importance_map(extent, mode="gaussian", sigma_scale=0.125)
+    return importance.reshape(window)
