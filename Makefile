@@ -1,0 +1,46 @@
+# make demo: from nothing to a trained federation and its report. make test: everything that must hold.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EXTRAS := dev,decoders,ray
+
+# Real data sets for the tests and experiments that use them; those tests skip where there are none.
+ifeq ($(origin FEDMED_DATA),undefined)
+FEDMED_DATA := $(abspath $(wildcard ../shared/data))
+endif
+ifneq ($(FEDMED_DATA),)
+export FEDMED_DATA
+endif
+
+.PHONY: demo install test lint format clean
+
+demo: $(INSTALLED)
+	$(BIN)/fedmed phantom demo/federation --sites 4 --seed 1
+	$(BIN)/fedmed simulate simulations/fedmed_simulations/experiments/demo.toml --runs demo/runs
+	@echo "Report: $$(ls -td $(CURDIR)/demo/runs/*/report.html | head -n 1)"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: fedmed needs Python 3.11 or newer, and $(PYTHON) is older; say make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
+	@touch $@
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
