@@ -1,0 +1,40 @@
+"""What this hospital permits. The coordinator's wishes are checked against it, and refused by the rule's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedmed_common import wire
+from fedmed_common.config import Experiment, Policy
+from fedmed_common.errors import PolicyRefusal
+from fedmed_common.metrics import Metrics
+
+
+def check(policy: Policy, experiment: Experiment, kind: wire.Kind, patients: int) -> None:
+    """Refuse an order that the policy does not permit. ``patients``: how many it would use.
+
+    Raises:
+        PolicyRefusal: names the rule.
+    """
+    named = (
+        ("tasks", policy.tasks, experiment.task.name),
+        ("models", policy.models, experiment.model.name),
+        ("recipes", policy.recipes, experiment.recipe.name),
+    )
+    for rule, permitted, asked in named:
+        if permitted is not None and asked not in permitted:
+            raise PolicyRefusal(rule, f"'{asked}' is not among {list(permitted)}")
+    if experiment.train.steps > policy.maximum_steps:
+        raise PolicyRefusal("maximum_steps", f"{experiment.train.steps} steps are asked; {policy.maximum_steps} are permitted")
+    if kind is wire.Kind.TRAIN and patients < policy.least_patients:
+        raise PolicyRefusal("least_patients", f"{patients} training patients; at least {policy.least_patients} are required")
+
+
+def releasable(policy: Policy, metrics: Metrics) -> Metrics:
+    """The metrics that may leave: those over at least ``least_patients`` patients. Their weights count patients."""
+    return {name: mean for name, mean in metrics.items() if mean.weight >= policy.least_patients}
+
+
+def releasable_counts(policy: Policy, counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts of patients; one that is positive but less than ``least_patients`` becomes -1, which says only that."""
+    return {name: count if count == 0 or count >= policy.least_patients else -1 for name, count in counts.items()}

@@ -1,0 +1,111 @@
+"""What a site keeps warm between orders: the network, the task, and the cohort's mapped arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedmed_client.data.cohort import Cohort, open_cohort
+from fedmed_client.data.sampler import PatchSampler
+from fedmed_common.config import Experiment, Site, experiment_from_order
+from fedmed_common.models import build_model
+from fedmed_common.tasks import build_task
+from fedmed_common.tasks.segmentation import Segmentation
+
+
+def _no_step(_site: str, _step: int) -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteHome:
+    """One site as this process sees it.
+
+    ``folder`` is the site's own working folder. ``open`` makes the cohort; a simulation puts drawn partitions in its place.
+    ``on_step(site, step)`` is told of each training step.
+    """
+
+    site: Site
+    folder: Path
+    open: Callable[[Experiment], Cohort] | None = None
+    on_step: Callable[[str, int], None] = _no_step
+
+    def cohort(self, experiment: Experiment) -> Cohort:
+        """The site's cases for the experiment."""
+        return self.open(experiment) if self.open else open_cohort(self.site, experiment, self.folder)
+
+
+@dataclass(slots=True, kw_only=True)
+class Bench:
+    """An experiment's network and task in this process, shared by all its orders and, in a simulation, by all sites."""
+
+    experiment: Experiment
+    model: torch.nn.Module
+    task: Segmentation
+    device: torch.device
+
+
+@lru_cache(maxsize=2)
+def bench_for(order_text: str) -> Bench:
+    """The bench of an experiment, built at its first order.
+
+    Raises:
+        ConfigError: the experiment is not valid here, or asks for a GPU that is not there.
+    """
+    experiment = experiment_from_order(order_text)
+    device = pick_device(experiment.train.device)
+    return Bench(experiment=experiment, model=build_model(experiment).to(device), task=build_task(experiment), device=device)
+
+
+class Cohorts:
+    """Cohorts that stay open while the process lives."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, Path, str], tuple[Cohort, PatchSampler | None]] = {}
+
+    def get(self, home: SiteHome, order_text: str) -> tuple[Cohort, PatchSampler | None]:
+        """The site's cohort and the sampler of its training patients (None where it has none)."""
+        key = (home.site.name, home.folder, hashlib.sha256(order_text.encode()).hexdigest())
+        if key not in self._open:
+            experiment = experiment_from_order(order_text)
+            cohort = home.cohort(experiment)
+            cases = cohort.of("train")
+            self._open[key] = cohort, PatchSampler(cases, experiment) if cases else None
+        return self._open[key]
+
+
+COHORTS = Cohorts()
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the first CUDA GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+
+
+def seed_for(seed: int, round_number: int, site: str) -> np.random.SeedSequence:
+    """Where a site's randomness in a round comes from, so that any round can be replayed. Never for privacy noise."""
+    name = int.from_bytes(hashlib.sha256(site.encode()).digest()[:8])
+    return np.random.SeedSequence([seed, round_number, name])
+
+
+@contextmanager
+def numerics(experiment: Experiment, device: torch.device) -> Iterator[None]:
+    """Threads, determinism and precision of one order's arithmetic; the caller's settings come back afterwards."""
+    threads = torch.get_num_threads()
+    deterministic, benchmark = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.set_num_threads(experiment.train.threads or os.cpu_count() or 1)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=experiment.train.precision == "bf16"):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark

@@ -1,0 +1,460 @@
+"""The two files that people write: the experiment (what to train, on what, how) and a site's file (whose data, what it permits).
+
+Both are TOML, frozen, validated on construction; an unknown key fails with the nearest known name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from fedmed_common.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
+Triple = tuple[Positive, Positive, Positive]
+
+
+class Model(BaseModel):
+    """Frozen, keyword-only, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class Task(Model):
+    """What is to be predicted. Class 0, the background, is implied and never named."""
+
+    name: Name = "segmentation"
+    classes: tuple[Name, ...] = Field(min_length=1, max_length=254)
+    dimensions: Literal[2, 3] = 3
+    loss: Name = "dice_ce"
+    surface_metrics: bool = Field(False, description="also compute HD95 and NSD; slow in 3D")
+    nsd_tolerance_mm: Positive = 2.0
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) != len(classes):
+            raise ValueError("a class is named twice")
+        if "background" in classes:
+            raise ValueError("'background' is implied; name the foreground classes only")
+        return classes
+
+
+class Intensity(Model):
+    """How voxel values become network input.
+
+    zscore: minus mean, over standard deviation of the case's foreground. percentile: the range ``low..high`` percent to 0..1.
+    window: the range ``low..high`` in stored units (HU in CT) to 0..1. scale: 0..255 to 0..1.
+    """
+
+    kind: Literal["zscore", "percentile", "window", "scale"] = "zscore"
+    low: float = 0.5
+    high: float = 99.5
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be less than high ({self.high})")
+        if self.kind == "percentile" and not 0 <= self.low < self.high <= 100:
+            raise ValueError("percentiles lie between 0 and 100")
+        return self
+
+
+class Splits(Model):
+    """Share of a site's patients held out. The rest trains. A patient is always on one side."""
+
+    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+
+    @model_validator(mode="after")
+    def _leaves_training_patients(self) -> Self:
+        if self.validation + self.test >= 1.0:
+            raise ValueError("validation + test must be less than 1, or no patient is left to train on")
+        return self
+
+
+class Data(Model):
+    """How every site prepares its cases."""
+
+    channels: Annotated[int, Field(ge=1, le=16)] = 1
+    spacing_mm: Triple | None = Field(
+        None, description="resample to this voxel size; absent keeps each case's own"
+    )
+    patch: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
+        description="voxels per axis, two or three numbers"
+    )
+    intensity: Intensity = Intensity()
+    crop_to_foreground: bool = Field(False, description="cut away the empty surroundings before caching")
+    splits: Splits = Splits()
+    augmentation: Literal["none", "light", "standard"] = "light"
+    foreground_share: Fraction = Field(
+        0.66, description="share of patches centred on a foreground voxel, its class drawn evenly"
+    )
+
+
+class Architecture(Model):
+    """The network: a name out of MODELS and its settings."""
+
+    name: Name = "unet"
+    channels: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
+        (16, 32, 64, 128), min_length=2, max_length=8
+    )
+    residual_units: Annotated[int, Field(ge=0, le=8)] = 1
+    norm: Literal["instance", "batch", "group"] = "instance"
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class Training(Model):
+    """One site's work in one round."""
+
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    learning_rate: Positive = 1e-3
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-5
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="learning rate over the whole run's rounds"
+    )
+    gradient_norm: Positive | None = Field(12.0, description="clip each step's gradient to this norm")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0, description="CPU threads of one site; 0: all cores"
+    )
+
+
+class Federation(Model):
+    """Who takes part, and when a round counts."""
+
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="share of the sites drawn in each round"
+    )
+    minimum_sites: Annotated[int, Field(ge=1)] = 1
+    quorum: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="share of a round's sites that must answer"
+    )
+    retries: Annotated[int, Field(ge=0, le=100)] = 2
+    deadline_seconds: Positive = 3600.0
+    evaluate_every: Annotated[int, Field(ge=1)] = Field(
+        1, description="rounds between evaluations; the last round is always evaluated"
+    )
+    best: Literal["dice", "nsd", "hd95_mm"] = Field(
+        "dice",
+        description="validation metric whose mean over classes picks the best round; equal values: the later round",
+    )
+    update_norm_limit: Positive = Field(1e4, description="the gate refuses a larger update")
+
+
+class RecipeChoice(Model):
+    """The strategy: a name out of RECIPES."""
+
+    name: Name = "fedavg"
+
+
+class Tracking(Model):
+    """Where MLflow keeps the run. Absent: SQLite in the runs folder."""
+
+    uri: str | None = None
+    experiment: str | None = None
+
+
+ImageLabel = Literal["mask", "instances", "values"]
+
+
+class SiteData(Model):
+    """Where a site's data lie and how they are told apart.
+
+    dicom: any mixture of series, SEG, RTSTRUCT (and NIfTI labels named after a series' folder or UID) below ``root``.
+    nifti: ``root``/``images`` and ``root``/``labels`` with equal file names. images: the same with PNG, JPEG or TIFF files.
+    """
+
+    format: Literal["dicom", "nifti", "images"]
+    root: Path
+    images: str = "images"
+    labels: str = "labels"
+    image_labels: ImageLabel = Field(
+        "mask",
+        description="format images: mask: above zero is class 1; instances: the same for instance numbers; "
+        "values: the pixel value is the label's name",
+    )
+    patient_pattern: str | None = Field(
+        None,
+        description="regular expression on the file stem; group 1 is the patient. Absent: a file is a patient",
+    )
+    stored_type: str | None = Field(
+        None, description="format nifti: only images stored with this numpy type, as 'uint8'"
+    )
+    modality: str | None = Field(None, description="format dicom: only series of this modality")
+    series_description: str | None = Field(
+        None, description="format dicom: regular expression that a series description must match"
+    )
+    maximum_cases: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("patient_pattern", "series_description")
+    @classmethod
+    def _compiles(cls, pattern: str | None, info: ValidationInfo) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from None
+            if info.field_name == "patient_pattern" and groups < 1:
+                raise ValueError("needs a group, as in '^(\\d+)'")
+        return pattern
+
+
+class Policy(Model):
+    """What this site permits. An order that asks for more is refused with the rule's name."""
+
+    least_patients: Annotated[int, Field(ge=1)] = Field(
+        5, description="a metric over fewer patients does not leave the site"
+    )
+    maximum_steps: Annotated[int, Field(ge=1)] = 100_000
+    tasks: tuple[str, ...] | None = Field(
+        None, description="permitted task names; absent: all that are installed"
+    )
+    models: tuple[str, ...] | None = None
+    recipes: tuple[str, ...] | None = None
+
+
+class Site(Model):
+    """``site.toml``: one hospital's data, label names and policy. Never leaves the site."""
+
+    name: Name
+    data: SiteData
+    labels: dict[str, tuple[str, ...]] = Field(
+        description="class of the experiment -> names or codes of this site's labels; a class left out is not annotated here"
+    )
+    ignore_labels: tuple[str, ...] = Field(
+        (), description="label names that stand for no class of the experiment"
+    )
+    policy: Policy = Policy()
+
+    @field_validator("labels")
+    @classmethod
+    def _unambiguous(cls, labels: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        owner: dict[str, str] = {}
+        for klass, names in labels.items():
+            for name in names:
+                if owner.setdefault(name.casefold(), klass) != klass:
+                    raise ValueError(f"'{name}' stands for both '{owner[name.casefold()]}' and '{klass}'")
+        return labels
+
+
+class Partition(Model):
+    """Draw sites from the pooled cases of the listed ones."""
+
+    kind: Literal["even", "dirichlet", "quantity"] = "even"
+    sites: Annotated[int, Field(ge=1, le=100_000)]
+    alpha: Positive = Field(
+        0.5,
+        description="Dirichlet concentration of kinds dirichlet (classes) and quantity (sizes): smaller is more uneven",
+    )
+
+
+class Simulation(Model):
+    """The federation that stands in for hospitals on one machine. Never sent to a site."""
+
+    federation: Path | None = Field(
+        None, description="folder whose subfolders hold a site.toml each, as 'fedmed phantom' writes"
+    )
+    sites: tuple[Site, ...] = ()
+    partition: Partition | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.federation is None) == (not self.sites):
+            raise ValueError(
+                "give either 'federation' (a folder) or 'sites' (a list), not both and not neither"
+            )
+        names = [site.name for site in self.sites]
+        if len(set(names)) != len(names):
+            raise ValueError("two sites have the same name")
+        return self
+
+
+class Experiment(Model):
+    """One TOML file: what to train, on what, how."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)]
+    task: Task
+    data: Data
+    model: Architecture = Architecture()
+    train: Training = Training()
+    recipe: RecipeChoice = RecipeChoice()
+    federation: Federation = Federation()
+    tracking: Tracking = Tracking()
+    simulation: Simulation | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(self.data.patch) != self.task.dimensions:
+            raise ValueError(
+                f"data.patch has {len(self.data.patch)} numbers, but task.dimensions is {self.task.dimensions}"
+            )
+        reduction = 2 ** (len(self.model.channels) - 1)
+        if self.model.name == "unet":
+            bad = [size for size in self.data.patch if size % reduction]
+            if bad:
+                raise ValueError(
+                    f"data.patch {list(self.data.patch)}: {bad[0]} is not a multiple of {reduction}, "
+                    f"as a U-Net with {len(self.model.channels)} levels needs"
+                )
+        if self.federation.best != "dice" and not self.task.surface_metrics:
+            raise ValueError(f"federation.best = '{self.federation.best}' needs task.surface_metrics = true")
+        if self.federation.evaluate_every > self.rounds:
+            raise ValueError(
+                f"federation.evaluate_every ({self.federation.evaluate_every}) is more than rounds ({self.rounds})"
+            )
+        return self
+
+    def order_text(self) -> str:
+        """What sites are told of the experiment, as canonical JSON: no folder and no tracking address of this machine."""
+        return self.model_dump_json(exclude={"simulation", "tracking"})
+
+
+M = TypeVar("M", bound=Model)
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read an experiment file; relative folders in it are relative to the file.
+
+    Raises:
+        ConfigError: names the file, the field and the fix.
+    """
+    document = _read_toml(path)
+    simulation = document.get("simulation")
+    if isinstance(simulation, dict):
+        if isinstance(simulation.get("federation"), str):
+            simulation["federation"] = _resolve(simulation["federation"], path, "simulation.federation")
+        sites = simulation.get("sites")
+        for number, site in enumerate(sites if isinstance(sites, list) else ()):
+            _resolve_root(site, path, f"simulation.sites[{number}].data.root")
+    return _validate(Experiment, document, path)
+
+
+def load_site(path: Path) -> Site:
+    """Read a ``site.toml``; a relative ``data.root`` is relative to the file.
+
+    Raises:
+        ConfigError: names the file, the field and the fix.
+    """
+    document = _read_toml(path)
+    _resolve_root(document, path, "data.root")
+    return _validate(Site, document, path)
+
+
+def experiment_from_order(text: str) -> Experiment:
+    """The experiment as a site receives it.
+
+    Raises:
+        ConfigError: the text is not an experiment of this version.
+    """
+    try:
+        return Experiment.model_validate_json(text)
+    except ValidationError as error:
+        raise _as_config_error(Experiment, error, "the order's experiment") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("no such file", file=path, fix="check the path") from None
+    except IsADirectoryError:
+        raise ConfigError(
+            "is a folder, not a TOML file", file=path, fix="name the .toml file inside it"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid TOML: {error}", file=path, fix="correct the line named above") from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be read: {error.strerror}", file=path, fix="check the file's permissions"
+        ) from None
+
+
+def _resolve_root(site: object, file: Path, field: str) -> None:
+    data = site.get("data") if isinstance(site, dict) else None
+    if isinstance(data, dict) and isinstance(data.get("root"), str):
+        data["root"] = _resolve(data["root"], file, field)
+
+
+def _resolve(text: str, file: Path, field: str) -> str:
+    def variable(match: re.Match[str]) -> str:
+        value = os.environ.get(match[1])
+        if value is None:
+            raise ConfigError(
+                f"the environment variable {match[1]} is not set",
+                file=file,
+                field=field,
+                fix=f"export {match[1]}=FOLDER",
+            )
+        return str(Path(value).absolute())
+
+    return str((file.parent / re.sub(r"\$\{(\w+)\}", variable, text)).absolute())
+
+
+def _validate(model: type[M], document: Mapping[str, Any], file: Path) -> M:
+    try:
+        return model.model_validate_json(json.dumps(document, default=str), strict=True)
+    except ValidationError as error:
+        raise _as_config_error(model, error, file) from None
+
+
+def _as_config_error(model: type[Model], error: ValidationError, file: Path | str) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    location = first["loc"]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        fix = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
+        return ConfigError(f"unknown key{more}", file=file, field=field, fix=fix)
+    if first["type"] == "missing":
+        return ConfigError(f"is missing{more}", file=file, field=field, fix="add it")
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict | Model) else f"; given: {str(first['input'])[:80]!r}"
+    return ConfigError(f"{message}{more}", file=file, field=field or None, fix=f"correct the value{given}")
+
+
+def _fields_at(model: type[Model], location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        nested = _nested_model(model.model_fields[part].annotation)
+        if nested is None:
+            return []
+        model = nested
+    return list(model.model_fields)
+
+
+def _nested_model(annotation: Any) -> type[Model] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _nested_model(argument)
+        if found is not None:
+            return found
+    return None

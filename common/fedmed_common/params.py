@@ -1,0 +1,86 @@
+"""Arithmetic on model parameters: named float32 arrays in the model's own order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Parameters = dict[str, NDArray[np.float32]]
+"""Every floating-point tensor of a model's state, by name. Integer buffers (BatchNorm's step counter) stay where they are."""
+
+
+def from_model(model: torch.nn.Module) -> Parameters:
+    """A copy of the model's floating-point state."""
+    return {
+        name: tensor.detach().to("cpu", torch.float32).numpy().copy()
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point()
+    }
+
+
+def to_model(parameters: Mapping[str, NDArray[np.float32]], model: torch.nn.Module) -> None:
+    """Copy parameters into the model, in place.
+
+    Raises:
+        KeyError: the model has a floating-point tensor that ``parameters`` lacks.
+    """
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.from_numpy(parameters[name]))
+
+
+def delta(model: torch.nn.Module, start: Mapping[str, NDArray[np.float32]]) -> Parameters:
+    """What training changed: the model's state minus ``start``."""
+    return {
+        name: tensor.detach().to("cpu", torch.float32).numpy() - start[name]
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point()
+    }
+
+
+def norm(parameters: Mapping[str, NDArray[np.float32]]) -> float:
+    """Euclidean length over all tensors, accumulated in double precision."""
+    return math.sqrt(sum(float(np.vdot(flat, flat)) for flat in (array.ravel().astype(np.float64) for array in parameters.values())))
+
+
+def count(parameters: Mapping[str, NDArray[np.float32]]) -> int:
+    """How many numbers the parameters hold."""
+    return sum(array.size for array in parameters.values())
+
+
+class WeightedMean:
+    """A mean that takes one update at a time, so that memory holds one sum whatever the number of sites.
+
+    The result depends on the order of ``add``: callers add in a fixed order of sites.
+    """
+
+    def __init__(self, template: Mapping[str, NDArray[np.float32]]) -> None:
+        self._sum: Parameters = {name: np.zeros_like(array) for name, array in template.items()}
+        self._weight = 0.0
+
+    def add(self, update: Mapping[str, NDArray[np.float32]], weight: float) -> None:
+        """Add one update.
+
+        Raises:
+            ValueError: the weight is not a positive finite number.
+        """
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"weight {weight} is not positive")
+        for name, total in self._sum.items():
+            total += update[name] * np.float32(weight)
+        self._weight += weight
+
+    def mean(self) -> Parameters:
+        """The weighted mean of what was added.
+
+        Raises:
+            ZeroDivisionError: nothing was added.
+        """
+        if not self._weight:
+            raise ZeroDivisionError("the mean of no update")
+        return {name: total / np.float32(self._weight) for name, total in self._sum.items()}

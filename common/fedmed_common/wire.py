@@ -1,0 +1,270 @@
+"""What crosses the wire between coordinator and site, and nothing else.
+
+An order goes to a site; a reply comes back. Each is one dataclass here, and this is the only module that knows Flower's record keys.
+A reply can hold: the change of the parameters, metrics with their weights, counts of patients, seconds spent, or, when the site
+refuses or fails, a code and the random id of an incident that only the site can look up. There is no field for text of an exception, a
+path, a UID or a header value.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedmed_common.errors import WireError
+from fedmed_common.metrics import Mean, Metrics
+from fedmed_common.params import Parameters
+
+VERSION = 1
+_NPY_HEADER_LIMIT = 512
+_ORDER, _REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS = (
+    "order",
+    "reply",
+    "parameters",
+    "metrics",
+    "seconds",
+    "patients",
+    "facts",
+)
+
+
+class Kind(StrEnum):
+    """What a site is asked for. The value is Flower's message type."""
+
+    FACTS = "query.facts"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What the coordinator asks of one site in one attempt at one round. ``experiment`` is ``Experiment.order_text()``."""
+
+    kind: Kind
+    run: str
+    round: int
+    attempt: int
+    experiment: str
+    split: str = ""
+    parameters: Parameters = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """A site's cohort in counts. ``presence``: by annotated class, training patients who show it; -1 hides a count that is
+    positive but below the site's least number of patients."""
+
+    patients: dict[str, int]
+    presence: dict[str, int]
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A site's answer. ``code`` is empty when it did what was asked."""
+
+    site: str
+    run: str
+    round: int
+    attempt: int
+    code: str = ""
+    rule: str = ""
+    incident: str = ""
+    delta: Parameters = field(default_factory=dict, repr=False)
+    metrics: Metrics = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    facts: Facts | None = None
+
+
+def pack_parameters(parameters: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
+    """Parameters as Flower carries them; make it once and share it between the orders of a round."""
+    return ArrayRecord({name: Array(array) for name, array in parameters.items()})
+
+
+def pack_order(order: Order, parameters: ArrayRecord | None = None) -> RecordDict:
+    """An order as Flower's records. ``parameters``, already packed, stands in for ``order.parameters``."""
+    fields = ConfigRecord(
+        {
+            "version": VERSION,
+            "run": order.run,
+            "round": order.round,
+            "attempt": order.attempt,
+            "experiment": order.experiment,
+            "split": order.split,
+        }
+    )
+    record = RecordDict({_ORDER: fields})
+    if parameters is not None or order.parameters:
+        record[_PARAMETERS] = parameters if parameters is not None else pack_parameters(order.parameters)
+    return record
+
+
+def unpack_order(record: RecordDict, kind: Kind) -> Order:
+    """The order in Flower's records.
+
+    Raises:
+        WireError: the records are not an order of this version.
+    """
+    fields = _config(record, _ORDER)
+    if fields.get("version") != VERSION:
+        raise WireError(f"the order is of wire version {fields.get('version')!r}; this site speaks {VERSION}")
+    parameters: Parameters = {}
+    if _PARAMETERS in record.array_records:
+        parameters = {name: _array(array, None) for name, array in record.array_records[_PARAMETERS].items()}
+    return Order(
+        kind=kind,
+        run=_text(fields, "run"),
+        round=_integer(fields, "round"),
+        attempt=_integer(fields, "attempt"),
+        experiment=_text(fields, "experiment", limit=1_000_000),
+        split=_text(fields, "split"),
+        parameters=parameters,
+    )
+
+
+def pack_reply(reply: Reply) -> RecordDict:
+    """A reply as Flower's records; only the fields declared above can get in."""
+    fields = {
+        "version": VERSION,
+        "site": reply.site,
+        "run": reply.run,
+        "round": reply.round,
+        "attempt": reply.attempt,
+        "code": reply.code,
+        "rule": reply.rule,
+        "incident": reply.incident,
+    }
+    record = RecordDict({_REPLY: ConfigRecord(fields)})  # type: ignore[arg-type]
+    if reply.delta:
+        record[_PARAMETERS] = pack_parameters(reply.delta)
+    if reply.metrics:
+        record[_METRICS] = MetricRecord({name: [float(m.total), float(m.weight)] for name, m in reply.metrics.items()})
+    if reply.seconds:
+        record[_SECONDS] = MetricRecord({name: float(value) for name, value in reply.seconds.items()})
+    if reply.facts is not None:
+        record[_FACTS] = ConfigRecord({"version": reply.facts.version})
+        record[_COUNTS] = MetricRecord(
+            {f"patients/{split}": count for split, count in reply.facts.patients.items()}
+            | {f"presence/{name}": count for name, count in reply.facts.presence.items()}
+        )
+    return record
+
+
+def unpack_reply(record: RecordDict, template: Mapping[str, NDArray[np.float32]] | None) -> Reply:
+    """The reply in Flower's records, matched to the template before any array is inflated.
+
+    ``template``: the parameters whose change is expected, or None where a reply must hold none.
+
+    Raises:
+        WireError: a record, key, type, shape or size that is not declared. The message is ours alone.
+    """
+    unknown = set(record.keys()) - {_REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS}
+    if unknown:
+        raise WireError("undeclared record")
+    fields = _config(record, _REPLY)
+    if fields.get("version") != VERSION:
+        raise WireError("wire version")
+    arrays = record.array_records.get(_PARAMETERS)
+    if arrays is not None and template is None:
+        raise WireError("undeclared parameters")
+    return Reply(
+        site=_text(fields, "site"),
+        run=_text(fields, "run"),
+        round=_integer(fields, "round"),
+        attempt=_integer(fields, "attempt"),
+        code=_text(fields, "code"),
+        rule=_text(fields, "rule"),
+        incident=_text(fields, "incident"),
+        delta=_arrays(arrays, template) if arrays is not None and template is not None else {},
+        metrics=_metrics(record),
+        seconds={name: _number(value) for name, value in record.metric_records.get(_SECONDS, {}).items()},
+        facts=_facts(record),
+    )
+
+
+def parameter_bytes(record: RecordDict) -> int:
+    """How many bytes the record's arrays take on the wire."""
+    return sum(len(array.data) for arrays in record.array_records.values() for array in arrays.values())
+
+
+def _arrays(arrays: Mapping[str, Array], template: Mapping[str, NDArray[np.float32]]) -> Parameters:
+    if list(arrays) != list(template):
+        raise WireError("parameter names")
+    return {name: _array(arrays[name], expected) for name, expected in template.items()}
+
+
+def _array(array: Array, expected: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Decode one NPY buffer; sizes are compared with ``expected`` before anything is read."""
+    data = array.data
+    if array.stype != "numpy.ndarray" or not isinstance(data, bytes):
+        raise WireError("parameter encoding")
+    if expected is not None and not expected.nbytes <= len(data) <= expected.nbytes + _NPY_HEADER_LIMIT:
+        raise WireError("parameter size")
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise WireError("parameter encoding")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_NPY_HEADER_LIMIT)
+    except (ValueError, TypeError, SyntaxError, EOFError):
+        raise WireError("parameter encoding") from None
+    if dtype != np.float32 or (fortran and len(shape) > 1):
+        raise WireError("parameter type")
+    if expected is not None and shape != expected.shape:
+        raise WireError("parameter shape")
+    if len(data) - stream.tell() != int(np.prod(shape, dtype=np.int64)) * 4:
+        raise WireError("parameter size")
+    return np.frombuffer(data, np.float32, offset=stream.tell()).reshape(shape)
+
+
+def _metrics(record: RecordDict) -> Metrics:
+    metrics: Metrics = {}
+    for name, pair in record.metric_records.get(_METRICS, {}).items():
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise WireError("metric")
+        metrics[name] = Mean(_number(pair[0]), _number(pair[1]))
+    return metrics
+
+
+def _facts(record: RecordDict) -> Facts | None:
+    if _COUNTS not in record.metric_records:
+        return None
+    groups: dict[str, dict[str, int]] = {"patients": {}, "presence": {}}
+    for name, count in record.metric_records[_COUNTS].items():
+        group, _, key = name.partition("/")
+        if group not in groups or not key or type(count) is not int:
+            raise WireError("count")
+        groups[group][key] = count
+    return Facts(**groups, version=_text(_config(record, _FACTS), "version"))
+
+
+def _config(record: RecordDict, name: str) -> dict[str, Any]:
+    if name not in record.config_records:
+        raise WireError(f"no {name} record")
+    return dict(record.config_records[name])
+
+
+def _text(fields: Mapping[str, Any], name: str, limit: int = 200) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or len(value) > limit:
+        raise WireError(f"{name} field")
+    return value
+
+
+def _integer(fields: Mapping[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise WireError(f"{name} field")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise WireError("number")
+    return float(value)

@@ -1,0 +1,150 @@
+"""The coordinator's composition root: what Flower calls a ServerApp."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedmed_common import params
+from fedmed_common.config import Experiment
+from fedmed_common.errors import FedmedError, Interrupted
+from fedmed_common.models import build_model
+from fedmed_server import history
+from fedmed_server.cohort import Channel, Member, call_roll
+from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult
+from fedmed_server.rounds import evaluate, now, rounds
+from fedmed_server.state import RunState, load_state, save_parameters, save_state
+from fedmed_strategies.presets import find_recipe
+
+HISTORY = "history.jsonl"
+_PACKAGES = ("fedmed", "flwr", "torch", "monai", "numpy")
+
+
+def _ignore(_site: str, _phase: str) -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """One run to start, or to go on with where its folder holds a checkpoint."""
+
+    experiment: Experiment
+    folder: Path
+    command: str
+    sites: int | None = None
+    watch: Callable[[str, str], None] = _ignore
+    on_round: Callable[[RoundDone], None] = lambda _record: None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def run(self) -> str:
+        """The run's id: its folder's name."""
+        return self.folder.name
+
+
+def make_server_app(request: RunRequest) -> ServerApp:
+    """The ServerApp that carries the request out."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001
+        run_federation(grid, request)
+
+    return app
+
+
+def run_federation(grid: Grid, request: RunRequest) -> RunEnded:
+    """Run, or resume, the federation to its end; what happened is in the folder's history.
+
+    Raises:
+        FedmedError: the run cannot go on; the history's last line says so, and a later call resumes it.
+    """
+    file = request.folder / HISTORY
+    try:
+        ended = _run(grid, request, file)
+    except (FedmedError, KeyboardInterrupt) as error:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        status = "interrupted" if stopped else f"failed: {error}"
+        state = load_state(request.folder)
+        history.append(file, RunEnded(time=now(), status=status, best_round=state.best_round if state else 0))
+        raise
+    history.append(file, ended)
+    return ended
+
+
+def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
+    experiment = request.experiment
+    recipe = find_recipe(experiment.recipe.name)
+    channel = Channel(grid=grid, experiment=experiment, run=request.run, watch=request.watch, stop=request.stop)
+    state = load_state(request.folder) or RunState(round=0, parameters=params.from_model(build_model(experiment)))
+    _heal_history(file, state)
+    roster = call_roll(channel, request.sites)
+    history.append(file, _started(request, state, roster))
+    for result in rounds(channel, recipe, roster, state):
+        state = result.state
+        save_state(request.folder, state)
+        history.append(file, result.record)
+        request.on_round(result.record)
+    return _finish(channel, request, roster, state)
+
+
+def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], state: RunState) -> RunEnded:
+    models = {"last": (state.round, state.parameters)}
+    if state.best_parameters is not None:
+        models["best"] = (state.best_round, state.best_parameters)
+    test: dict[str, tuple[SiteResult, ...]] = {}
+    for name, (number, parameters) in models.items():
+        about = {"experiment": request.experiment.order_text(), "run": request.run, "round": str(number), "model": name}
+        save_parameters(request.folder / "models" / f"{name}.safetensors", parameters, about)
+        if name == "best" and number == state.round:
+            test[name] = test["last"]
+        else:
+            test[name] = evaluate(channel, roster, parameters, number, "test")
+    lost = tuple(
+        f"{result.site} missed the test of the {name} model ({result.outcome}: {result.code})"
+        for name, results in test.items()
+        for result in results
+        if result.outcome != "ok"
+    )
+    missed = state.missed + lost
+    status = "completed" if not missed else "degraded: " + "; ".join(missed)
+    return RunEnded(time=now(), status=status, best_round=state.best_round, test=test)
+
+
+def _heal_history(file: Path, state: RunState) -> None:
+    """Write the checkpoint's round where a crash kept it out of the history."""
+    if not state.record:
+        return
+    known = {record.round for record in history.read(file) if isinstance(record, RoundDone)}
+    if state.round not in known:
+        history.append(file, RoundDone.model_validate_json(state.record))
+
+
+def _started(request: RunRequest, state: RunState, roster: tuple[Member, ...]) -> RunStarted:
+    environment = {package: version(package) for package in _PACKAGES}
+    environment |= {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": str(os.cpu_count()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+    return RunStarted(
+        time=now(),
+        run_id=request.run,
+        resumed_from_round=state.round,
+        sites=tuple(member.facts for member in roster),
+        command=request.command,
+        environment=environment,
+        parameters=params.count(state.parameters),
+    )
+
+

@@ -1,0 +1,125 @@
+"""The gate: every reply is hostile until it has been matched to what was asked.
+
+One bad reply never harms the round: it is rejected alone, with a reason of ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import RecordDict
+from numpy.typing import NDArray
+
+from fedmed_common import params, wire
+from fedmed_common.errors import RejectedReply, WireError
+from fedmed_common.metrics import Metrics
+
+_LARGEST_COUNT = 10_000_000
+_LARGEST_SECONDS = 1e9
+_TRAINING_METRICS = frozenset({"loss"})
+_SPLITS = frozenset({"train", "validation", "test"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a reply must answer. ``template``: the parameters sent in a training order, else None.
+
+    ``patients``: how many the roster says the site has of what was asked; no metric may claim more (``None``: not known yet).
+    """
+
+    site: str | None
+    run: str
+    round: int
+    attempt: int
+    kind: wire.Kind
+    classes: tuple[str, ...]
+    metrics: frozenset[str] = frozenset()
+    patients: int | None = None
+    template: Mapping[str, NDArray[np.float32]] | None = None
+    norm_limit: float = math.inf
+
+
+def allowed_metrics(kind: wire.Kind, classes: tuple[str, ...], surface: bool) -> frozenset[str]:
+    """The metric names a reply of this kind may carry."""
+    if kind is wire.Kind.TRAIN:
+        return _TRAINING_METRICS
+    kinds = ("dice", "false_positive", "hd95_mm", "nsd") if surface else ("dice", "false_positive")
+    return frozenset(f"{prefix}/{name}" for prefix in kinds for name in classes)
+
+
+def admit(content: RecordDict, expected: Expected) -> wire.Reply:
+    """The reply, or why it is refused.
+
+    Raises:
+        RejectedReply: with a short reason that holds nothing from the reply.
+    """
+    try:
+        reply = wire.unpack_reply(content, expected.template)
+    except WireError as error:
+        raise RejectedReply(str(error)) from None
+    except Exception as error:
+        raise RejectedReply(f"unreadable ({type(error).__name__})") from None
+    _check_identity(reply, expected)
+    _check_seconds(reply.seconds)
+    if reply.code:
+        if reply.delta or reply.metrics or reply.facts:
+            raise RejectedReply("a refusal that carries results")
+        return reply
+    _check_metrics(reply.metrics, expected)
+    if expected.kind is wire.Kind.FACTS:
+        _check_facts(reply.facts, expected.classes)
+    elif reply.facts is not None:
+        raise RejectedReply("undeclared facts")
+    if expected.template is not None:
+        _check_delta(reply.delta, expected)
+    return reply
+
+
+def _check_identity(reply: wire.Reply, expected: Expected) -> None:
+    if expected.site is not None and reply.site != expected.site:
+        raise RejectedReply("another site's name")
+    if (reply.run, reply.round, reply.attempt) != (expected.run, expected.round, expected.attempt):
+        raise RejectedReply("answers another order")
+
+
+def _check_seconds(seconds: Mapping[str, float]) -> None:
+    if len(seconds) > 8 or any(not name.isidentifier() or not 0 <= value <= _LARGEST_SECONDS for name, value in seconds.items()):
+        raise RejectedReply("seconds")
+
+
+def _check_metrics(metrics: Metrics, expected: Expected) -> None:
+    for name, mean in metrics.items():
+        if name not in expected.metrics:
+            raise RejectedReply("undeclared metric")
+        if not (math.isfinite(mean.total) and math.isfinite(mean.weight) and 0 <= mean.weight <= _LARGEST_COUNT):
+            raise RejectedReply("metric value")
+        per_patient = expected.kind is wire.Kind.EVALUATE
+        if per_patient and expected.patients is not None and mean.weight > expected.patients:
+            raise RejectedReply("metric over more patients than the site has")
+        bounded = name.partition("/")[0] in {"dice", "false_positive", "nsd"}
+        if bounded and not -1e-6 <= mean.total <= mean.weight * (1 + 1e-6):
+            raise RejectedReply("metric out of range")
+        if not 0 <= mean.total <= 1e12:
+            raise RejectedReply("metric value")
+
+
+def _check_facts(facts: wire.Facts | None, classes: tuple[str, ...]) -> None:
+    if facts is None or set(facts.patients) != _SPLITS or not set(facts.presence) <= set(classes):
+        raise RejectedReply("facts")
+    if any(not 0 <= count <= _LARGEST_COUNT for count in facts.patients.values()):
+        raise RejectedReply("patient counts")
+    if any(not -1 <= count <= facts.patients["train"] for count in facts.presence.values()):
+        raise RejectedReply("class counts")
+
+
+def _check_delta(delta: params.Parameters, expected: Expected) -> None:
+    if not delta:
+        raise RejectedReply("no parameters")
+    length = params.norm(delta)
+    if not math.isfinite(length):
+        raise RejectedReply("non-finite parameters")
+    if length > expected.norm_limit:
+        raise RejectedReply("update too large")

@@ -1,0 +1,129 @@
+"""What a run leaves behind round by round: one JSON object a line in ``history.jsonl``.
+
+The report and MLflow are both drawn from this file, so neither can delay a round, and either can be made again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from fedmed_common.metrics import Mean, Metrics
+
+Outcome = Literal["ok", "late", "refused", "failed", "rejected"]
+
+
+class Record(BaseModel):
+    """Frozen; ``time`` is ISO 8601 in UTC."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    time: str
+
+
+class SiteFacts(BaseModel):
+    """What a site declared of its cohort when the run began: counts of patients, all of them sums."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    patients: dict[str, int] = Field(description="by split: train, validation, test")
+    presence: dict[str, int] = Field(description="by annotated class: training patients who show it; a class not annotated is absent")
+    version: str
+
+
+class SiteResult(BaseModel):
+    """One site's part in one round, training or evaluation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    site: str
+    outcome: Outcome = "ok"
+    code: str = Field("", description="error code, refused rule or the gate's reason; empty when ok")
+    incident: str = Field("", description="random id under which the site keeps the details; empty when ok")
+    patients: int = 0
+    metrics: dict[str, tuple[float, float]] = Field(default_factory=dict, description="name -> (total, weight)")
+    seconds: dict[str, float] = Field(default_factory=dict, description="by phase: train or evaluate, load, total (as the server saw it)")
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+    def means(self) -> Metrics:
+        """The metrics as values that can be added."""
+        return {name: Mean(*pair) for name, pair in self.metrics.items()}
+
+
+class RunStarted(Record):
+    """The first line, and once more after each resume."""
+
+    kind: Literal["started"] = "started"
+    run_id: str
+    resumed_from_round: int = 0
+    sites: tuple[SiteFacts, ...]
+    command: str
+    environment: dict[str, str] = Field(description="package versions, device, platform: from an allow-list")
+    parameters: int = Field(description="how many numbers the model has")
+
+
+class RoundDone(Record):
+    """One finished round."""
+
+    kind: Literal["round"] = "round"
+    round: int
+    attempt: int
+    train: tuple[SiteResult, ...]
+    evaluation: tuple[SiteResult, ...] = Field((), description="validation patients; empty in rounds without evaluation")
+    criterion: float | None = Field(None, description="value of federation.best over all sites, where evaluated")
+    is_best: bool = False
+    seconds: dict[str, float] = Field(description="by phase: train, aggregate, evaluate, checkpoint, total")
+
+
+class RunEnded(Record):
+    """The last line. ``status`` is 'completed' only when every site answered every round."""
+
+    kind: Literal["ended"] = "ended"
+    status: str
+    best_round: int
+    test: dict[str, tuple[SiteResult, ...]] = Field(default_factory=dict, description="model ('best', 'last') -> held-out test patients per site")
+
+
+Line = Annotated[RunStarted | RoundDone | RunEnded, Field(discriminator="kind")]
+_LINE: TypeAdapter[RunStarted | RoundDone | RunEnded] = TypeAdapter(Line)
+
+
+def append(file: Path, record: RunStarted | RoundDone | RunEnded) -> None:
+    """Write one record durably; a line that a crash left unfinished is cut off first."""
+    with file.open("ab+") as stream:
+        _cut_unfinished_line(stream.fileno())
+        stream.write(record.model_dump_json().encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read(file: Path) -> Iterator[RunStarted | RoundDone | RunEnded]:
+    """The records in order; an unfinished last line is left out."""
+    yield from read_from(file, 0)[0]
+
+
+def read_from(
+    file: Path, offset: int, most: int | None = None
+) -> tuple[list[RunStarted | RoundDone | RunEnded], int]:
+    """The finished records from byte ``offset`` on, ``most`` of them at most, and the offset to go on from."""
+    records: list[RunStarted | RoundDone | RunEnded] = []
+    if not file.exists():
+        return records, offset
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        for line in stream:
+            if not line.endswith(b"\n") or len(records) == most:
+                break
+            records.append(_LINE.validate_json(line))
+            offset += len(line)
+    return records, offset
+
+
+def _cut_unfinished_line(descriptor: int) -> None:
+    size = os.fstat(descriptor).st_size
+    while size and os.pread(descriptor, 1, size - 1) != b"\n":
+        size -= 1
+    os.ftruncate(descriptor, size)

@@ -1,0 +1,131 @@
+"""The round loop, a generator: the caller decides what to record and when to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from fedmed_common import wire
+from fedmed_common.errors import QuorumError
+from fedmed_common.metrics import class_mean, merge
+from fedmed_common.params import Parameters, WeightedMean
+from fedmed_server.cohort import Channel, Member, draw, exchange
+from fedmed_server.history import RoundDone, SiteResult
+from fedmed_server.state import RunState
+from fedmed_strategies.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundResult:
+    """What one round leaves behind: the new state and what to record of it."""
+
+    state: RunState
+    record: RoundDone
+
+
+def rounds(channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState) -> Iterator[RoundResult]:
+    """Run the rounds that are left, one per iteration.
+
+    Raises:
+        QuorumError: fewer sites than the experiment's quorum gave a usable update.
+    """
+    while state.round < channel.experiment.rounds:
+        result = run_round(channel, recipe, roster, state)
+        yield result
+        state = result.state
+
+
+def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState) -> RoundResult:
+    """One round: draw sites, train, aggregate in roster order, step, evaluate where due."""
+    started = time.perf_counter()
+    number = state.round + 1
+    order = _order(channel, wire.Kind.TRAIN, number)
+    mean = WeightedMean(state.parameters)
+    trained: list[SiteResult] = []
+    aggregate_seconds = 0.0
+    for answer in exchange(channel, draw(roster, channel.experiment, number), order, state.parameters):
+        trained.append(answer.result)
+        if answer.result.outcome == "ok":
+            before = time.perf_counter()
+            mean.add(answer.delta, recipe.weigh(answer.member.facts.patients["train"]))
+            aggregate_seconds += time.perf_counter() - before
+    missed = _missed(trained, number, "training")
+    _check_quorum(channel, trained, number)
+    parameters = recipe.server_step(state.parameters, mean.mean())
+    trained_at = time.perf_counter()
+    new = replace(state, round=number, parameters=parameters, missed=state.missed + missed)
+    evaluation: tuple[SiteResult, ...] = ()
+    criterion: float | None = None
+    if number % channel.experiment.federation.evaluate_every == 0 or number == channel.experiment.rounds:
+        evaluation = evaluate(channel, roster, parameters, number, "validation")
+        new = replace(new, missed=new.missed + _missed(evaluation, number, "evaluation"))
+        criterion = _criterion(channel, evaluation)
+        if criterion is not None and _is_better(channel, criterion, state.best_value):
+            new = replace(new, best_round=number, best_value=criterion, best_parameters=parameters)
+    finished = time.perf_counter()
+    record = RoundDone(
+        time=now(),
+        round=number,
+        attempt=0,
+        train=tuple(trained),
+        evaluation=evaluation,
+        criterion=criterion,
+        is_best=new.best_round == number,
+        seconds={
+            "train": trained_at - started - aggregate_seconds,
+            "aggregate": aggregate_seconds,
+            "evaluate": finished - trained_at,
+            "total": finished - started,
+        },
+    )
+    return RoundResult(state=replace(new, record=record.model_dump_json()), record=record)
+
+
+def evaluate(
+    channel: Channel, roster: Sequence[Member], parameters: Parameters, number: int, split: str
+) -> tuple[SiteResult, ...]:
+    """Every site that has patients in the split measures the parameters on them."""
+    members = [member for member in roster if member.facts.patients[split]]
+    order = replace(_order(channel, wire.Kind.EVALUATE, number), split=split)
+    return tuple(answer.result for answer in exchange(channel, members, order, parameters))
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _order(channel: Channel, kind: wire.Kind, number: int) -> wire.Order:
+    return wire.Order(
+        kind=kind, run=channel.run, round=number, attempt=0, experiment=channel.experiment.order_text()
+    )
+
+
+def _missed(results: Sequence[SiteResult], number: int, phase: str) -> tuple[str, ...]:
+    return tuple(
+        f"{result.site} missed the {phase} of round {number} ({result.outcome}: {result.code})"
+        for result in results
+        if result.outcome != "ok"
+    )
+
+
+def _check_quorum(channel: Channel, results: Sequence[SiteResult], number: int) -> None:
+    usable = sum(result.outcome == "ok" for result in results)
+    needed = max(1, math.ceil(channel.experiment.federation.quorum * len(results)))
+    if usable < needed:
+        problems = "; ".join(f"{r.site}: {r.outcome} ({r.code}{f', incident {r.incident}' if r.incident else ''})" for r in results if r.outcome != "ok")
+        raise QuorumError(f"round {number}: {usable} of {len(results)} sites gave a usable update, {needed} are needed. {problems}")
+
+
+def _criterion(channel: Channel, evaluation: Sequence[SiteResult]) -> float | None:
+    value = class_mean(merge(result.means() for result in evaluation), channel.experiment.federation.best)
+    return None if math.isnan(value) else value
+
+
+def _is_better(channel: Channel, value: float, best: float) -> bool:
+    if math.isnan(best):
+        return True
+    return value <= best if channel.experiment.federation.best == "hd95_mm" else value >= best

@@ -1,0 +1,113 @@
+"""All that passes from one round to the next, and its checkpoint: one file, written atomically."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fedmed_common.errors import CheckpointError
+from fedmed_common.params import Parameters
+
+CHECKPOINT = "state.safetensors"
+_CURRENT, _BEST = "current/", "best/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """A run between two rounds.
+
+    ``best_round`` is 0 before the first evaluation. ``missed``: one sentence for each site and round that was lost. ``record``: the
+    last round's line of the history, so that a crash between checkpoint and history loses neither.
+    """
+
+    round: int
+    parameters: Parameters
+    best_round: int = 0
+    best_value: float = math.nan
+    best_parameters: Parameters | None = None
+    missed: tuple[str, ...] = ()
+    record: str = ""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Temporary file, fsync, rename, fsync of the folder: after a crash there is the old content or the new, nothing between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_state(folder: Path, state: RunState) -> None:
+    """Write the checkpoint into the run's folder; stale temporary files of killed processes are removed."""
+    for stale in folder.glob(f".{CHECKPOINT}.*.tmp"):
+        stale.unlink(missing_ok=True)
+    tensors = {_CURRENT + name: array for name, array in state.parameters.items()}
+    if state.best_parameters is not None and state.best_round != state.round:
+        tensors |= {_BEST + name: array for name, array in state.best_parameters.items()}
+    fields = {
+        "round": state.round,
+        "best_round": state.best_round,
+        "best_value": None if math.isnan(state.best_value) else state.best_value,
+        "missed": state.missed,
+        "record": state.record,
+        "names": list(state.parameters),
+    }
+    write_atomically(folder / CHECKPOINT, save(tensors, metadata={"state": json.dumps(fields)}))
+
+
+def load_state(folder: Path) -> RunState | None:
+    """The checkpoint in the run's folder; None where there is none yet.
+
+    Raises:
+        CheckpointError: the file is there but is not a checkpoint.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            fields = json.loads((file.metadata() or {})["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names: list[str] = fields["names"]
+        current = _named(tensors, _CURRENT, names)
+        best: Parameters | None = None
+        if fields["best_round"]:
+            best = current if fields["best_round"] == fields["round"] else _named(tensors, _BEST, names)
+        value = fields["best_value"]
+        return RunState(
+            round=fields["round"],
+            parameters=current,
+            best_round=fields["best_round"],
+            best_value=math.nan if value is None else value,
+            best_parameters=best,
+            missed=tuple(fields["missed"]),
+            record=fields["record"],
+        )
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of this version ({type(error).__name__})") from error
+
+
+def save_parameters(path: Path, parameters: Mapping[str, NDArray[np.float32]], about: Mapping[str, str]) -> None:
+    """Write a model's parameters as safetensors, with ``about`` in its header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(dict(parameters), metadata=dict(about)))
+
+
+def _named(tensors: Mapping[str, NDArray[np.float32]], prefix: str, names: list[str]) -> Parameters:
+    return {name: tensors[prefix + name] for name in names}

@@ -1,0 +1,1 @@
+"""Whole federations on one machine, through the same ServerApp and ClientApp that hospitals run."""

@@ -1,0 +1,58 @@
+"""``fedmed simulate`` and ``fedmed resume``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+SHIPPED = Path(__file__).parent / "experiments"
+
+
+def simulate(
+    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one that ships with fedmed, as 'nuclei'.")],
+    runs: Annotated[Path, typer.Option(help="Folder for runs, caches and the MLflow store.")] = Path("runs"),
+    engine: Annotated[Literal["inline", "ray"], typer.Option(help="inline: this process. ray: Flower's simulation engine.")] = "inline",
+    baseline: Annotated[
+        list[Literal["pooled", "local"]] | None,
+        typer.Option(help="Also train, with as many steps as one site takes: on all data pooled; at each site alone."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="In place of the experiment's seed.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow address; absent: SQLite in the runs folder.")] = None,
+) -> None:
+    """Run a whole federation on this machine, through the apps that hospitals run."""
+    from rich.console import Console
+
+    from fedmed_common.config import load_experiment
+    from fedmed_simulations import runfolder
+    from fedmed_simulations.federation import check_experiment
+    from fedmed_simulations.run import carry_out_with_baselines
+
+    file = _experiment_file(experiment)
+    loaded = load_experiment(file)
+    changes = {} if seed is None else {"seed": seed}
+    if tracking_uri is not None:
+        changes["tracking"] = loaded.tracking.model_copy(update={"uri": tracking_uri})
+    loaded = loaded.model_copy(update=changes)
+    check_experiment(loaded, file)
+    command = shlex.join(["fedmed", *sys.argv[1:]])
+    folder = runs.absolute() / runfolder.new_run_id(loaded)
+    runfolder.create(folder, loaded, runfolder.Plan(engine=engine, command=command))
+    carry_out_with_baselines(folder, baseline or [], Console())
+
+
+def resume(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Go on with a run that was interrupted or killed; it ends as if it had never stopped."""
+    from rich.console import Console
+
+    from fedmed_simulations.run import carry_out
+
+    carry_out(run.absolute(), Console())
+
+
+def _experiment_file(name: str) -> Path:
+    shipped = SHIPPED / f"{name}.toml"
+    return shipped if not Path(name).exists() and shipped.exists() else Path(name)

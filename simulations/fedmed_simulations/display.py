@@ -1,0 +1,108 @@
+"""What the researcher sees while a simulation runs, and the table at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedmed_common.config import Experiment
+from fedmed_common.metrics import Metrics, class_mean, merge
+from fedmed_server.history import RoundDone, RunEnded, SiteResult
+
+
+class Display:
+    """Two bars: the run's rounds with the time left, and the step of the site at work. Lines of finished rounds stay above them."""
+
+    def __init__(self, experiment: Experiment, done: int, title: str, console: Console) -> None:
+        self._experiment = experiment
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._rounds: TaskID = self._progress.add_task(f"{title}: rounds", total=experiment.rounds, completed=done)
+        self._site: TaskID = self._progress.add_task("connecting", total=experiment.train.steps)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def watch(self, site: str, phase: str) -> None:
+        """A site is awaited, or has answered."""
+        if phase == "awaited":
+            self._progress.update(self._site, description=f"{site}: at work", completed=0)
+        elif phase not in {"asked", "ok"}:
+            self._console.print(f"[yellow]{site}: {phase}[/]")
+
+    def on_step(self, site: str, step: int) -> None:
+        """A site has taken a training step."""
+        self._progress.update(self._site, description=f"{site}: step", completed=step)
+
+    def on_round(self, record: RoundDone) -> None:
+        """A round is done."""
+        self._progress.update(self._rounds, completed=record.round)
+        loss = merge(result.means() for result in record.train).get("loss")
+        parts = [f"round {record.round:>3}/{self._experiment.rounds}"]
+        if loss is not None:
+            parts.append(f"training loss {loss.value:.3f}")
+        if record.criterion is not None:
+            star = "  [green]best so far[/]" if record.is_best else ""
+            parts.append(f"validation {self._experiment.federation.best} {record.criterion:.3f}{star}")
+        parts.append(f"{record.seconds['total']:.1f} s")
+        self._console.print("  ".join(parts), highlight=False)
+
+
+def test_table(ended: RunEnded, experiment: Experiment) -> Table:
+    """Dice per class and site on held-out test patients, of the best model where there is one."""
+    model = "best" if "best" in ended.test else "last"
+    results = [result for result in ended.test.get(model, ()) if result.outcome == "ok"]
+    table = Table(title=f"Held-out test patients, {model} model: Dice (patients who show the class)", title_justify="left")
+    table.add_column("class")
+    for result in results:
+        table.add_column(result.site, justify="right")
+    table.add_column("all sites", justify="right", style="bold")
+    table.add_column("painted where absent", justify="right")
+    together = merge(result.means() for result in results)
+    for name in experiment.task.classes:
+        cells = [_cell(result.means(), f"dice/{name}") for result in results]
+        table.add_row(name, *cells, _cell(together, f"dice/{name}"), _cell(together, f"false_positive/{name}"))
+    return table
+
+
+def comparison_table(rows: Sequence[tuple[str, Metrics]], experiment: Experiment) -> Table:
+    """The federation beside its baselines, each on the same held-out test patients."""
+    table = Table(title="Held-out test patients: Dice, mean over patients who show the class", title_justify="left")
+    table.add_column("class")
+    for name, _ in rows:
+        table.add_column(name, justify="right")
+    for klass in experiment.task.classes:
+        table.add_row(klass, *(_cell(metrics, f"dice/{klass}") for _, metrics in rows))
+    table.add_section()
+    means = [class_mean(metrics, "dice") for _, metrics in rows]
+    table.add_row("mean over classes", *("-" if math.isnan(value) else f"{value:.3f}" for value in means), style="bold")
+    return table
+
+
+def test_metrics(results: Sequence[SiteResult]) -> Metrics:
+    """All sites' test metrics together."""
+    return merge(result.means() for result in results)
+
+
+def _cell(metrics: Metrics, name: str) -> str:
+    mean = metrics.get(name)
+    return f"{mean.value:.3f} ({mean.weight:.0f})" if mean is not None and mean.weight else "-"

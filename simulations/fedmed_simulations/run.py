@@ -1,0 +1,155 @@
+"""One simulated run from its folder to its report, and the baselines beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from fedmed_client.workbench import COHORTS, SiteHome
+from fedmed_common.config import Experiment
+from fedmed_common.errors import FedmedError, TrackingAway
+from fedmed_common.metrics import Metrics, merge
+from fedmed_server import history
+from fedmed_server.app import HISTORY, RunRequest
+from fedmed_server.history import RunEnded
+from fedmed_server.report import write_report
+from fedmed_server.state import load_state, write_atomically
+from fedmed_server.tracking import BackgroundTracker, track
+from fedmed_simulations import runfolder
+from fedmed_simulations.display import Display, comparison_table, test_metrics, test_table
+from fedmed_simulations.engines import ENGINES
+from fedmed_simulations.federation import check_experiment, make_homes, pooled_homes
+from fedmed_simulations.overlays import draw_overlays
+
+SITES = ".sites"
+
+
+def homes_for(experiment: Experiment, folder: Path, baseline: str) -> list[SiteHome]:
+    """The sites of a run or of one of its baselines; their working folders lie beside the runs, so that caches are shared."""
+    homes = make_homes(experiment, check_experiment(experiment, folder / runfolder.EXPERIMENT), folder.parent / SITES)
+    if baseline == "pooled":
+        return pooled_homes(homes)
+    if baseline.startswith("local:"):
+        return [home for home in homes if home.site.name == baseline.removeprefix("local:")]
+    return homes
+
+
+def prepare(homes: Sequence[SiteHome], experiment: Experiment, console: Console) -> None:
+    """Build each site's cohort before the run, where an error can still name the file: in a simulation the data are the researcher's own.
+
+    Raises:
+        DataError: a site's data cannot be used.
+    """
+    with console.status("preparing") as status:
+        for home in homes:
+            status.update(f"preparing {escape(home.site.name)}")
+            cohort, _ = COHORTS.get(home, experiment.order_text())
+            for skipped in cohort.skipped:
+                console.print(f"[yellow]{escape(home.site.name)}: left out {escape(str(skipped))}[/]")
+
+
+def carry_out(folder: Path, console: Console) -> RunEnded:
+    """Run or resume what the folder asks for; ends with the report.
+
+    Raises:
+        FedmedError: the run could not end; what was done is kept and can be resumed.
+    """
+    experiment, plan = runfolder.open_run(folder)
+    with runfolder.locked(folder):
+        ended = _ended(folder)
+        if ended is None:
+            homes = homes_for(experiment, folder, plan.baseline)
+            prepare(homes, experiment, console)
+            ended = _run(folder, experiment, plan, homes, console)
+            write_report(folder, figures=draw_overlays(homes, experiment, _best_model(folder)))
+            _complete_tracking(folder, experiment, console)
+    console.print(test_table(ended, experiment))
+    colour = "green" if ended.status == "completed" else "yellow"
+    console.print(f"[{colour}]{escape(ended.status)}[/]; best round {ended.best_round} of {experiment.rounds}")
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+    return ended
+
+
+def carry_out_baseline(folder: Path, baseline: str, console: Console) -> Metrics:
+    """Train a baseline of the run in ``folder``, in a run folder of its own; its metrics on the same test patients.
+
+    ``pooled`` is one run. ``local`` is one for each site, tested on that site's own patients.
+    """
+    experiment, plan = runfolder.open_run(folder)
+    names = [home.site.name for home in homes_for(experiment, folder, "")]
+    ended = []
+    for kind in ["pooled"] if baseline == "pooled" else [f"local:{name}" for name in names]:
+        own = folder.with_name(f"{folder.name}.{kind.replace(':', '.')}")
+        if not own.exists():
+            runfolder.create(own, experiment, replace(plan, baseline=kind))
+        ended.append(carry_out(own, console))
+    return test_result(ended)
+
+
+def carry_out_with_baselines(folder: Path, baselines: Sequence[str], console: Console) -> None:
+    """The run, then its baselines, then a table of all of them."""
+    ended = carry_out(folder, console)
+    rows = [("federated", test_result([ended]))]
+    rows += [(baseline, carry_out_baseline(folder, baseline, console)) for baseline in dict.fromkeys(baselines)]
+    if len(rows) > 1:
+        experiment, _ = runfolder.open_run(folder)
+        console.print(comparison_table(rows, experiment))
+        comparison = {name: {metric: [mean.total, mean.weight] for metric, mean in metrics.items()} for name, metrics in rows}
+        write_atomically(folder / "comparison.json", json.dumps(comparison, indent=2).encode())
+
+
+def test_result(ended: Sequence[RunEnded]) -> Metrics:
+    """The test metrics of one run, or of several that tested disjoint sites, with each run's best model."""
+    return merge(test_metrics(run.test.get("best", run.test.get("last", ()))) for run in ended)
+
+
+def _run(
+    folder: Path, experiment: Experiment, plan: runfolder.Plan, homes: Sequence[SiteHome], console: Console
+) -> RunEnded:
+    state = load_state(folder)
+    title = plan.baseline or "federation"
+    with (
+        Display(experiment, state.round if state else 0, title, console) as display,
+        BackgroundTracker(folder, experiment, uri=experiment.tracking.uri),
+    ):
+        watched = [replace(home, on_step=display.on_step) for home in homes]
+        request = RunRequest(
+            experiment=experiment,
+            folder=folder,
+            command=plan.command,
+            sites=len(homes),
+            watch=display.watch,
+            on_round=display.on_round,
+        )
+        ENGINES[plan.engine](watched, request)
+    ended = _ended(folder)
+    if ended is None:
+        raise FedmedError(f"{folder}: the engine stopped before the run ended; 'fedmed resume {folder}' goes on")
+    return ended
+
+
+def _best_model(folder: Path) -> Path:
+    best = folder / "models" / "best.safetensors"
+    return best if best.exists() else folder / "models" / "last.safetensors"
+
+
+def _complete_tracking(folder: Path, experiment: Experiment, console: Console) -> None:
+    try:
+        track(folder, experiment, uri=experiment.tracking.uri)
+    except TrackingAway as away:
+        console.print(f"[yellow]MLflow is away ({escape(str(away))}); nothing is lost: 'fedmed track {escape(str(folder))}' catches up[/]")
+
+
+def _ended(folder: Path) -> RunEnded | None:
+    """How the run ended, where it did: a run that was interrupted or failed has not."""
+    last = None
+    for record in history.read(folder / HISTORY):
+        last = record
+    if isinstance(last, RunEnded) and last.status.startswith(("completed", "degraded")):
+        return last
+    return None

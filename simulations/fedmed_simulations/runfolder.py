@@ -1,0 +1,73 @@
+"""A simulated run's folder: what was asked is written there first, so that a killed run can go on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import tomli_w
+
+from fedmed_common.config import Experiment, load_experiment
+from fedmed_common.errors import CheckpointError
+from fedmed_server.state import write_atomically
+from fedmed_simulations.engines import ENGINES, Engine
+
+EXPERIMENT, PLAN = "experiment.toml", "simulation.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run folder is for. ``baseline``: '' for the federation, 'pooled', or 'local:<site>'. ``command``: what started it."""
+
+    engine: Engine
+    command: str
+    baseline: str = ""
+
+
+def new_run_id(experiment: Experiment) -> str:
+    """A name that sorts by time and tells runs apart."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}-{secrets.token_hex(2)}"
+
+
+def create(folder: Path, experiment: Experiment, plan: Plan) -> None:
+    """Make the run's folder with the resolved experiment and the plan."""
+    folder.mkdir(parents=True)
+    document = experiment.model_dump(mode="json", exclude_none=True)
+    write_atomically(folder / EXPERIMENT, tomli_w.dumps(document).encode())
+    write_atomically(folder / PLAN, json.dumps(asdict(plan), indent=2).encode())
+
+
+def open_run(folder: Path) -> tuple[Experiment, Plan]:
+    """The experiment and plan of a run.
+
+    Raises:
+        CheckpointError: not a run folder.
+    """
+    try:
+        plan = Plan(**json.loads((folder / PLAN).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder}: not a run's folder ({type(error).__name__} on {PLAN})\n  fix: name a folder below --runs") from None
+    if plan.engine not in ENGINES:
+        raise CheckpointError(f"{folder / PLAN}: unknown engine '{plan.engine}'")
+    return load_experiment(folder / EXPERIMENT), plan
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        CheckpointError: another process is running it.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{folder}: another process is running this run") from None
+        yield
