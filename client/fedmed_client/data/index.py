@@ -1,4 +1,4 @@
-"""What a scan finds in a folder tree: image series, label objects, and the files left out with their reason."""
+"""What a scan finds in a folder tree: image series, label objects, and the files left out with a reason."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LabelKind = Literal["seg", "rtstruct"]
 class Series:
     """Images of one series that form one volume, one picture or one multi-frame object.
 
-    ``patient``: normalised ``"id|issuer"``. ``files`` in the order of their paths, ``instances`` their SOP instance UIDs in the same
-    order; ``series.load_series`` sorts them in space. A DICOM series that mixes a localizer, several orientations, matrix sizes or
-    image types comes as several ``Series`` with one ``uid``.
+    ``patient``: normalised ``"id|issuer"``. ``files`` in the order of their paths, ``instances`` their SOP
+    instance UIDs in the same order; ``series.load_series`` sorts them in space. A DICOM series that mixes a
+    localizer, several orientations, matrix sizes or image types comes as several ``Series`` with one ``uid``.
     """
 
     uid: str
@@ -42,7 +42,7 @@ class LabelObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A file left out: ``code`` is one of a fixed set of short phrases, ``reason`` is for the person at this machine."""
+    """A file left out: ``code`` is a short phrase of our own, ``reason`` is for the person at this machine."""
 
     path: Path
     code: str
