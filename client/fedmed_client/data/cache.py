@@ -1,0 +1,256 @@
+"""A site's cases, prepared once and kept as memory-mapped arrays.
+
+``<folder>/cache/<key>/`` holds per case ``<id>.image.npy`` and ``<id>.label.npy``, and for all of them ``points.npy``
+and ``manifest.json``. The key covers the source files' sizes and times, the label table and the settings that shape
+the arrays: nothing else, so a changed seed or split makes no new cache. A cache is written aside and renamed when it
+is whole; a crash leaves none. The manifest names patients, so the folder is readable by its owner alone and never
+leaves the site.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedmed_client.data.cases import FileStamp, find_cases, source_files
+from fedmed_client.data.index import Skipped
+from fedmed_client.data.labels import annotated
+from fedmed_client.data.preprocess import Label, prepare
+from fedmed_client.data.rawcase import RawCase
+from fedmed_client.data.workers import in_order
+from fedmed_common.config import Data, Experiment, Site
+from fedmed_common.errors import DataError, FedmedError, LabelError
+
+PREPARATION = 1
+"""Raise when preprocessing changes what it writes: older caches are then no longer used."""
+POINTS_PER_CLASS = 2000
+
+
+class Entry(BaseModel):
+    """One cached case. ``points``: rows in ``points.npy`` per class; ``digest``: SHA-256 of the two arrays."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str
+    patient: str
+    spacing_mm: tuple[float, float, float]
+    present: tuple[bool, ...]
+    points: tuple[int, ...]
+    digest: str
+
+
+class Left(BaseModel):
+    """What could not be used; see ``index.Skipped``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    code: str
+    reason: str
+
+
+class Manifest(BaseModel):
+    """What a cache holds, in the order of (patient, path)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    classes: tuple[str, ...]
+    annotated: tuple[bool, ...]
+    oriented: bool
+    cases: tuple[Entry, ...]
+    skipped: tuple[Left, ...]
+
+
+class Arrays(BaseModel):
+    """Where preparation writes, and how."""
+
+    model_config = ConfigDict(frozen=True)
+    folder: Path
+    data: Data
+    classes: int
+    slices_together: bool
+
+
+def ready_cache(
+    site: Site, experiment: Experiment, folder: Path, *, progress: bool = False
+) -> tuple[Path, Manifest]:
+    """The folder and manifest of the site's cache, built where there is none; an existing one opens no source file.
+
+    Raises:
+        DataError: a folder is missing, no case is usable, or the cache was damaged.
+        LabelError: a label name is unmapped or ambiguous.
+    """
+    parent = folder / "cache"
+    cache = parent / _key(site, experiment, source_files(site, excluding=folder))
+    if not cache.is_dir():
+        parent.mkdir(parents=True, exist_ok=True)
+        with _alone(parent / "lock"):
+            if not cache.is_dir():
+                _build(site, experiment, folder, cache, progress)
+    try:
+        return cache, Manifest.model_validate_json((cache / "manifest.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DataError(
+            f"the cache {cache} is damaged ({type(error).__name__})\n  fix: delete this folder"
+        ) from None
+
+
+def _key(site: Site, experiment: Experiment, files: Sequence[FileStamp]) -> str:
+    document = {
+        "preparation": PREPARATION,
+        "files": files,
+        "site": site.model_dump(
+            mode="json",
+            include={"data": True, "labels": True, "ignore_labels": True},
+            exclude={"data": {"root"}},
+        ),
+        "data": experiment.data.model_dump(
+            mode="json", include={"channels", "spacing_mm", "intensity", "crop_to_foreground"}
+        ),
+        "task": experiment.task.model_dump(mode="json", include={"classes", "dimensions"}),
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _build(site: Site, experiment: Experiment, folder: Path, cache: Path, progress: bool) -> None:
+    for left_over in cache.parent.glob(".building-*"):
+        shutil.rmtree(left_over)
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=cache.parent))
+    try:
+        _fill(site, experiment, building, folder / "scan.index", progress)
+        _sync(building)
+        building.rename(cache)
+        _sync(cache.parent)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _fill(site: Site, experiment: Experiment, building: Path, index_file: Path, progress: bool) -> None:
+    found = find_cases(site, experiment, index_file=index_file, progress=progress)
+    classes = experiment.task.classes
+    arrays = Arrays(
+        folder=building,
+        data=experiment.data,
+        classes=len(classes),
+        slices_together=experiment.task.dimensions == 2,
+    )
+    results = in_order(prepare_case, found.cases, arrays, title=f"preparing {site.name}", progress=progress)
+    prepared, points, skipped = [], [np.empty((0, 3), np.int32)], list(found.skipped)
+    for result in results:
+        if isinstance(result, Skipped):
+            skipped.append(result)
+        else:
+            prepared.append(result[0])
+            points.append(result[1])
+    if not prepared:
+        raise _nothing_usable(site, skipped)
+    manifest = Manifest(
+        classes=classes,
+        annotated=annotated(site, classes),
+        oriented=site.data.format != "images",
+        cases=tuple(prepared),
+        skipped=tuple(Left(path=str(item.path), code=item.code, reason=item.reason) for item in skipped),
+    )
+    _save(building / "points.npy", np.concatenate(points))
+    _write(building / "manifest.json", manifest.model_dump_json(indent=1).encode())
+
+
+def prepare_case(case: RawCase, arrays: Arrays) -> tuple[Entry, NDArray[np.int32]] | Skipped:
+    """Read one case, prepare it and write its arrays; a case that cannot be used comes back as skipped.
+
+    Raises:
+        LabelError: a label name is unmapped or ambiguous.
+    """
+    try:
+        prepared = prepare(*case.load(), arrays.data)
+    except (LabelError, MemoryError):
+        raise
+    except Exception as error:  # whatever one file does to a reader, the others are still to be used
+        code = error.code if isinstance(error, FedmedError) else DataError.code
+        reason = str(error) if isinstance(error, FedmedError) else f"{type(error).__name__}: {error}"
+        return Skipped(path=case.path, code=code, reason=reason)
+    points = class_points(prepared.label, arrays.classes)
+    identity = secrets.token_hex(16)
+    layout: Any = (
+        np.asfortranarray if arrays.slices_together and prepared.label.shape[2] > 1 else np.ascontiguousarray
+    )
+    image, label = layout(prepared.image), layout(prepared.label)
+    _save(arrays.folder / f"{identity}.image.npy", image)
+    _save(arrays.folder / f"{identity}.label.npy", label)
+    digest = hashlib.sha256(repr((image.shape, prepared.spacing_mm)).encode())
+    digest.update(image.tobytes("K"))
+    digest.update(label.tobytes("K"))
+    entry = Entry(
+        id=identity,
+        patient=case.patient,
+        spacing_mm=prepared.spacing_mm,
+        present=tuple(len(part) > 0 for part in points),
+        points=tuple(len(part) for part in points),
+        digest=digest.hexdigest(),
+    )
+    return entry, np.concatenate(points)
+
+
+def class_points(label: Label, classes: int) -> list[NDArray[np.int32]]:
+    """For each class ``(n, 3)`` voxel indices that show it: all of them, or an even draw of 2000, always the same."""
+    places = np.flatnonzero(label)
+    values = label.reshape(-1)[places]
+    points = []
+    for klass in range(1, classes + 1):
+        mine = places[values == klass]
+        if len(mine) > POINTS_PER_CLASS:
+            draw = np.random.default_rng(len(mine)).choice(len(mine), POINTS_PER_CLASS, replace=False)
+            mine = mine[np.sort(draw)]
+        points.append(np.stack(np.unravel_index(mine, label.shape), axis=1).astype(np.int32))
+    return points
+
+
+def _nothing_usable(site: Site, skipped: Sequence[Skipped]) -> DataError:
+    examples = "".join(f"\n  {item.path}: {item.reason}" for item in skipped[:3])
+    more = f"\n  and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    why = f"{examples}{more}" if skipped else "\n  it holds no file of this format"
+    return DataError(
+        f"{site.data.root}: site '{site.name}' has no usable case of format {site.data.format}{why}\n"
+        "  fix: correct data.root and the filters below [data] of the site's file, or the files named above"
+    )
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process that held it."""
+    with file.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    with path.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

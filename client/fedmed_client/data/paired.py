@@ -1,0 +1,110 @@
+"""Formats nifti and images: an image and its label have the same file name in two folders."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from fedmed_client.data.images import read_image, read_mask, semantic
+from fedmed_client.data.index import Skipped
+from fedmed_client.data.labels import relabel
+from fedmed_client.data.nifti import read_nifti, read_nifti_label
+from fedmed_client.data.rawcase import Loaded, RawCase, only_names_stop_the_site
+from fedmed_common.config import Experiment, Site
+from fedmed_common.errors import DataError, UnreadableFile
+
+SUFFIXES = {
+    "nifti": (".nii.gz", ".nii"),
+    "images": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
+}
+
+
+def paired_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> Iterator[RawCase]:
+    """The pairs of equal stem; what has no partner goes to ``skipped``.
+
+    Raises:
+        DataError: the folder of images or of labels is missing.
+    """
+    images = _by_stem(site, site.data.images, skipped)
+    labels = _by_stem(site, site.data.labels, skipped)
+    for stem in labels.keys() - images.keys():
+        skipped.append(_left_out(labels[stem], "a label without an image of the same name"))
+    load = partial(
+        load_nifti if site.data.format == "nifti" else load_photograph, site=site, experiment=experiment
+    )
+    for stem, image in images.items():
+        patient = _patient(stem, site.data.patient_pattern)
+        if stem not in labels:
+            skipped.append(_left_out(image, "an image without a label of the same name"))
+        elif patient is None:
+            skipped.append(_left_out(image, "the file name does not match data.patient_pattern"))
+        elif _stored_as_wanted(image, site.data.stored_type, skipped):
+            yield RawCase(patient=patient, path=image, load=partial(load, image, labels[stem]))
+
+
+def load_nifti(image: Path, label: Path, *, site: Site, experiment: Experiment) -> Loaded:
+    """A NIfTI image and its label map; the integers in it, as strings, are the site's label names."""
+    with only_names_stop_the_site():
+        volume = read_nifti(image)
+        values = read_nifti_label(label, volume)
+    return volume, relabel(values, site, experiment.task.classes, source=label)
+
+
+def load_photograph(image: Path, label: Path, *, site: Site, experiment: Experiment) -> Loaded:
+    """A photograph and its mask. A mask or instance map has the one label name '1', wherever it is above zero."""
+    with only_names_stop_the_site():
+        volume = read_image(image, experiment.data.channels)
+        values = read_mask(label)
+        if site.data.image_labels != "values":
+            values = semantic(values).astype(np.int64)
+    return volume, relabel(values, site, experiment.task.classes, source=label)
+
+
+def _by_stem(site: Site, subfolder: str, skipped: list[Skipped]) -> dict[str, Path]:
+    folder = site.data.root / subfolder
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is not a folder: format {site.data.format} pairs '{site.data.images}' with '{site.data.labels}' below "
+            f"{site.data.root}\n  fix: correct data.root, data.images or data.labels of site '{site.name}'"
+        )
+    files: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        suffix = next((end for end in SUFFIXES[site.data.format] if path.name.lower().endswith(end)), None)
+        if suffix and not path.name.startswith("."):
+            files[path.name[: -len(suffix)]].append(path)
+        elif path.is_file():
+            skipped.append(_left_out(path, f"not a file of format {site.data.format}"))
+    for paths in files.values():
+        if len(paths) > 1:
+            skipped.extend(_left_out(path, "several files share this name") for path in paths)
+    return {stem: paths[0] for stem, paths in files.items() if len(paths) == 1}
+
+
+def _patient(stem: str, pattern: str | None) -> str | None:
+    if pattern is None:
+        return stem
+    match = re.search(pattern, stem)
+    return match[1] if match else None
+
+
+def _stored_as_wanted(image: Path, stored_type: str | None, skipped: list[Skipped]) -> bool:
+    """Whether a file's header names the wanted type; the other types are another site's and are not listed."""
+    if stored_type is None:
+        return True
+    try:
+        return str(nibabel.load(image).get_data_dtype()) == stored_type
+    except Exception as error:  # nibabel lets many kinds through; any of them is this one file's
+        skipped.append(
+            Skipped(path=image, code=UnreadableFile.code, reason=f"{type(error).__name__}: {error}")
+        )
+        return False
+
+
+def _left_out(path: Path, reason: str) -> Skipped:
+    return Skipped(path=path, code=DataError.code, reason=reason)

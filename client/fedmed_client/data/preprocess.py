@@ -1,0 +1,162 @@
+"""From a case as it was read to what the network sees: axes, crop, voxel size, intensity.
+
+Each step is a function of arrays alone, so training, evaluation and a later prediction prepare an image alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmed_client.data.volume import Volume
+from fedmed_common.config import Data, Intensity
+from fedmed_common.errors import DataError, GeometryError
+
+Image = NDArray[np.float32]
+Label = NDArray[np.uint8]
+Spacing = tuple[float, float, float]
+
+FOREGROUND_PERCENT = 5.0
+"""A voxel this far above the darkest, in percent of the robust range, is no longer empty surroundings."""
+ROBUST_PERCENTILES = (0.5, 99.5)
+OUTLIER_DEVIATIONS = 10.0
+_STATISTICS_VOXELS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """``image``: ``(C, X, Y, Z)``, ready for the network; ``label``: ``(X, Y, Z)``; both on one grid along R, A, S."""
+
+    image: Image
+    label: Label
+    spacing_mm: Spacing
+
+
+def prepare(volume: Volume, label: Label, data: Data) -> Prepared:
+    """Reorient, crop, resample and normalise one case.
+
+    Raises:
+        GeometryError: image and label differ in shape, or the affine has no direction for an axis.
+        DataError: the channels are not ``data.channels``, or no voxel is a finite number.
+    """
+    if label.shape != volume.shape:
+        raise GeometryError(f"the label has {label.shape} voxels, its image {volume.shape}")
+    if volume.voxels.shape[0] != data.channels:
+        raise DataError(
+            f"the image has {volume.voxels.shape[0]} channels, data.channels of the experiment is {data.channels}"
+        )
+    image, label, spacing = reorient(_finite(volume.voxels), label, volume.affine)
+    if data.crop_to_foreground:
+        image, label = crop(image, label)
+    if data.spacing_mm is not None:
+        image = resample(image, spacing, data.spacing_mm, linear)
+        label = resample(label[None], spacing, data.spacing_mm, nearest)[0]
+        spacing = data.spacing_mm
+    return Prepared(image=normalise(image, data.intensity), label=label, spacing_mm=spacing)
+
+
+def reorient(image: Image, label: Label, affine: NDArray[np.float64]) -> tuple[Image, Label, Spacing]:
+    """Permute and flip axes until they point nearest to right, anterior, superior. The identity changes nothing."""
+    orientation = nibabel.orientations.io_orientation(affine)
+    if np.isnan(orientation).any():
+        raise GeometryError("the affine is singular: an axis of the image has no direction")
+    order = tuple(int(axis) for axis in np.argsort(orientation[:, 0]))
+    flips = tuple(slice(None, None, int(orientation[axis, 1])) for axis in order)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[list(order)]
+    image = image.transpose(0, *(axis + 1 for axis in order))[(slice(None), *flips)]
+    return image, label.transpose(order)[flips], (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+
+
+def foreground(image: Image) -> NDArray[np.bool_]:
+    """``(X, Y, Z)``: where any channel is brighter than the empty surroundings."""
+    low, high = np.percentile(_some(image), ROBUST_PERCENTILES)
+    mask: NDArray[np.bool_] = (image > low + FOREGROUND_PERCENT / 100 * (high - low)).any(axis=0)
+    return mask
+
+
+def crop(image: Image, label: Label) -> tuple[Image, Label]:
+    """Cut to the box around the foreground; the box always holds the whole label, so no annotated voxel is lost."""
+    keep: NDArray[np.bool_] = foreground(image) | (label > 0)
+    if not keep.any():
+        return image, label
+    box = tuple(_extent(np.any(keep, axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    return image[(slice(None), *box)], label[box]
+
+
+def resample(
+    array: NDArray[Any],
+    spacing: Spacing,
+    target: Spacing,
+    along: Callable[[NDArray[Any], int, NDArray[np.float64]], NDArray[Any]],
+) -> NDArray[Any]:
+    """``(C, X, Y, Z)`` on voxels of ``target`` mm over the same extent, axis by axis. A single slice stays single."""
+    for axis, (old, new) in enumerate(zip(spacing, target, strict=True), start=1):
+        count = array.shape[axis]
+        if count == 1 or abs(old - new) <= 1e-3 * new:
+            continue
+        places = (np.arange(max(1, round(count * old / new))) + 0.5) * (new / old) - 0.5
+        array = along(array, axis, np.clip(places, 0, count - 1))
+    return array
+
+
+def linear(array: NDArray[Any], axis: int, places: NDArray[np.float64]) -> NDArray[Any]:
+    """Values between neighbours along one axis, at fractional indices within it."""
+    below = np.minimum(places.astype(np.intp), array.shape[axis] - 2)
+    share = (places - below).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+    first, second = array.take(below, axis), array.take(below + 1, axis)
+    return np.asarray(first + share * (second - first))
+
+
+def nearest(array: NDArray[Any], axis: int, places: NDArray[np.float64]) -> NDArray[Any]:
+    """The nearest value along one axis, at fractional indices within it."""
+    return array.take(np.rint(places).astype(np.intp), axis)
+
+
+def normalise(image: Image, intensity: Intensity) -> Image:
+    """Network input as ``Intensity`` describes; z-scores are held within 10 deviations, the other kinds within 0..1."""
+    if intensity.kind == "zscore":
+        return _zscore(image)
+    if intensity.kind == "scale":
+        low, high = 0.0, 255.0
+    elif intensity.kind == "window":
+        low, high = intensity.low, intensity.high
+    else:
+        low, high = (float(value) for value in np.percentile(_some(image), (intensity.low, intensity.high)))
+    return np.asarray(np.clip((image - low) / max(high - low, 1e-6), 0, 1), np.float32)
+
+
+def _zscore(image: Image) -> Image:
+    mask = foreground(image)
+    result = np.empty_like(image, dtype=np.float32)
+    for channel, values in enumerate(image):
+        inside = values[mask] if mask.any() else values.ravel()
+        inside = np.clip(inside, *np.percentile(_some(inside), ROBUST_PERCENTILES)).astype(np.float64)
+        deviations = (values - float(inside.mean())) / max(float(inside.std()), 1e-6)
+        result[channel] = np.clip(deviations, -OUTLIER_DEVIATIONS, OUTLIER_DEVIATIONS)
+    return result
+
+
+def _finite(voxels: NDArray[Any]) -> Image:
+    image = voxels.astype(np.float32, copy=False)
+    finite = np.isfinite(image)
+    if finite.all():
+        return image
+    if not finite.any():
+        raise DataError("no voxel of the image is a finite number")
+    return np.where(finite, image, image[finite].min())
+
+
+def _some(values: NDArray[Any]) -> NDArray[Any]:
+    """Every n-th value: enough for percentiles of any image."""
+    flat = values.reshape(-1)
+    return flat[:: max(1, flat.size // _STATISTICS_VOXELS)]
+
+
+def _extent(hits: NDArray[Any]) -> slice:
+    places = np.flatnonzero(hits)
+    return slice(int(places[0]), int(places[-1]) + 1)

@@ -1,0 +1,123 @@
+"""Patches for training: a patient, one of the patient's cases, a place in it.
+
+Each patch takes the same number of random draws whatever it becomes, and drawing comes before cutting: the same
+generator gives the same patches, whoever cuts them and when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedmed_client.data.cohort import Case
+from fedmed_client.data.transforms import build_augmentation
+from fedmed_common.config import Experiment
+from fedmed_common.errors import DataError
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Corner = tuple[int, int, int]
+_DRAWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """One patch to cut: which case, its first voxel (negative where the case is smaller than the patch), a seed to augment by."""
+
+    case: int
+    corner: Corner
+    seed: int
+
+
+class PatchSampler:
+    """Batches of patches out of a cohort's cases.
+
+    A patient is drawn evenly, then one of the patient's cases; so a patient with many studies weighs no more than one
+    with few. With probability ``data.foreground_share`` the patch is centred, as far as the case allows, on a voxel
+    of a class drawn evenly among those the case shows; otherwise its place is drawn evenly. A case smaller than the
+    patch is set in the middle of zeros, as the sliding window of the evaluation does. With ``task.dimensions`` 2 a
+    patch is a part of one slice along z.
+    """
+
+    def __init__(self, cases: Sequence[Case], experiment: Experiment) -> None:
+        """Raises DataError where there are no cases."""
+        if not cases:
+            raise DataError("there is no case to draw patches from: no patient is in this split")
+        self._cases = tuple(cases)
+        self._classes = [[points for points in case.points if len(points)] for case in cases]
+        by_patient: dict[int, list[int]] = {}
+        for number, case in enumerate(cases):
+            by_patient.setdefault(case.patient, []).append(number)
+        self._patients = list(by_patient.values())
+        self._size = experiment.train.batch_size
+        self._channels = experiment.data.channels
+        self._share = experiment.data.foreground_share
+        self._patch = (*experiment.data.patch, 1)[:3]
+        self._flat = experiment.task.dimensions == 2
+        self._augment = build_augmentation(experiment.data.augmentation, experiment.data.patch)
+        self._annotated = np.array([case.annotated for case in cases], dtype=bool)
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        """Image ``(B, C, *patch)`` float32, label ``(B, *patch)`` int64, annotated ``(B, K)`` bool."""
+        return self.cut(self.draw(rng))
+
+    def draw(self, rng: np.random.Generator) -> list[Pick]:
+        """Choose ``train.batch_size`` patches; reads no image."""
+        seeds = rng.integers(2**32, size=self._size)
+        return [
+            self._pick(draws, int(seed))
+            for draws, seed in zip(rng.random((self._size, _DRAWS)).tolist(), seeds, strict=True)
+        ]
+
+    def cut(self, picks: Sequence[Pick]) -> Batch:
+        """Copy the patches out of their cases and augment them."""
+        image = np.zeros((len(picks), self._channels, *self._patch), np.float32)
+        label = np.zeros((len(picks), *self._patch), np.uint8)
+        for place, pick in enumerate(picks):
+            case = self._cases[pick.case]
+            source, target = _overlap(pick.corner, self._patch, case.label.shape)
+            image[place][(slice(None), *target)] = case.image[(slice(None), *source)]
+            label[place][target] = case.label[source]
+        if self._flat:
+            image, label = image[..., 0], label[..., 0]
+        if self._augment is not None:
+            for place, pick in enumerate(picks):
+                self._augment(image[place], label[place], pick.seed, oriented=self._cases[pick.case].oriented)
+        annotated = self._annotated[[pick.case for pick in picks]]
+        return torch.from_numpy(image), torch.from_numpy(label.astype(np.int64)), torch.from_numpy(annotated)
+
+    def _pick(self, draws: list[float], seed: int) -> Pick:
+        patient, case, foreground, klass, voxel, *place = draws
+        number = _one_of(_one_of(self._patients, patient), case)
+        shape = self._cases[number].label.shape
+        spare = [size - patch for size, patch in zip(shape, self._patch, strict=True)]
+        if foreground < self._share and self._classes[number]:
+            centre = _one_of(_one_of(self._classes[number], klass), voxel).tolist()
+            starts = [middle - patch // 2 for middle, patch in zip(centre, self._patch, strict=True)]
+        else:
+            starts = [int(share * (room + 1)) for share, room in zip(place, spare, strict=True)]
+        x, y, z = (
+            min(max(start, 0), room) if room >= 0 else -(-room // 2)
+            for start, room in zip(starts, spare, strict=True)
+        )
+        return Pick(number, (x, y, z), seed)
+
+
+def _one_of(items: Any, share: float) -> Any:
+    """The item at a share in [0, 1) of a sequence."""
+    return items[int(share * len(items))]
+
+
+def _overlap(
+    corner: Corner, patch: Sequence[int], shape: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where a patch lies in its case, and where that part lies in the patch."""
+    source, target = [], []
+    for start, length, size in zip(corner, patch, shape, strict=True):
+        first, last = max(start, 0), min(start + length, size)
+        source.append(slice(first, last))
+        target.append(slice(first - start, last - start))
+    return tuple(source), tuple(target)

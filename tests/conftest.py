@@ -1,0 +1,18 @@
+"""What every test may ask for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def fedmed_data() -> Path:
+    """The folder of real data: FEDMED_DATA, or shared/data beside the repository."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("FEDMED_DATA") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is not a folder; set FEDMED_DATA")
+    return folder
