@@ -110,12 +110,13 @@ def to_json(found: Header | Refused) -> str:
 
 def from_json(line: str) -> Header | Refused:
     """The inverse of `to_json`."""
-    fields = json.loads(line)
+    fields: dict[str, Any] = json.loads(line)
     if fields.pop("type") == "Refused":
         return Refused(**fields)
-    return Header(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    )
+    for name, value in fields.items():
+        if isinstance(value, list):
+            fields[name] = tuple(value)
+    return Header(**fields)
 
 
 def read_header(path: Path) -> Header | Refused:
@@ -234,10 +235,15 @@ def _unsuitable(dataset: Dataset, sop_class: str, pixels: int, missing: int) -> 
 def _anonymous(dataset: Dataset) -> Refused | None:
     if not normalise(_text(dataset, "PatientID")):
         return Refused("no-patient", "PatientID is missing or empty: it cannot be assigned to a patient")
-    for keyword in ("SeriesInstanceUID", "SOPInstanceUID"):
-        if not _text(dataset, keyword):
-            return Refused("no-identifier", f"{keyword} is missing or empty")
+    if not _text(dataset, "SeriesInstanceUID"):
+        return Refused("no-identifier", "SeriesInstanceUID is missing or empty")
+    if not _instance(dataset):
+        return Refused("no-identifier", "SOPInstanceUID is missing or empty")
     return None
+
+
+def _instance(dataset: Dataset) -> str:
+    return _text(dataset, "SOPInstanceUID") or _text(dataset.file_meta, "MediaStorageSOPInstanceUID")
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
@@ -249,7 +255,7 @@ def _header(dataset: Dataset, kind: Literal["image"] | LabelKind) -> Header:
     return Header(
         kind=kind,
         patient=normalise_patient(_text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID")),
-        instance=_text(dataset, "SOPInstanceUID"),
+        instance=_instance(dataset),
         series=_text(dataset, "SeriesInstanceUID"),
         study=_text(dataset, "StudyInstanceUID"),
         frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
@@ -267,7 +273,7 @@ def _image(dataset: Dataset) -> Header:
     matrix = tuple(_text(dataset, keyword) for keyword in _SPLIT)
     return replace(
         _header(dataset, "image"),
-        split=(*matrix, _text(dataset, "SOPInstanceUID") if alone else "", *kinds),
+        split=(*matrix, _instance(dataset) if alone else "", *kinds),
         orientation=() if alone else tuple(float(cosine) for cosine in orientation),
     )
 
