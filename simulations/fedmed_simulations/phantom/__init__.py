@@ -1,0 +1,1 @@
+"""Synthetic hospitals, written as real DICOM."""
