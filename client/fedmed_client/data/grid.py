@@ -13,8 +13,10 @@ Shape: TypeAlias = tuple[int, int, int]
 Bools: TypeAlias = NDArray[np.bool_]
 Affine: TypeAlias = NDArray[np.float64]
 
-TOLERANCE_VOXELS = 0.1
-"""Two grids agree when no corner of one lies further than this from a voxel centre of the other."""
+SAME_GRID = 0.1
+"""Two grids agree when no corner of one lies further than this from a voxel centre of the other, in voxels."""
+OFF_SLICE = 0.2
+"""A label's plane lies on a slice when it is no further away than this share of the slices' distance."""
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM's patient axes to those of NIfTI; its own inverse."""
@@ -38,8 +40,11 @@ class Alignment:
         return source.transpose(self.axes)[steps]
 
 
-def align(source_to_target: Affine, shape: Shape) -> Alignment | None:
-    """Find the transposition, flips and whole-voxel shift that an index map ``(4, 4)`` stands for; None where it is none."""
+def align(source_to_target: Affine, shape: Shape, tolerance: float = SAME_GRID) -> Alignment | None:
+    """Find the transposition, flips and whole-voxel shift that an index map ``(4, 4)`` stands for; None where it is none.
+
+    ``tolerance``: how far a corner may lie from where that puts it, in target voxels.
+    """
     matrix = source_to_target[:3, :3]
     rows = np.abs(matrix).argmax(axis=0)
     if sorted(rows.tolist()) != [0, 1, 2]:
@@ -50,7 +55,7 @@ def align(source_to_target: Affine, shape: Shape) -> Alignment | None:
     rounded[:3, 3] = np.rint(source_to_target[:3, 3])
     corners = _corners(shape)
     exact, whole = source_to_target @ corners, rounded @ corners
-    if np.abs(exact - whole).max() > TOLERANCE_VOXELS:
+    if np.abs(exact - whole).max() > tolerance:
         return None
     axes = [rows.tolist().index(axis) for axis in range(3)]
     start = whole[:3].min(axis=1).astype(int)

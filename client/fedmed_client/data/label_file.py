@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedmed_common.errors import UnreadableFile
+from fedmed_client.data.text import printable
+from fedmed_common.errors import DataError, UnreadableFile
 
 
-def open_label(path: Path, modality: str) -> Any:
-    """The data set of a SEG or RTSTRUCT, read without its pixels being decoded.
+def open_label(path: Path, modality: str, *, pixels: bool = True) -> Any:
+    """The data set of a SEG or RTSTRUCT, with or without its pixels; they are not decoded.
 
     Raises UnreadableFile when it is not DICOM, is cut off, or holds another modality.
     """
     import pydicom
 
+    with reading(path):
+        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
+        found = str(dataset.get("Modality") or "")
+    if found != modality:
+        raise UnreadableFile(f"{path}: Modality is '{printable(found)}', expected '{modality}'")
+    return dataset
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever a broken label object raises becomes an UnreadableFile that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(path, force=True, defer_size="1 MB")
-            found = str(dataset.get("Modality", ""))
+            yield
+    except DataError:
+        raise
     except Exception as error:
-        raise UnreadableFile(f"{path}: not readable as DICOM ({type(error).__name__}: {error})") from error
-    if found != modality:
-        raise UnreadableFile(f"{path}: Modality is '{found}', expected '{modality}'")
-    return dataset
+        raise UnreadableFile(f"{path}: {type(error).__name__}: {printable(str(error))[:300]}") from error
 
 
 def items(dataset: Any, keyword: str) -> list[Any]:
@@ -51,6 +62,6 @@ def code_names(codes: Iterable[Any]) -> list[str]:
 
 
 def distinct(names: Iterable[str], fallback: str) -> tuple[str, ...]:
-    """The names without blanks and repetitions, or the fallback where none is left."""
-    kept = dict.fromkeys(name.strip() for name in names if name and name.strip())
-    return tuple(kept) or (fallback,)
+    """The names, fit to be shown, without blanks and repetitions; the fallback where none is left."""
+    kept = dict.fromkeys(printable(name.strip(" \0")) for name in names)
+    return tuple(name for name in kept if name) or (fallback,)

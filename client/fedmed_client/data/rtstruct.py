@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmed_client.data.grid import LPS_TO_RAS, Bools, Shape
-from fedmed_client.data.label_file import code_names, distinct, items, open_label
+from fedmed_client.data.grid import LPS_TO_RAS, OFF_SLICE, Bools, Shape
+from fedmed_client.data.label_file import code_names, distinct, items, open_label, reading
 from fedmed_client.data.volume import Volume
 from fedmed_common.errors import GeometryError, LabelError, UnreadableFile
 
 _log = logging.getLogger(__name__)
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
-_OFF_SLICE_TOLERANCE = 0.1
 _INDEX_DECIMALS = 6
 
 
@@ -33,7 +32,8 @@ def region_names(path: Path) -> tuple[tuple[str, ...], ...]:
     LabelError when no region is left.
     """
     dataset = open_label(path, "RTSTRUCT")
-    return tuple(_names(dataset, roi) for roi, _ in _regions(dataset, path))
+    with reading(path):
+        return tuple(_names(dataset, roi) for roi, _ in _regions(dataset, path))
 
 
 def read_rtstruct(path: Path, volume: Volume, *, wanted: Collection[int] | None = None) -> list[Bools]:
@@ -44,7 +44,8 @@ def read_rtstruct(path: Path, volume: Volume, *, wanted: Collection[int] | None 
     cut off. Raises UnreadableFile, LabelError, and GeometryError when a contour lies on no slice.
     """
     dataset = open_label(path, "RTSTRUCT")
-    regions = _regions(dataset, path)
+    with reading(path):
+        regions = _regions(dataset, path)
     affine = LPS_TO_RAS @ volume.affine
     masks: list[Bools] = []
     for position, (roi, contours) in enumerate(regions):
@@ -58,10 +59,13 @@ def read_rtstruct(path: Path, volume: Volume, *, wanted: Collection[int] | None 
     return masks
 
 
-def contour_points(path: Path) -> list[NDArray[np.float64]]:
-    """The corners ``(points, 3)`` in millimetres RAS of every closed contour, of all regions."""
+def plane_points(path: Path) -> list[NDArray[np.float64]]:
+    """The corners ``(points, 3)`` of every closed contour, in millimetres RAS: where the label lies, for `match`."""
     dataset = open_label(path, "RTSTRUCT")
-    return [contour @ LPS_TO_RAS[:3, :3] for _, contours in _regions(dataset, path) for contour in contours]
+    with reading(path):
+        return [
+            contour @ LPS_TO_RAS[:3, :3] for _, contours in _regions(dataset, path) for contour in contours
+        ]
 
 
 def fill(contours: Sequence[NDArray[np.float64]], slices: Sequence[int], shape: Shape) -> Bools:
@@ -108,8 +112,8 @@ def _slice_of(
     heights = (contour - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3])[2]
     nearest = round(float(heights.mean()))
     off = float(np.abs(heights - nearest).max())
-    if off > _OFF_SLICE_TOLERANCE:
-        tilted = np.ptp(heights) > _OFF_SLICE_TOLERANCE
+    if off > OFF_SLICE:
+        tilted = np.ptp(heights) > OFF_SLICE
         why = (
             "is not parallel to the slices"
             if tilted

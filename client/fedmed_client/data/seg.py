@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmed_client.data.frame_place import frame_affines, functional_group
 from fedmed_client.data.grid import (
-    LPS_TO_RAS,
-    TOLERANCE_VOXELS,
+    OFF_SLICE,
     Affine,
     Bools,
     Shape,
@@ -25,7 +25,7 @@ from fedmed_client.data.grid import (
     overlap,
     resample,
 )
-from fedmed_client.data.label_file import code_names, distinct, items, open_label
+from fedmed_client.data.label_file import code_names, distinct, items, open_label, reading
 from fedmed_client.data.seg_frames import decode_frames
 from fedmed_client.data.volume import Volume
 from fedmed_common.errors import GeometryError, LabelError, UnreadableFile
@@ -52,8 +52,9 @@ def segment_names(path: Path) -> tuple[tuple[str, ...], ...]:
     A segment that has none of these answers to its number. The background of a label map is not listed. Raises
     UnreadableFile, and LabelError when nothing is described.
     """
-    dataset = open_label(path, "SEG")
-    return tuple(_names(segment) for segment in _segments(dataset, path))
+    dataset = open_label(path, "SEG", pixels=False)
+    with reading(path):
+        return tuple(_names(segment) for segment in _segments(dataset, path))
 
 
 def read_seg(
@@ -66,19 +67,31 @@ def read_seg(
     to the nearest voxel. Raises UnreadableFile, DecoderMissing, LabelError, and GeometryError when it does not lie on the image.
     """
     dataset = open_label(path, "SEG")
-    numbers = [int(segment.SegmentNumber) for segment in _segments(dataset, path)]
-    chosen = range(len(numbers)) if wanted is None else wanted
-    masks = [
-        np.zeros(volume.shape, bool) if k in chosen else np.broadcast_to(np.False_, volume.shape)
-        for k in range(len(numbers))
-    ]
-    targets = {number: masks[k] for k, number in enumerate(numbers) if k in chosen}
-    source = _Source(path, dataset, threshold, _background_numbers(dataset))
-    frames = [frame for frame in _frames(dataset, path) if frame.segment is None or frame.segment in targets]
-    to_index = np.asarray(np.linalg.inv(volume.affine), dtype=np.float64)
-    if not _merge_planes(source, frames, to_index, targets):
-        _resample_stack(source, frames, to_index, targets, volume.shape)
-    return masks
+    with reading(path):
+        numbers = [int(segment.SegmentNumber) for segment in _segments(dataset, path)]
+        chosen = range(len(numbers)) if wanted is None else wanted
+        masks = [
+            np.zeros(volume.shape, bool) if k in chosen else np.broadcast_to(np.False_, volume.shape)
+            for k in range(len(numbers))
+        ]
+        targets = {number: masks[k] for k, number in enumerate(numbers) if k in chosen}
+        source = _Source(path, dataset, threshold, _background_numbers(dataset))
+        frames = [
+            frame for frame in _frames(dataset, path) if frame.segment is None or frame.segment in targets
+        ]
+        to_index = np.asarray(np.linalg.inv(volume.affine), dtype=np.float64)
+        if not _merge_planes(source, frames, to_index, targets):
+            _resample_stack(source, frames, to_index, targets, volume.shape)
+        return masks
+
+
+def plane_points(path: Path) -> list[NDArray[np.float64]]:
+    """Nine pixel centres ``(9, 3)`` of every frame, from edge to edge, in millimetres RAS: where the label lies, for `match`."""
+    dataset = open_label(path, "SEG", pixels=False)
+    with reading(path):
+        column, row = np.meshgrid(np.linspace(0, dataset.Columns - 1, 3), np.linspace(0, dataset.Rows - 1, 3))
+        pixels = np.stack([column.ravel(), row.ravel(), np.zeros(9), np.ones(9)])
+        return [(affine @ pixels)[:3].T for affine in frame_affines(dataset, path)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +133,7 @@ def _merge_planes(
 ) -> bool:
     """Set each frame into the slice it lies on; False, with nothing set, where a frame lies between or across slices."""
     shape = (int(source.dataset.Columns), int(source.dataset.Rows), 1)
-    placed = [align(_plane_map(to_index @ frame.affine), shape) for frame in frames]
+    placed = [align(_plane_map(to_index @ frame.affine), shape, OFF_SLICE) for frame in frames]
     if not targets or not frames:
         return True
     target = next(iter(targets.values())).shape
@@ -183,7 +196,7 @@ def _stack(source: _Source, frames: Sequence[Frame]) -> tuple[Affine, list[int]]
     direction = (last - first) / heights.max() if heights.max() > 0 else normal
     planes = np.rint(heights / step_mm).astype(int)
     drift = np.abs(origins - first - planes[:, None] * step_mm * direction).max()
-    if drift > TOLERANCE_VOXELS * step_mm:
+    if drift > OFF_SLICE * step_mm:
         raise GeometryError(
             f"{source.path}: its planes are not evenly spaced (one lies {drift:.3g} mm off) and not on the image's slices"
         )
@@ -194,7 +207,7 @@ def _stack(source: _Source, frames: Sequence[Frame]) -> tuple[Affine, list[int]]
 
 def _plane_distance(source: _Source, heights_mm: NDArray[np.float64]) -> float:
     """The declared distance of planes where the positions fit it, else the least one that occurs."""
-    measures = _group(source.dataset, 0, "PixelMeasuresSequence")
+    measures = functional_group(source.dataset, 0, "PixelMeasuresSequence")
     declared = float(
         (measures and (measures.get("SpacingBetweenSlices") or measures.get("SliceThickness"))) or 0.0
     )
@@ -202,7 +215,7 @@ def _plane_distance(source: _Source, heights_mm: NDArray[np.float64]) -> float:
     if not gaps.size:
         return declared or 1.0
     steps = heights_mm / declared if declared else heights_mm + 0.5
-    return declared if np.abs(steps - np.rint(steps)).max() <= TOLERANCE_VOXELS else float(gaps.min())
+    return declared if np.abs(steps - np.rint(steps)).max() <= OFF_SLICE else float(gaps.min())
 
 
 def _names(segment: Any) -> tuple[str, ...]:
@@ -250,61 +263,16 @@ def _is_background(segment: Any) -> bool:
 
 
 def _frames(dataset: Any, path: Path) -> list[Frame]:
-    count = int(dataset.get("NumberOfFrames") or 1)
-    listed = len(items(dataset, "PerFrameFunctionalGroupsSequence"))
-    if listed != count:
-        raise GeometryError(
-            f"{path}: {count} frames, but PerFrameFunctionalGroupsSequence describes {listed}"
-        )
     labelmap = str(dataset.SegmentationType).upper() == "LABELMAP"
     return [
-        Frame(index, None if labelmap else _segment_of(dataset, index, path), _place(dataset, index, path))
-        for index in range(count)
+        Frame(index, None if labelmap else _segment_of(dataset, index, path), affine)
+        for index, affine in enumerate(frame_affines(dataset, path))
     ]
 
 
 def _segment_of(dataset: Any, index: int, path: Path) -> int:
-    group = _group(dataset, index, "SegmentIdentificationSequence")
+    group = functional_group(dataset, index, "SegmentIdentificationSequence")
     number = group and group.get("ReferencedSegmentNumber")
     if number is None:
         raise LabelError(f"{path}: frame {index + 1} does not say which segment it shows")
     return int(number)
-
-
-def _place(dataset: Any, index: int, path: Path) -> Affine:
-    position = _numbers(dataset, index, "PlanePositionSequence", "ImagePositionPatient", 3)
-    orientation = _numbers(dataset, index, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
-    spacing = _numbers(dataset, index, "PixelMeasuresSequence", "PixelSpacing", 2)
-    if position is None or orientation is None or spacing is None:
-        raise GeometryError(
-            f"{path}: frame {index + 1} has no position, orientation or pixel spacing in the patient"
-        )
-    affine = np.eye(4)
-    affine[:3, 0] = orientation[:3] * spacing[1]
-    affine[:3, 1] = orientation[3:] * spacing[0]
-    affine[:3, 2] = np.cross(orientation[:3], orientation[3:])
-    affine[:3, 3] = position
-    if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise GeometryError(f"{path}: frame {index + 1}: its orientation or pixel spacing spans no plane")
-    return np.asarray(LPS_TO_RAS @ affine, dtype=np.float64)
-
-
-def _numbers(dataset: Any, index: int, sequence: str, keyword: str, count: int) -> NDArray[np.float64] | None:
-    group = _group(dataset, index, sequence)
-    values = group.get(keyword) if group is not None else None
-    if values is None or len(values) != count:
-        return None
-    return np.array([float(value) for value in values])
-
-
-def _group(dataset: Any, index: int, sequence: str) -> Any:
-    """A functional group's item: the frame's own, else the shared one, else None."""
-    for groups in (
-        dataset.PerFrameFunctionalGroupsSequence[index : index + 1],
-        items(dataset, "SharedFunctionalGroupsSequence"),
-    ):
-        for item in groups:
-            found = items(item, sequence)
-            if found:
-                return found[0]
-    return None
