@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedmed_common.config import Experiment
 from fedmed_common.lookup import find
 from fedmed_common.metrics import Mean, Metrics
-from fedmed_common.tasks.losses import LOSSES, merge_unannotated
+from fedmed_common.tasks.losses import LOSSES
 from fedmed_common.tasks.sliding_window import sliding_argmax
 from fedmed_common.tasks.surface import diagonal_mm, surface_distances
 
@@ -41,8 +41,9 @@ class Segmentation:
 
         logits ``(B, 1 + K, *S)``; label int64 ``(B, *S)``; annotated bool ``(B, K)``, best left on the CPU.
         """
-        of_samples = LOSSES[self.experiment.task.loss]
-        return of_samples(*merge_unannotated(logits.float(), label, annotated)).mean()
+        per_sample = LOSSES[self.experiment.task.loss]
+        with torch.autocast(logits.device.type, enabled=False):
+            return per_sample(logits.float(), label, annotated).mean()
 
     def predict(
         self, model: nn.Module, image: NDArray[np.float32], device: torch.device | str
