@@ -75,8 +75,10 @@ def _by_stem(site: Site, subfolder: str, skipped: list[Skipped]) -> dict[str, Pa
         )
     files: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
         suffix = next((end for end in SUFFIXES[site.data.format] if path.name.lower().endswith(end)), None)
-        if suffix and not path.name.startswith("."):
+        if suffix:
             files[path.name[: -len(suffix)]].append(path)
         elif path.is_file():
             skipped.append(_left_out(path, f"not a file of format {site.data.format}"))

@@ -1,0 +1,119 @@
+"""Format dicom: an image series with every label object drawn on it.
+
+Beside SEG and RTSTRUCT, a NIfTI file in the folder of a series' files is a label where its stem is ``labels``, the
+folder's name or the series' UID; its integers, as strings, are the label names. ``labels`` and the folder's name count
+only where the folder holds one series of those wanted. Several labels of one series are joined; a case with one label
+that cannot be read is left out as a whole, since what that label shows would otherwise train as background.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmed_client.data.index import LabelObject, Series, Skipped
+from fedmed_client.data.labels import assign, flatten, relabel
+from fedmed_client.data.match import match
+from fedmed_client.data.nifti import read_nifti_label
+from fedmed_client.data.rawcase import Loaded, RawCase, only_names_stop_the_site
+from fedmed_client.data.rtstruct import read_rtstruct, region_names
+from fedmed_client.data.scan import scan
+from fedmed_client.data.seg import read_seg, segment_names
+from fedmed_client.data.series import load_series
+from fedmed_client.data.volume import Volume
+from fedmed_common.config import Experiment, Site, SiteData
+from fedmed_common.errors import DataError
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+_READERS: dict[str, tuple[Callable[[Path], Any], Callable[..., Any]]] = {
+    "seg": (segment_names, read_seg),
+    "rtstruct": (region_names, read_rtstruct),
+}
+
+
+def dicom_cases(
+    site: Site, experiment: Experiment, skipped: list[Skipped], *, index_file: Path | None, progress: bool
+) -> Iterator[RawCase]:
+    """The wanted series that have a label; the others, and labels without a series, go to ``skipped``."""
+    index = scan(site.data.root, index_file=index_file, progress=progress)
+    wanted = [series for series in index.series if _is_wanted(series, site.data)]
+    labels: dict[Path, list[LabelObject]] = defaultdict(list)
+    for label in index.labels:
+        try:
+            labels[match(label, index.series).files[0]].append(label)
+        except DataError as error:
+            skipped.append(Skipped(path=label.path, code=error.code, reason=str(error)))
+    beside = _nifti_labels(wanted)
+    used = {path for paths in beside.values() for path in paths}
+    skipped.extend(item for item in index.skipped if item.path not in used)
+    for series in wanted:
+        first = series.files[0]
+        if labels[first] or beside[first]:
+            load = partial(load_case, series, labels[first], beside[first], site=site, experiment=experiment)
+            yield RawCase(patient=series.patient, path=first, load=load)
+        else:
+            skipped.append(Skipped(path=first, code=DataError.code, reason="no label belongs to this series"))
+
+
+def load_case(
+    series: Series, labels: Sequence[LabelObject], beside: Sequence[Path], *, site: Site, experiment: Experiment
+) -> Loaded:
+    """A series and its labels on one grid.
+
+    Raises:
+        LabelError: a label name is unmapped or ambiguous.
+        DataError: one of the files cannot be used.
+    """
+    classes = experiment.task.classes
+    assignments = [_assignment(label, site, classes) for label in labels]
+    with only_names_stop_the_site():
+        volume = load_series(series)
+    result = np.zeros(volume.shape, np.uint8)
+    for label, assignment in zip(labels, assignments, strict=True):
+        np.maximum(result, _label_map(label, assignment, volume), out=result)
+    for path in beside:
+        with only_names_stop_the_site():
+            values = read_nifti_label(path, volume)
+        np.maximum(result, relabel(values, site, classes, source=path), out=result)
+    return volume, result
+
+
+def _assignment(label: LabelObject, site: Site, classes: Sequence[str]) -> list[int]:
+    with only_names_stop_the_site():
+        names = _READERS[label.kind][0](label.path)
+    return assign(names, site, classes, source=label.path)
+
+
+def _label_map(label: LabelObject, assignment: list[int], volume: Volume) -> NDArray[np.uint8]:
+    read = _READERS[label.kind][1]
+    with only_names_stop_the_site():
+        masks = read(label.path, volume, wanted=[place for place, klass in enumerate(assignment) if klass])
+        return flatten(masks, assignment)
+
+
+def _is_wanted(series: Series, data: SiteData) -> bool:
+    described = data.series_description is None or re.search(data.series_description, series.description)
+    return bool(described) and data.modality in (None, series.modality)
+
+
+def _nifti_labels(wanted: Sequence[Series]) -> dict[Path, list[Path]]:
+    """The NIfTI labels of each series, by its first file."""
+    folders: dict[Path, list[Series]] = defaultdict(list)
+    for series in wanted:
+        for folder in sorted({path.parent for path in series.files}):
+            folders[folder].append(series)
+    found: dict[Path, list[Path]] = defaultdict(list)
+    for folder, members in folders.items():
+        for series in members:
+            stems = [series.uid] if [other.uid for other in members].count(series.uid) == 1 else []
+            stems += ["labels", folder.name] if len(members) == 1 else []
+            names = dict.fromkeys(stem + suffix for stem in stems for suffix in NIFTI_SUFFIXES)
+            found[series.files[0]] += [folder / name for name in names if (folder / name).is_file()]
+    return found
