@@ -1,0 +1,204 @@
+"""Lays the tables and charts out as HTML. Everything in it that a site or a user named is escaped."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from fedmed_common.metrics import class_mean
+from fedmed_server.history import RoundDone, SiteFacts, SiteResult
+from fedmed_server.report import tables
+from fedmed_server.report.charts import COLOURS, Chart, Curve, line_chart, site_style, stack_chart
+from fedmed_server.report.figures import Figure
+from fedmed_server.report.source import RunHistory, merged, shareable_experiment
+
+_MOST_PANELS, _MOST_INCIDENTS, _MOST_LEGEND = 48, 100, COLOURS
+_WIDE, _PANEL = (540.0, 250.0), (250.0, 150.0)
+_ASSETS = files("fedmed_server.report")
+
+
+def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> str:
+    """The page. ``shareable``: without the folders of this machine that the command and the experiment file name."""
+    measured = tables.scores(run)
+    rows = tables.class_rows(run, measured)
+    names = [row.name for row in rows]
+    start = run.starts[-1] if run.starts else None
+    rounds, participation = tables.participation(run)
+    return _environment().get_template("page.html").render(
+        run=run,
+        state=_state(run),
+        start=start,
+        measured=measured,
+        headline=tables.headline(rows),
+        last_dice=_last_dice(run, rows),
+        rows=rows,
+        enough=tables.ENOUGH_PATIENTS,
+        most_presence=max((row.presence.patients for row in rows), default=0),
+        dice_matrix=tables.dice_matrix(run, measured, names) if measured else None,
+        presence_matrix=tables.presence_matrix(run, names) if run.facts else None,
+        charts=_wide_charts(run),
+        panels=_panels(run, names[:_MOST_PANELS]),
+        panels_left=max(0, len(names) - _MOST_PANELS),
+        best=tables.best_round(run),
+        last=tables.last_round(run),
+        seconds=tables.phase_seconds(run),
+        costs=tables.costs(run),
+        most_sites=tables.MOST_SITES,
+        legend=[(name, site_style(i)) for i, name in enumerate(_site_names(run)[:_MOST_LEGEND])],
+        legend_left=max(0, len(_site_names(run)) - _MOST_LEGEND),
+        phases=_phases(run),
+        rounds=rounds,
+        participation=participation,
+        incidents=tables.incidents(run),
+        most_incidents=_MOST_INCIDENTS,
+        missing=tables.missing_rounds(run),
+        received=sorted({name for done in run.rounds for r in (*done.train, *done.evaluation) for name in r.metrics}),
+        reply_fields=_described(SiteResult),
+        fact_fields=_described(SiteFacts),
+        command=_without_folders(start.command) if start and shareable else start.command if start else "",
+        experiment_text=shareable_experiment(run) if shareable else run.experiment_text,
+        figures=[(figure, base64.b64encode(figure.png).decode()) for figure in figures],
+    )
+
+
+def chart_files(run: RunHistory) -> dict[str, str]:
+    """Each chart as an SVG file of its own, by name."""
+    macro = _environment().get_template("charts.html").module
+    style = Markup((_ASSETS / "charts.css").read_text(encoding="utf-8"))  # noqa: S704
+    charts = {name: chart for name, chart in _wide_charts(run).items() if chart is not None}
+    charts |= {f"validation_dice_{name}": chart for name, _, _, chart in _panels(run, run.experiment.task.classes[:_MOST_PANELS])}
+    return {name: str(macro.chart(chart, style)) for name, chart in charts.items()}  # type: ignore[attr-defined]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(lambda name: (_ASSETS / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": score, "seconds": seconds, "bytes": size, "time": _time}
+    environment.globals["asset"] = lambda name: Markup((_ASSETS / name).read_text(encoding="utf-8"))  # noqa: S704
+    return environment
+
+
+def _state(run: RunHistory) -> dict[str, str]:
+    if run.ended is None:
+        return {"tone": "open", "sign": "…", "word": "not ended", "text": "The history has no last line yet: the run goes on, or it was killed and can be resumed."}
+    word, _, detail = run.ended.status.partition(":")
+    tone, sign, text = {
+        "completed": ("good", "✓", "Every site answered every round."),
+        "degraded": ("warn", "▲", "The run reached its end, but not every site answered everything that was asked of it."),
+        "interrupted": ("warn", "‖", "The run was stopped on request and can be resumed."),
+        "failed": ("bad", "✕", "The run could not go on; it can be resumed once the cause is mended."),
+    }.get(word, ("open", "?", ""))
+    return {"tone": tone, "sign": sign, "word": word, "text": text if word != "failed" else f"{text} {detail.strip()}"}
+
+
+def _last_dice(run: RunHistory, rows: Sequence[tables.ClassRow]) -> float:
+    """The headline's mean with the last round's model instead; NaN where it was not tested."""
+    last = merged(run.ended.test.get("last", ())) if run.ended else {}
+    counted = {f"dice/{row.name}" for row in rows if row.enough}
+    return class_mean({name: mean for name, mean in last.items() if name in counted}, "dice")
+
+
+def _site_names(run: RunHistory) -> list[str]:
+    return sorted({site.name for site in run.facts} | {r.site for done in run.rounds for r in done.train})
+
+
+def _wide_charts(run: RunHistory) -> dict[str, Chart | None]:
+    best = tables.best_round(run)
+    dice = _curves(run, lambda results: class_mean(merged(results), "dice"), training=False)
+    loss = _curves(run, lambda results: _value(results, "loss"), training=True)
+    stacks = {done.round: {k: v for k, v in done.seconds.items() if k != "total"} for done in run.rounds}
+    return {
+        "validation_dice": line_chart(dice, title="Mean validation Dice over the classes, by round", size=_WIDE, y_range=(0.0, 1.0), mark=best),
+        "training_loss": line_chart(loss, title="Training loss, by round", size=_WIDE, mark=best),
+        "seconds": stack_chart(stacks, _phases(run), title="Seconds by round and phase", size=_WIDE),
+    }
+
+
+def _panels(run: RunHistory, classes: Sequence[str]) -> list[tuple[str, float, float, Chart]]:
+    """By class: name, last value, patients behind it, chart of validation Dice over all sites and at each."""
+    panels = []
+    for name in classes:
+        curves = _curves(run, lambda results, name=name: _value(results, f"dice/{name}"), training=False)  # type: ignore[misc]
+        chart = line_chart(curves, title=f"Validation Dice of {name}, by round", size=_PANEL, y_range=(0.0, 1.0), mark=tables.best_round(run))
+        if chart is not None:
+            shown = [done for done in run.rounds if f"dice/{name}" in merged(done.evaluation)]
+            mean = merged(shown[-1].evaluation)[f"dice/{name}"]
+            panels.append((name, mean.value, mean.weight, chart))
+    return panels
+
+
+def _curves(run: RunHistory, value: Any, *, training: bool) -> list[tuple[str, str, Curve]]:
+    """One curve per site, greys first, and the federation's over all of them."""
+    names = _site_names(run)
+    sites: dict[str, dict[int, float]] = {name: {} for name in names}
+    everyone: dict[int, float] = {}
+    for done in run.rounds:
+        results = done.train if training else done.evaluation
+        _put(everyone, done, value(results))
+        for result in results:
+            _put(sites.setdefault(result.site, {}), done, value((result,)))
+    curves: list[tuple[str, str, Curve]] = [(name, site_style(index), sites[name]) for index, name in enumerate(names)]
+    return [*reversed(curves), ("all sites", "all", everyone)]
+
+
+def _put(curve: dict[int, float], done: RoundDone, value: float) -> None:
+    if math.isfinite(value):
+        curve[done.round] = value
+
+
+def _value(results: Sequence[SiteResult], name: str) -> float:
+    mean = merged(results).get(name)
+    return mean.value if mean is not None else math.nan
+
+
+def _phases(run: RunHistory) -> list[str]:
+    return [phase for phase in tables.phase_seconds(run) if phase != "total"]
+
+
+def _described(model: type[SiteResult] | type[SiteFacts]) -> list[tuple[str, str]]:
+    return [(name, field.description or "") for name, field in model.model_fields.items()]
+
+
+def _without_folders(command: str) -> str:
+    return re.sub(r"(?<![\w.])(?:~|\.{0,2})/(?:[^\s/'\"]+/)*", "", command)
+
+
+def score(value: float | None, digits: int = 3) -> str:
+    """A score, or a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def seconds(value: float) -> str:
+    """'0.42 s', '12.3 s', '3 min 20 s', '2 h 05 min'."""
+    if value < 10:
+        return f"{value:.2f} s"
+    if value < 99.5:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(value: float) -> str:
+    """Decimal units: '0 B', '12.3 kB', '4.5 MB'."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def _time(text: str) -> str:
+    return datetime.fromisoformat(text).strftime("%d %b %Y, %H:%M UTC")

@@ -1,0 +1,116 @@
+"""What the report is drawn from: a run folder, read once."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedmed_common.config import Experiment, experiment_from_order
+from fedmed_common.errors import CheckpointError, ConfigError
+from fedmed_common.metrics import Metrics, merge
+from fedmed_server import history
+from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteFacts, SiteResult
+
+HISTORY, EXPERIMENT = "history.jsonl", "experiment.toml"
+_LOCAL_TABLES = ("simulation", "tracking")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHistory:
+    """A run folder's content. ``rounds`` in order, each once; ``ended`` is None while the run goes on or when it was killed."""
+
+    name: str
+    experiment: Experiment
+    experiment_text: str
+    starts: tuple[RunStarted, ...]
+    rounds: tuple[RoundDone, ...]
+    ended: RunEnded | None
+
+    @property
+    def facts(self) -> tuple[SiteFacts, ...]:
+        """The sites as they last declared themselves, by name."""
+        return tuple(sorted(self.starts[-1].sites, key=lambda site: site.name)) if self.starts else ()
+
+
+def check_run(run: Path) -> None:
+    """Raises ConfigError where ``run`` is not the folder of a run that has begun."""
+    for name in (EXPERIMENT, HISTORY):
+        if not (run / name).is_file():
+            raise ConfigError(f"is not the folder of a run that has begun: it holds no {name}", file=run, fix="name a folder below runs/")
+
+
+def read_experiment(run: Path) -> Experiment:
+    """The run's experiment without the simulation's folders, which need not exist where a report is drawn.
+
+    Raises:
+        ConfigError: the file is not an experiment of this version.
+    """
+    check_run(run)
+    try:
+        document = tomllib.loads((run / EXPERIMENT).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid TOML: {error}", file=run / EXPERIMENT, fix="correct the line named above") from None
+    document.pop("simulation", None)
+    return experiment_from_order(json.dumps(document))
+
+
+def read_run(run: Path) -> RunHistory:
+    """The run as its folder tells it.
+
+    Raises:
+        ConfigError: not a run folder.
+        CheckpointError: a line of the history is damaged or of another version.
+    """
+    experiment = read_experiment(run)
+    starts: list[RunStarted] = []
+    rounds: dict[int, RoundDone] = {}
+    ended: RunEnded | None = None
+    try:
+        for record in history.read(run / HISTORY):
+            ended = record if isinstance(record, RunEnded) else None
+            if isinstance(record, RunStarted):
+                starts.append(record)
+                rounds = {number: done for number, done in rounds.items() if number <= record.resumed_from_round}
+            elif isinstance(record, RoundDone):
+                rounds[record.round] = record
+    except ValidationError:
+        raise CheckpointError(f"{run / HISTORY}: a line is damaged or of another version of fedmed") from None
+    return RunHistory(
+        name=run.absolute().name,
+        experiment=experiment,
+        experiment_text=(run / EXPERIMENT).read_text(encoding="utf-8"),
+        starts=tuple(starts),
+        rounds=tuple(rounds[number] for number in sorted(rounds)),
+        ended=ended,
+    )
+
+
+def merged(results: Sequence[SiteResult]) -> Metrics:
+    """The metrics of all sites that answered."""
+    return merge(result.means() for result in results if result.outcome == "ok")
+
+
+def shareable_experiment(run: RunHistory) -> str:
+    """The experiment file without the tables that name folders and addresses of this machine, comments kept where that is safe."""
+    kept: list[str] = []
+    local = False
+    for line in run.experiment_text.splitlines():
+        header = re.match(r"\s*\[\[?\s*\"?([\w-]+)", line)
+        if header:
+            local = header[1] in _LOCAL_TABLES
+        if not local and not re.match(rf"\s*({'|'.join(_LOCAL_TABLES)})\s*[.=]", line):
+            kept.append(line)
+    text = "\n".join(kept).rstrip() + "\n"
+    everything = {k: v for k, v in tomllib.loads(run.experiment_text).items() if k not in _LOCAL_TABLES}
+    try:
+        if tomllib.loads(text) == everything:
+            return text
+    except tomllib.TOMLDecodeError:
+        pass
+    return json.dumps(json.loads(run.experiment.order_text()), indent=2) + "\n"
