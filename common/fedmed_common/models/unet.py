@@ -27,17 +27,17 @@ def build(experiment: Experiment) -> nn.Module:
     Norms have a learned scale and shift. ``group`` has 8 groups, fewer in layers whose channels do not divide by 8.
 
     Raises:
-        ConfigError: the deepest level is a single voxel, of which instance norm would leave nothing.
+        ConfigError: the deepest level is a single voxel, of which its norm would leave nothing.
     """
     model, task = experiment.model, experiment.task
     steps = len(model.channels) - 1
     deepest = [size // STRIDE**steps for size in experiment.data.patch]
-    if model.norm == "instance" and prod(deepest) == 1:
+    if prod(deepest) == 1:
         raise ConfigError(
             f"{len(model.channels)} levels shrink a patch of {list(experiment.data.patch)} to one voxel; "
-            "instance norm leaves nothing of that",
+            "its norm over that voxel alone leaves nothing",
             field="model.channels",
-            fix="use fewer levels, a larger data.patch, or model.norm = 'group'",
+            fix="use fewer levels or a larger data.patch",
         )
     network = UNet(
         spatial_dims=task.dimensions,

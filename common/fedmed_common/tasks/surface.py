@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import KDTree
 
+ROUNDING = 1e-6
+"""A distance equal to the tolerance but for its last digits is within it."""
+
 
 @dataclass(frozen=True, slots=True)
 class SurfaceDistances:
@@ -29,8 +32,9 @@ class SurfaceDistances:
         The normalised surface Dice of Nikolov et al. 2021, 'Clinically applicable segmentation of head and neck anatomy for
         radiotherapy', J Med Internet Res 23(7); each surface voxel counts once, whatever the area of its faces.
         """
-        near = np.count_nonzero(self.to_truth <= tolerance_mm) + np.count_nonzero(
-            self.to_prediction <= tolerance_mm
+        limit_mm = tolerance_mm * (1 + ROUNDING)
+        near = sum(
+            np.count_nonzero(distances <= limit_mm) for distances in (self.to_truth, self.to_prediction)
         )
         return float(near / (self.to_truth.size + self.to_prediction.size))
 

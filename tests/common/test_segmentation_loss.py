@@ -1,0 +1,203 @@
+"""The losses against NumPy, MONAI and themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.losses import DiceCELoss
+from numpy.typing import NDArray
+
+from fedmed_common.config import Experiment
+from fedmed_common.errors import ConfigError
+from fedmed_common.tasks import build_task
+from fedmed_common.tasks.losses import LOSSES
+from fedmed_common.tasks.segmentation import Segmentation
+
+CLASSES = ("liver", "spleen", "tumour")
+few = settings(max_examples=25, deadline=None)
+losses = st.sampled_from(sorted(LOSSES))
+seeds = st.integers(0, 2**32 - 1)
+
+
+def task(loss: str = "dice_ce") -> Segmentation:
+    return build_task(
+        Experiment.model_validate(
+            {
+                "name": "losses",
+                "rounds": 1,
+                "task": {"classes": CLASSES, "dimensions": 2, "loss": loss},
+                "data": {"patch": (8, 8)},
+            }
+        )
+    )
+
+
+def draw(seed: int, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, labels that show some of the annotated classes, and which are annotated."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 6, size=rng.integers(2, 4)))
+    annotated = rng.random((batch, len(CLASSES))) < 0.6
+    label = rng.integers(0, len(CLASSES) + 1, (batch, *shape))
+    for index, known in enumerate(annotated):
+        shown = np.append(True, known & (rng.random(len(CLASSES)) < 0.7))
+        label[index] *= shown[label[index]]
+    logits = rng.normal(scale=rng.choice([0.1, 3.0]), size=(batch, len(CLASSES) + 1, *shape))
+    return torch.tensor(logits, dtype=torch.float32), torch.tensor(label), torch.tensor(annotated)
+
+
+def reference(
+    loss: str, logits: NDArray[np.float64], label: NDArray[np.int64], annotated: NDArray[np.bool_]
+) -> float:
+    """One sample, by the definition: merge, one-hot, sum."""
+    shares = np.exp(logits - logits.max(0))
+    shares /= shares.sum(0)
+    hidden = np.flatnonzero(~annotated) + 1
+    shares[0] += shares[hidden].sum(0)
+    shares[hidden] = 0
+    truth = np.stack([label == value for value in range(len(shares))])
+    shown = [value for value in range(1, len(shares)) if truth[value].any()]
+    overlaps = [
+        2 * (shares[value] * truth[value]).sum() / (shares[value].sum() + truth[value].sum())
+        for value in shown
+    ]
+    parts = {
+        "dice": 1 - float(np.mean(overlaps)) if shown else 0.0,
+        "cross_entropy": -float(np.log(shares[truth]).mean()),
+    }
+    return sum(parts.values()) if loss == "dice_ce" else parts[loss]
+
+
+@few
+@given(losses, seeds)
+def test_equals_the_definition(loss: str, seed: int) -> None:
+    logits, label, annotated = draw(seed)
+    expected = [
+        reference(loss, *(tensor.numpy() for tensor in (sample.double(), truth, known)))
+        for sample, truth, known in zip(logits, label, annotated, strict=True)
+    ]
+    assert task(loss).loss(logits, label, annotated).item() == pytest.approx(
+        np.mean(expected), rel=1e-5, abs=1e-6
+    )
+
+
+@few
+@given(losses, seeds)
+def test_a_batch_is_the_mean_of_its_samples_and_so_is_its_gradient(loss: str, seed: int) -> None:
+    logits, label, annotated = draw(seed)
+    together, alone = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    batched = task(loss).loss(together, label, annotated)
+    single = torch.stack(
+        [
+            task(loss).loss(alone[i : i + 1], label[i : i + 1], annotated[i : i + 1])
+            for i in range(len(logits))
+        ]
+    ).mean()
+    batched.backward()
+    single.backward()
+    torch.testing.assert_close(batched, single)
+    torch.testing.assert_close(together.grad, alone.grad)
+
+
+@few
+@given(seeds)
+def test_equals_monai_over_the_present_classes_where_all_are_annotated(seed: int) -> None:
+    logits, label, annotated = draw(seed)
+    expected = []
+    for sample, truth in zip(logits, label, strict=True):
+        shown = [value for value in range(1, len(CLASSES) + 1) if (truth == value).any()]
+        monai = DiceCELoss(
+            include_background=False, to_onehot_y=True, softmax=True, smooth_nr=0.0, smooth_dr=0.0
+        )
+        monai.dice.reduction = "none"
+        one, one_label = sample[None], truth[None, None]
+        overlap_loss = (
+            monai.dice(one, one_label).flatten()[[value - 1 for value in shown]].mean() if shown else 0.0
+        )
+        expected.append(overlap_loss + monai.ce(one, one_label))
+    actual = task().loss(logits, label, torch.ones_like(annotated))
+    torch.testing.assert_close(actual, torch.stack(expected).mean())
+
+
+@few
+@given(losses, seeds, st.floats(0.01, 0.99))
+def test_how_background_and_an_unannotated_class_share_their_probability_is_no_matter(
+    loss: str, seed: int, share: float
+) -> None:
+    logits, label, annotated = draw(seed)
+    annotated[:, 0], annotated[:, 1:] = False, True
+    label[label == 1] = 0
+    shares = logits.softmax(1)
+    both = shares[:, 0] + shares[:, 1]
+    moved = torch.stack([both * share, both * (1 - share), *shares[:, 2:].unbind(1)], dim=1).log()
+    torch.testing.assert_close(
+        task(loss).loss(moved, label, annotated), task(loss).loss(logits, label, annotated)
+    )
+
+
+@few
+@given(losses, seeds)
+def test_the_gradient_goes_to_the_merged_classes_by_their_probabilities(loss: str, seed: int) -> None:
+    logits, label, annotated = draw(seed)
+    annotated[:, 0], annotated[:, 1:] = False, True
+    label[label == 1] = 0
+    logits.requires_grad_()
+    task(loss).loss(logits, label, annotated).backward()
+    assert logits.grad is not None
+    shares = logits.detach().softmax(1)
+    torch.testing.assert_close(logits.grad[:, 0] * shares[:, 1], logits.grad[:, 1] * shares[:, 0])
+
+
+@few
+@given(losses, seeds)
+def test_an_unannotated_class_in_a_label_is_read_as_background(loss: str, seed: int) -> None:
+    logits, label, annotated = draw(seed)
+    annotated[:, 0] = False
+    shown = torch.where(label == 0, 1, label)
+    torch.testing.assert_close(
+        task(loss).loss(logits, shown, annotated), task(loss).loss(logits, label, annotated)
+    )
+
+
+def test_a_sample_without_foreground_has_no_dice_term() -> None:
+    logits = torch.randn(1, 4, 5, 5, requires_grad=True)
+    loss = task("dice").loss(
+        logits, torch.zeros(1, 5, 5, dtype=torch.int64), torch.ones(1, 3, dtype=torch.bool)
+    )
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("value", [0, 3])
+@pytest.mark.parametrize("known", [True, False])
+def test_extreme_logits_leave_loss_and_gradient_finite(loss: str, value: int, known: bool) -> None:
+    logits = torch.full((1, 4, 3, 3), -1e4)
+    logits[:, 2] = 1e4
+    logits.requires_grad_()
+    task(loss).loss(logits, torch.full((1, 3, 3), value), torch.tensor([[known, True, True]])).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_half_precision_logits_are_summed_in_full() -> None:
+    logits, label, annotated = draw(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = task().loss(logits.bfloat16(), label, annotated)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, task().loss(logits.bfloat16().float(), label, annotated))
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(
+        ConfigError, match=r"(?s)task\.loss: unknown name 'dice_cee'.*did you mean 'dice_ce'\?"
+    ):
+        task("dice_cee")
+    settings_ = task().experiment.model_dump(mode="json")
+    settings_["task"]["name"] = "segmentatoin"
+    with pytest.raises(ConfigError, match=r"(?s)task\.name: unknown name.*did you mean 'segmentation'\?"):
+        build_task(Experiment.model_validate(settings_))
