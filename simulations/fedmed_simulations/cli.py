@@ -4,36 +4,56 @@ from __future__ import annotations
 
 import shlex
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+
+class Baseline(StrEnum):
+    """What a federation is compared with."""
+
+    pooled = "pooled"
+    local = "local"
+
+
 SHIPPED = Path(__file__).parent / "experiments"
 
 
 def simulate(
-    experiment: Annotated[str, typer.Argument(help="An experiment file, or the name of one that ships with fedmed, as 'nuclei'.")],
+    experiment: Annotated[
+        str,
+        typer.Argument(help="An experiment file, or the name of one that ships with fedmed, as 'nuclei'."),
+    ],
     runs: Annotated[Path, typer.Option(help="Folder for runs, caches and the MLflow store.")] = Path("runs"),
-    engine: Annotated[Literal["inline", "ray"], typer.Option(help="inline: this process. ray: Flower's simulation engine.")] = "inline",
+    engine: Annotated[
+        Literal["inline", "ray"], typer.Option(help="inline: this process. ray: Flower's simulation engine.")
+    ] = "inline",
     baseline: Annotated[
-        list[Literal["pooled", "local"]] | None,
-        typer.Option(help="Also train, with as many steps as one site takes: on all data pooled; at each site alone."),
+        list[Baseline] | None,
+        typer.Option(
+            help="Also train, with as many steps as one site takes: on all data pooled; at each site alone."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="In place of the experiment's seed.")] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow address; absent: SQLite in the runs folder.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow address; absent: SQLite in the runs folder.")
+    ] = None,
 ) -> None:
     """Run a whole federation on this machine, through the apps that hospitals run."""
+    from fedmed_common.config import load_experiment
+
+    file = _experiment_file(experiment)
+    loaded = load_experiment(file)
+
     from rich.console import Console
 
-    from fedmed_common.config import load_experiment
     from fedmed_simulations import runfolder
     from fedmed_simulations.federation import check_experiment
     from fedmed_simulations.run import carry_out_with_baselines
 
-    file = _experiment_file(experiment)
-    loaded = load_experiment(file)
-    changes = {} if seed is None else {"seed": seed}
+    changes: dict[str, object] = {} if seed is None else {"seed": seed}
     if tracking_uri is not None:
         changes["tracking"] = loaded.tracking.model_copy(update={"uri": tracking_uri})
     loaded = loaded.model_copy(update=changes)
