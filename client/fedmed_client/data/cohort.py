@@ -93,7 +93,7 @@ def open_cohort(site: Site, experiment: Experiment, folder: Path, *, progress: b
     numbers = {patient: number for number, patient in enumerate(splits)}
     try:
         cases = _map_cases(cache, manifest, splits, numbers)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"the cache {cache} is damaged ({type(error).__name__})\n  fix: delete this folder"
         ) from None

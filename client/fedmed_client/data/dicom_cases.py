@@ -63,7 +63,12 @@ def dicom_cases(
 
 
 def load_case(
-    series: Series, labels: Sequence[LabelObject], beside: Sequence[Path], *, site: Site, experiment: Experiment
+    series: Series,
+    labels: Sequence[LabelObject],
+    beside: Sequence[Path],
+    *,
+    site: Site,
+    experiment: Experiment,
 ) -> Loaded:
     """A series and its labels on one grid.
 
