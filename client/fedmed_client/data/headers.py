@@ -64,6 +64,7 @@ _IMAGE = (
 _SPLIT = ("Rows", "Columns", "SamplesPerPixel", "EchoNumbers", "TemporalPositionIdentifier")
 _REFERENCES = ("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
 _DEEP_REFERENCES = (
+    "SourceImageSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
     "ROIContourSequence",
@@ -213,7 +214,7 @@ def _inflates(path: Path) -> bool:
                 return True
             total += len(inflater.decompress(piece, 2**24))
             if inflater.eof:
-                return True
+                return total <= _LARGEST_INFLATED
     return False
 
 

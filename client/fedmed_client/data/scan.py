@@ -9,16 +9,15 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fedmed_client.data.geometry import SAME_ORIENTATION
 from fedmed_client.data.header_pool import read_headers
 from fedmed_client.data.headers import Header, Refused, from_json
 from fedmed_client.data.index import Index, LabelKind, LabelObject, Series, Skipped
 from fedmed_client.data.index_store import IndexStore, Stamp, default_index_file
+from fedmed_client.data.text import printable
 from fedmed_common.errors import ConfigError
 
 __all__ = ["Index", "LabelObject", "Series", "Skipped", "default_index_file", "scan"]
-
-SAME_ORIENTATION = 1e-3
-"""Largest difference between direction cosines of images that lie in parallel planes."""
 
 _FILES_PER_COMMIT = 500
 
@@ -39,7 +38,7 @@ def scan(folder: Path, *, index_file: Path | None = None, workers: int = 0, prog
     files, skipped = _walk(folder)
     with IndexStore(index_file) as store:
         found = _read_changed(folder, files, store, workers=workers, progress=progress)
-    return _assemble(found, skipped)
+    return _assemble(folder, found, skipped)
 
 
 def _walk(folder: Path) -> tuple[dict[Path, Stamp], list[Skipped]]:
@@ -118,7 +117,7 @@ def _shown(
         yield from bar.track(results, total=total)
 
 
-def _assemble(found: dict[Path, Header | Refused], skipped: list[Skipped]) -> Index:
+def _assemble(folder: Path, found: dict[Path, Header | Refused], skipped: list[Skipped]) -> Index:
     images: list[tuple[Path, Header]] = []
     labels: list[LabelObject] = []
     first: dict[str, Path] = {}
@@ -127,7 +126,8 @@ def _assemble(found: dict[Path, Header | Refused], skipped: list[Skipped]) -> In
         if isinstance(outcome, Refused):
             skipped.append(Skipped(path=path, code=outcome.code, reason=outcome.reason))
         elif first.setdefault(outcome.instance, path) != path:
-            reason = f"its SOP instance UID is also that of {first[outcome.instance]}"
+            other = printable(str(first[outcome.instance].relative_to(folder)))
+            reason = f"has the SOP instance UID of {other}"
             skipped.append(Skipped(path=path, code="duplicate-instance", reason=reason))
         elif outcome.kind == "image":
             images.append((path, outcome))
