@@ -74,30 +74,41 @@ def fill(contours: Sequence[NDArray[np.float64]], slices: Sequence[int], shape: 
     A centre that lies on an edge belongs to the side of larger x, on a horizontal edge to that of larger y; so polygons that
     share an edge neither overlap nor leave a gap.
     """
-    size_x, size_y, size_z = shape
+    filled = np.zeros(shape, bool)
     if not contours:
-        return np.zeros(shape, bool)
-    begin = np.round(np.concatenate(contours), _INDEX_DECIMALS)
-    end = np.round(np.concatenate([np.roll(contour, -1, axis=0) for contour in contours]), _INDEX_DECIMALS)
-    z = np.repeat(np.asarray(slices), [len(contour) for contour in contours])
-    low, high = np.where(
-        (begin[:, 1] <= end[:, 1])[:, None, None], np.stack([begin, end], 1), np.stack([end, begin], 1)
-    ).swapaxes(0, 1)
+        return filled
+    corners = np.concatenate(contours)
+    first = np.clip([*np.floor(corners.min(axis=0)), min(slices)], 0, shape).astype(int)
+    last = np.clip([*np.ceil(corners.max(axis=0)) + 1, max(slices) + 1], 0, shape).astype(int)
+    if (first < last).all():
+        moved = [np.round(contour - first[:2], _INDEX_DECIMALS) for contour in contours]
+        box = tuple(slice(begin, end) for begin, end in zip(first, last, strict=True))
+        size_x, size_y, size_z = (last - first).tolist()
+        filled[box] = _fill_box(moved, np.asarray(slices) - first[2], (size_x, size_y, size_z))
+    return filled
+
+
+def _fill_box(contours: Sequence[NDArray[np.float64]], slices: NDArray[np.int64], shape: Shape) -> Bools:
+    """Toggle parity where an edge crosses a row of voxel centres, then sum along the row."""
+    size_x, size_y, size_z = shape
+    begin = np.concatenate(contours)
+    end = np.concatenate([np.roll(contour, -1, axis=0) for contour in contours])
+    z = np.repeat(slices, [len(contour) for contour in contours])
+    upward = (begin[:, 1] <= end[:, 1])[:, None]
+    low, high = np.where(upward, begin, end), np.where(upward, end, begin)
     first_row = np.clip(np.ceil(low[:, 1]), 0, size_y).astype(int)
     rows = np.clip(np.ceil(high[:, 1]), 0, size_y).astype(int) - first_row
     edge = np.repeat(np.arange(len(rows)), rows)
     row = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows) + first_row[edge]
     slope = (high[edge, 0] - low[edge, 0]) / (high[edge, 1] - low[edge, 1])
-    crossing = np.ceil(np.round(low[edge, 0] + (row - low[edge, 1]) * slope, _INDEX_DECIMALS)).astype(int)
-    inside = crossing < size_x
-    at = np.ravel_multi_index(
-        (z[edge[inside]], row[inside], np.maximum(crossing[inside], 0)), (size_z, size_y, size_x)
-    )
-    toggles = np.zeros(size_z * size_y * size_x, bool)
-    places, counts = np.unique(at, return_counts=True)
-    toggles[places] = counts % 2 == 1
-    filled = np.logical_xor.accumulate(toggles.reshape(size_z, size_y, size_x), axis=2)
-    return np.ascontiguousarray(filled.transpose(2, 1, 0))
+    crossing = np.round(low[edge, 0] + (row - low[edge, 1]) * slope, _INDEX_DECIMALS)
+    column = np.maximum(np.ceil(crossing), 0).astype(int)
+    inside = column < size_x
+    at = np.ravel_multi_index((z[edge[inside]], row[inside], column[inside]), (size_z, size_y, size_x))
+    parity = np.zeros((size_z, size_y, size_x), np.uint8)
+    np.bitwise_xor.at(parity.reshape(-1), at, 1)
+    np.bitwise_xor.accumulate(parity, axis=2, out=parity)
+    return parity.transpose(2, 1, 0).view(bool)
 
 
 def _onto_slice(contour: NDArray[np.float64], affine: NDArray[np.float64], k: int) -> NDArray[np.float64]:

@@ -113,7 +113,7 @@ class _Source:
         """Masks ``(columns, rows, 1)`` by segment number, for those asked for that occur in the frame."""
         values = values_rows_columns.T[:, :, None]
         if frame.segment is None:
-            present = {int(value) for value in np.unique(values)} - self.background
+            present = set(np.flatnonzero(np.bincount(values.ravel())).tolist()) - self.background
             self._check_described(present)
             return {number: values == number for number in present if number in targets}
         if self.kind == "FRACTIONAL":
