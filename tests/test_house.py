@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,10 @@ from pydantic import BaseModel
 from fedmed_common import errors
 from fedmed_common.cli import COMMANDS
 from fedmed_common.config import Experiment, Policy, Site, SiteData
+from fedmed_common.models import MODELS
+from fedmed_common.tasks import TASKS
+from fedmed_common.tasks.losses import LOSSES
+from fedmed_strategies.presets import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = tuple(
@@ -60,6 +64,14 @@ def test_every_documented_key_exists() -> None:
 def test_every_key_of_a_site_is_documented(model: type[BaseModel]) -> None:
     text = (ROOT / "docs" / "site-data.md").read_text()
     assert [name for name in model.model_fields if f"`{name}`" not in text and f"[{name}]" not in text] == []
+
+
+@pytest.mark.parametrize(
+    "table", [MODELS, TASKS, LOSSES, RECIPES], ids=["models", "tasks", "losses", "recipes"]
+)
+def test_every_name_that_an_experiment_can_give_is_documented(table: Mapping[str, object]) -> None:
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    assert [name for name in table if f"`{name}`" not in text] == []
 
 
 def test_every_shipped_experiment_is_listed() -> None:
