@@ -34,7 +34,7 @@ _LABELS: dict[str, LabelKind] = {
     _LABEL_MAP_SEGMENTATION: "seg",
     RTStructureSetStorage: "rtstruct",
 }
-_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _LARGEST_INFLATED = 2**32
 _PREFIX_BYTES = 1024
@@ -167,9 +167,10 @@ def _parse(stream: BinaryIO, keywords: tuple[str, ...]) -> tuple[Dataset, int]:
 
     def at_pixels(tag: int, _vr: str | None, length: int) -> bool:
         nonlocal declared
-        if tag in _PIXEL_TAGS:
+        found = int(tag) in _PIXEL_TAGS
+        if found:
             declared = 0 if length == _UNDEFINED_LENGTH else length
-        return tag in _PIXEL_TAGS
+        return found
 
     stream.seek(0)
     tags: list[Any] = [tag_for_keyword(keyword) for keyword in ("SpecificCharacterSet", *keywords)]
