@@ -15,6 +15,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from fedmed_common import logs
 from fedmed_common.errors import FedmedError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -95,6 +96,7 @@ def main() -> None:
     """Run the command line and exit; every error is one clear message on stderr."""
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    logs.set_up()
     sys.exit(run(root_command()))
 
 

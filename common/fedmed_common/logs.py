@@ -5,12 +5,12 @@ What is told to the person at this machine goes to the terminal, not here: a log
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import re
+import traceback
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -52,50 +52,41 @@ def redact(text: str) -> str:
     return text
 
 
-class Redacting(logging.Formatter):
-    """Formats as ``inner`` does, after message, arguments, exception and stack have been redacted."""
+def set_up(level: int = logging.WARNING, *, stream: TextIO | None = None) -> None:
+    """Redact every log record of this process as it is made, whichever library makes it and whichever handler takes it.
 
-    def __init__(self, inner: logging.Formatter) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as one redacted text; the record itself stays as it is, for other handlers."""
-        known = sorted(set(_paths_in(record)), key=len, reverse=True)
-
-        def clean(text: str) -> str:
-            for path in known:
-                text = text.replace(path, "<path>")
-            return redact(text)
-
-        shown = copy.copy(record)
-        shown.msg, shown.args = clean(record.getMessage()), None
-        shown.exc_info = None
-        if record.exc_info:
-            shown.exc_text = clean(self.inner.formatException(record.exc_info))
-        elif record.exc_text:
-            shown.exc_text = clean(record.exc_text)
-        if record.stack_info:
-            shown.stack_info = clean(record.stack_info)
-        return self.inner.format(shown)
-
-
-def set_up(
-    level: int = logging.WARNING, *, stream: TextIO | None = None, also: tuple[str, ...] = ("flwr", "mlflow")
-) -> None:
-    """Send the log, redacted, to ``stream``: stderr by default.
-
-    Handlers that exist already, on the root and on the loggers named in ``also``, are made to redact as well. A second call
-    adds nothing.
+    Records from ``level`` on go to ``stream`` (stderr where None), unless the process has handlers of its own already.
     """
+    logging.setLogRecordFactory(_redacted_record)
     root = logging.getLogger()
     root.setLevel(level)
     if not root.handlers or stream is not None:
-        root.addHandler(logging.StreamHandler(stream))
-    for logger in (root, *(logging.getLogger(name) for name in also)):
-        for handler in logger.handlers:
-            if not isinstance(handler.formatter, Redacting):
-                handler.setFormatter(Redacting(handler.formatter or logging.Formatter(FORMAT)))
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter(FORMAT))
+        root.addHandler(handler)
+
+
+def _redacted_record(*arguments: Any, **more: Any) -> logging.LogRecord:
+    """A record whose message, exception and stack are redacted text, with nothing behind them."""
+    record = logging.LogRecord(*arguments, **more)
+    known = sorted(set(_paths_in(record)), key=len, reverse=True)
+
+    def clean(text: str) -> str:
+        for path in known:
+            text = text.replace(path, "<path>")
+        return redact(text)
+
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError, KeyError):
+        message = f"{record.msg} {record.args}"
+    record.msg, record.args = clean(message), None
+    if record.exc_info:
+        record.exc_text = clean("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        record.exc_info = None
+    if record.stack_info:
+        record.stack_info = clean(record.stack_info)
+    return record
 
 
 def _paths_in(record: logging.LogRecord) -> Iterator[str]:

@@ -70,15 +70,21 @@ def test_the_installed_command_is_this_one() -> None:
     assert done.stdout.startswith(b"fedmed ")
 
 
-def test_libraries_are_told_not_to_call_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in cli.ENVIRONMENT:
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("DO_NOT_TRACK", "mine")
-    monkeypatch.setattr(sys, "argv", ["fedmed", "--version"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
-    assert os.environ["DO_NOT_TRACK"] == "mine"
+def test_libraries_are_told_not_to_call_home() -> None:
+    code = (
+        "import atexit, json, os\n"
+        "atexit.register(lambda: print(json.dumps(dict(os.environ))))\n"
+        "from fedmed_common.cli import main\n"
+        "main()\n"
+    )
+    mine = {name: value for name, value in os.environ.items() if name not in cli.ENVIRONMENT} | {
+        "DO_NOT_TRACK": "mine"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"], capture_output=True, check=True, env=mine
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert {name: told[name] for name in cli.ENVIRONMENT} == cli.ENVIRONMENT | {"DO_NOT_TRACK": "mine"}
 
 
 def _failing(error: BaseException) -> click.Command:

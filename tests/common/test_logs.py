@@ -40,16 +40,14 @@ CANARIES = {
 
 @pytest.fixture
 def log() -> Iterator[tuple[logging.Logger, io.StringIO]]:
-    root = logging.getLogger()
+    root, factory = logging.getLogger(), logging.getLogRecordFactory()
     before, level = list(root.handlers), root.level
     stream = io.StringIO()
-    handlers = {handler: handler.formatter for handler in before}
     set_up(logging.INFO, stream=stream)
     yield logging.getLogger("fedmed.test"), stream
     root.handlers[:] = before
-    for handler, formatter in handlers.items():
-        handler.setFormatter(formatter)
     root.setLevel(level)
+    logging.setLogRecordFactory(factory)
 
 
 @pytest.mark.parametrize("case", CANARIES)
@@ -113,15 +111,33 @@ def test_setting_up_twice_writes_a_line_once(log: tuple[logging.Logger, io.Strin
     assert stream.getvalue().count("once") == 1
 
 
-def test_the_record_itself_is_left_alone(log: tuple[logging.Logger, io.StringIO]) -> None:
-    logger, _ = log
-    seen: list[str] = []
+def test_a_handler_of_another_library_gets_redacted_records(log: tuple[logging.Logger, io.StringIO]) -> None:
+    seen: list[logging.LogRecord] = []
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            seen.append(record.getMessage())
+            seen.append(record)
 
+    logger = logging.getLogger("fedmed.test.other_library")
     keep = Keep()
-    logging.getLogger().addHandler(keep)
-    logger.info("read %s", Path("/a/b"))
-    assert seen == ["read /a/b"]
+    logger.addHandler(keep)
+    try:
+        _fail("PatientName=Doe^Jane", nested=False)
+    except ValueError:
+        logger.exception("read %s", Path("/a/b"), stack_info=True)
+    finally:
+        logger.removeHandler(keep)
+    assert seen[0].getMessage() == "read <path>"
+    assert (seen[0].args, seen[0].exc_info) == (None, None)
+    assert "Jane" not in str(seen[0].exc_text)
+    assert "ValueError" in str(seen[0].exc_text)
+
+
+def test_a_message_that_does_not_fit_its_arguments_is_still_written(
+    log: tuple[logging.Logger, io.StringIO],
+) -> None:
+    logger, stream = log
+    wrong = "%d of %s"
+    logger.info(wrong, "/data/weiss")
+    assert "%d of %s" in stream.getvalue()
+    assert "weiss" not in stream.getvalue()
