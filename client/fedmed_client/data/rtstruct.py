@@ -46,16 +46,16 @@ def read_rtstruct(path: Path, volume: Volume, *, wanted: Collection[int] | None 
     dataset = open_label(path, "RTSTRUCT")
     with reading(path):
         regions = _regions(dataset, path)
-    affine = LPS_TO_RAS @ volume.affine
-    masks: list[Bools] = []
-    for position, (roi, contours) in enumerate(regions):
-        if wanted is not None and position not in wanted:
-            masks.append(np.broadcast_to(np.False_, volume.shape))
-            continue
-        name = str(roi.get("ROIName") or roi.ROINumber)
-        slices = [_slice_of(contour, affine, volume.shape[2], path, name) for contour in contours]
-        in_plane = [_onto_slice(contour, affine, k) for contour, k in zip(contours, slices, strict=True)]
-        masks.append(fill(in_plane, slices, volume.shape))
+        affine = LPS_TO_RAS @ volume.affine
+        masks: list[Bools] = []
+        for position, (roi, contours) in enumerate(regions):
+            if wanted is not None and position not in wanted:
+                masks.append(np.broadcast_to(np.False_, volume.shape))
+                continue
+            name = _names(dataset, roi)[0]
+            slices = [_slice_of(contour, affine, volume.shape[2], path, name) for contour in contours]
+            in_plane = [_onto_slice(contour, affine, k) for contour, k in zip(contours, slices, strict=True)]
+            masks.append(fill(in_plane, slices, volume.shape))
     return masks
 
 
