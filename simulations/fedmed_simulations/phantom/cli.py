@@ -74,31 +74,30 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 
 def _table(plans: tuple[SitePlan, ...], settings: PhantomSettings) -> Table:
+    from rich import box
     from rich.table import Table
 
     from fedmed_simulations.phantom.scanner import SYNTAX_NAMES
     from fedmed_simulations.phantom.settings import LESIONS
 
     table = Table(
-        caption="Lesion columns: patients who show the lesion; in brackets where the hospital does not label it."
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        caption="Right: patients who show each lesion; in brackets where the hospital does not label it.",
     )
-    for heading in ("site", "scanner", "voxel mm", "stored as", "labels"):
-        table.add_column(heading)
-    for heading in ("patients", *LESIONS):
+    for heading in ("site\nscanner", "stored as\nvoxel mm", "labels\npatients"):
+        table.add_column(heading, no_wrap=True)
+    for heading in LESIONS:
         table.add_column(heading.replace("_", "\n"), justify="right")
     for site in plans:
         scanner = site.scanner
-        counts = [str(site.positives(lesion)) for lesion in LESIONS]
+        size = "x".join(f"{spacing:.1f}" for spacing in scanner.spacing_mm(settings.shape))
+        counts = {lesion: str(site.positives(lesion)) for lesion in LESIONS}
         table.add_row(
-            site.name,
-            scanner.modality,
-            " x ".join(f"{size:.1f}" for size in scanner.spacing_mm(settings.shape)),
-            SYNTAX_NAMES[scanner.transfer_syntax],
-            site.label_format,
-            str(len(site.patients)),
-            *(
-                count if lesion in site.annotated else f"({count})"
-                for lesion, count in zip(LESIONS, counts, strict=True)
-            ),
+            f"{site.name}\n{scanner.modality}",
+            f"{SYNTAX_NAMES[scanner.transfer_syntax]}\n{size}",
+            f"{site.label_format}\n{len(site.patients)}",
+            *(count if lesion in site.annotated else f"({count})" for lesion, count in counts.items()),
         )
     return table

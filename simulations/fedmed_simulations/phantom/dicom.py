@@ -70,7 +70,6 @@ def new_file(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str
 
 def patient_and_study(settings: PhantomSettings, site: SitePlan, patient: PatientPlan) -> Dataset:
     """What all objects of a patient share: the patient, study and frame of reference modules."""
-    day = date(2024, 1, 1) + timedelta(days=patient.index % 336)
     shared = Dataset()
     shared.SpecificCharacterSet = "ISO_IR 192"
     shared.SyntheticData = "YES"
@@ -80,7 +79,7 @@ def patient_and_study(settings: PhantomSettings, site: SitePlan, patient: Patien
     shared.PatientBirthDate = "19600101"
     shared.PatientSex = "O"
     shared.StudyInstanceUID = settings.uid(site.name, patient.id, "study")
-    shared.StudyDate = f"{day:%Y%m%d}"
+    shared.StudyDate = _study_date(patient)
     shared.StudyTime = TIME
     shared.StudyID = "1"
     shared.AccessionNumber = f"{site.index:04d}{patient.index:04d}"
@@ -91,6 +90,10 @@ def patient_and_study(settings: PhantomSettings, site: SitePlan, patient: Patien
     return shared
 
 
+def _study_date(patient: PatientPlan) -> str:
+    return f"{date(2024, 1, 1) + timedelta(days=patient.index % 366):%Y%m%d}"
+
+
 def _series(settings: PhantomSettings, site: SitePlan, patient: PatientPlan) -> Dataset:
     scanner = site.scanner
     series = Dataset()
@@ -98,7 +101,7 @@ def _series(settings: PhantomSettings, site: SitePlan, patient: PatientPlan) -> 
     series.SeriesInstanceUID = settings.uid(site.name, patient.id, "series")
     series.SeriesNumber = 1
     series.SeriesDescription = scanner.description
-    series.SeriesDate = series.AcquisitionDate = series.ContentDate = "20240101"
+    series.SeriesDate = series.AcquisitionDate = series.ContentDate = _study_date(patient)
     series.SeriesTime = series.AcquisitionTime = series.ContentTime = TIME
     series.BodyPartExamined = "ABDOMEN"
     series.PatientPosition = "HFS"

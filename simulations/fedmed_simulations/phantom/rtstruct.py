@@ -78,7 +78,7 @@ def _header(image: FileDataset, series_uid: str, instance_uid: str) -> Dataset:
     header.Manufacturer, header.ManufacturerModelName, header.SoftwareVersions = "fedmed", "phantom", "1"
     header.InstanceNumber = 1
     header.StructureSetLabel = "LABELS"
-    header.StructureSetDate, header.StructureSetTime = "20240101", TIME
+    header.StructureSetDate, header.StructureSetTime = image.StudyDate, TIME
     header.ApprovalStatus = "UNAPPROVED"
     return header
 

@@ -21,7 +21,7 @@ SYNTAX_NAMES = {
     EXPLICIT: "explicit LE",
     DEFLATED: "deflated",
     RLE: "RLE",
-    JPEG_LS: "JPEG-LS lossless",
+    JPEG_LS: "JPEG-LS",
 }
 
 CT_PORTAL_VENOUS = dict(
@@ -210,7 +210,7 @@ SCANNERS: tuple[Scanner, ...] = (
     Scanner(
         modality="CT", description="Abdomen contrast", contrast=CT_PORTAL_VENOUS, field_mm=(384.0, 384.0, 192.0),
         tilt_degrees=(9.0, -5.0, 4.0), noise=28.0, manufacturer="Cirrus Health", model="Arc CT 128", transfer_syntax=RLE,
-        signed=False, bits_stored=12, slope=1.0, intercept=-1024.0,
+        signed=False, bits_stored=13, slope=0.5, intercept=-1024.0,
     ),
     Scanner(
         modality="MR", description="Abdomen T2", contrast=MR_T2, field_mm=(374.4, 374.4, 230.4), tilt_degrees=(-4.0, 0.0, 3.0),

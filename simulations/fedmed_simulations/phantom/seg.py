@@ -66,11 +66,13 @@ def write_seg(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         content_label="LABELS",
         series_description="Labels",
-        content_date="20240101",
+        content_date=str(images[0].StudyDate),
         content_time=TIME,
         omit_empty_frames=True,
     )
-    seg.InstanceCreationDate, seg.InstanceCreationTime = "20240101", TIME
+    seg.InstanceCreationDate, seg.InstanceCreationTime = images[0].StudyDate, TIME
+    for item in seg.get("ContributingEquipmentSequence", ()):
+        item.ContributionDateTime = f"{images[0].StudyDate}{TIME}"
     for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimension_uid
     seg.save_as(file, enforce_file_format=True)

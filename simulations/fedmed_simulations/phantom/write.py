@@ -46,6 +46,10 @@ def write_federation(
     workspace = out / UNFINISHED
     try:
         workspace.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "choose a folder you may write to"
+        raise ConfigError(f"cannot be written: {error.strerror}", file=out, fix=fix) from None
+    try:
         _write_durably(workspace / RECORD, settings.text())
         plans = plan_federation(settings)
         missing = [
@@ -60,10 +64,6 @@ def write_federation(
         _write_durably(out / RECORD, settings.text())
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command continues where it stopped") from None
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(
-            f"cannot be written: {error.strerror}", file=out, fix="choose a folder you may write to"
-        ) from None
     shutil.rmtree(workspace)
     return True
 
