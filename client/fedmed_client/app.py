@@ -1,7 +1,7 @@
 """The site's composition root: what Flower calls a ClientApp.
 
-An order is checked against the site's policy, carried out, and answered. Whatever goes wrong stays here: the reply holds a code and the random
-id of an incident, whose text is in the site's ``incidents.log``.
+An order is checked against the site's policy, carried out, and answered. Whatever goes wrong stays here: the reply
+holds a code and the random id of an incident, whose text is in the site's ``incidents.log``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from fedmed_client.workbench import COHORTS, SiteHome, bench_for, numerics, seed
 from fedmed_common import wire
 from fedmed_common.config import experiment_from_order
 from fedmed_common.errors import FedmedError, PolicyRefusal
+
+INCIDENTS = "incidents.log"
 
 
 def make_client_app(find_home: Callable[[Context], SiteHome]) -> ClientApp:
@@ -63,7 +65,9 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
     cohort, _ = COHORTS.get(home, order.experiment)
     patients = {split: cohort.patients(split) for split in ("train", "validation", "test")}
     presence = policy.releasable_counts(home.site.policy, cohort.presence("train"))
-    return _reply(home, order, facts=wire.Facts(patients=patients, presence=presence, version=version("fedmed")))
+    return _reply(
+        home, order, facts=wire.Facts(patients=patients, presence=presence, version=version("fedmed"))
+    )
 
 
 def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
@@ -75,9 +79,20 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
     before = time.perf_counter()
     with numerics(bench.experiment, bench.device):
         seed = seed_for(bench.experiment.seed, order.round, home.site.name)
-        update = train(bench, sampler, order.parameters, order.round, seed, lambda step: home.on_step(home.site.name, step))
+        update = train(
+            bench,
+            sampler,
+            order.parameters,
+            order.round,
+            seed,
+            lambda step: home.on_step(home.site.name, step),
+        )
     return _reply(
-        home, order, delta=update.delta, metrics={"loss": update.loss}, seconds={"train": time.perf_counter() - before}
+        home,
+        order,
+        delta=update.delta,
+        metrics={"loss": update.loss},
+        seconds={"train": time.perf_counter() - before},
     )
 
 
@@ -89,7 +104,10 @@ def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:
     with numerics(bench.experiment, bench.device):
         metrics = evaluate(bench, cohort.of(order.split), order.parameters)
     return _reply(
-        home, order, metrics=policy.releasable(home.site.policy, metrics), seconds={"evaluate": time.perf_counter() - before}
+        home,
+        order,
+        metrics=policy.releasable(home.site.policy, metrics),
+        seconds={"evaluate": time.perf_counter() - before},
     )
 
 
@@ -109,7 +127,7 @@ def _reply(home: SiteHome, order: wire.Order | None, **fields: object) -> wire.R
 def _refuse(home: SiteHome, order: wire.Order | None, error: Exception) -> wire.Reply:
     incident = secrets.token_hex(8)
     home.folder.mkdir(parents=True, exist_ok=True)
-    with (home.folder / "incidents.log").open("a", encoding="utf-8") as log:
+    with (home.folder / INCIDENTS).open("a", encoding="utf-8") as log:
         moment = datetime.now(UTC).isoformat(timespec="seconds")
         log.write(f"{moment} incident {incident}\n{''.join(traceback.format_exception(error))}\n")
     code = error.code if isinstance(error, FedmedError) else "internal"

@@ -9,7 +9,7 @@ from fedmed_client.workbench import Bench
 from fedmed_common import params
 from fedmed_common.metrics import Metrics, merge
 from fedmed_common.params import Parameters
-from fedmed_common.tasks.segmentation import patient_mean
+from fedmed_common.tasks import patient_mean
 
 
 def evaluate(bench: Bench, cases: Sequence[Case], parameters: Parameters) -> Metrics:

@@ -25,9 +25,13 @@ def check(policy: Policy, experiment: Experiment, kind: wire.Kind, patients: int
         if permitted is not None and asked not in permitted:
             raise PolicyRefusal(rule, f"'{asked}' is not among {list(permitted)}")
     if experiment.train.steps > policy.maximum_steps:
-        raise PolicyRefusal("maximum_steps", f"{experiment.train.steps} steps are asked; {policy.maximum_steps} are permitted")
+        raise PolicyRefusal(
+            "maximum_steps", f"{experiment.train.steps} steps are asked; {policy.maximum_steps} are permitted"
+        )
     if kind is wire.Kind.TRAIN and patients < policy.least_patients:
-        raise PolicyRefusal("least_patients", f"{patients} training patients; at least {policy.least_patients} are required")
+        raise PolicyRefusal(
+            "least_patients", f"{patients} training patients; at least {policy.least_patients} are required"
+        )
 
 
 def releasable(policy: Policy, metrics: Metrics) -> Metrics:
@@ -37,4 +41,6 @@ def releasable(policy: Policy, metrics: Metrics) -> Metrics:
 
 def releasable_counts(policy: Policy, counts: Mapping[str, int]) -> dict[str, int]:
     """Counts of patients; one that is positive but less than ``least_patients`` becomes -1, which says only that."""
-    return {name: count if count == 0 or count >= policy.least_patients else -1 for name, count in counts.items()}
+    return {
+        name: count if count == 0 or count >= policy.least_patients else -1 for name, count in counts.items()
+    }

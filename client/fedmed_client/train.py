@@ -42,7 +42,9 @@ def train(
     settings = bench.experiment.train
     params.to_model(start, bench.model)
     bench.model.train()
-    optimizer = make_optimizer(bench.model, settings, learning_rate(settings, round_number, bench.experiment.rounds))
+    optimizer = make_optimizer(
+        bench.model, settings, learning_rate(settings, round_number, bench.experiment.rounds)
+    )
     total = 0.0
     with torch.random.fork_rng(devices=_cuda_devices(bench.device)):
         batches = _batches(sampler, settings.steps, seed)
@@ -58,7 +60,9 @@ def make_optimizer(model: torch.nn.Module, settings: Training, rate: float) -> t
     """The experiment's optimizer over all parameters."""
     parameters = list(model.parameters())
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        return torch.optim.SGD(
+            parameters, rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, rate, weight_decay=settings.weight_decay)
 
@@ -79,7 +83,9 @@ def _batches(
         yield sampler.batch(rng)
 
 
-def _step(bench: Bench, optimizer: torch.optim.Optimizer, image: Tensor, label: Tensor, annotated: Tensor) -> float:
+def _step(
+    bench: Bench, optimizer: torch.optim.Optimizer, image: Tensor, label: Tensor, annotated: Tensor
+) -> float:
     optimizer.zero_grad(set_to_none=True)
     logits = bench.model(image.to(bench.device))
     loss = bench.task.loss(logits.float(), label.to(bench.device), annotated.to(bench.device))

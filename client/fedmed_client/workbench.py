@@ -62,7 +62,12 @@ def bench_for(order_text: str) -> Bench:
     """
     experiment = experiment_from_order(order_text)
     device = pick_device(experiment.train.device)
-    return Bench(experiment=experiment, model=build_model(experiment).to(device), task=build_task(experiment), device=device)
+    return Bench(
+        experiment=experiment,
+        model=build_model(experiment).to(device),
+        task=build_task(experiment),
+        device=device,
+    )
 
 
 class Cohorts:
@@ -87,7 +92,9 @@ COHORTS = Cohorts()
 
 def pick_device(name: str) -> torch.device:
     """``auto`` is the first CUDA GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    return (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    )
 
 
 def seed_for(seed: int, round_number: int, site: str) -> np.random.SeedSequence:

@@ -39,7 +39,9 @@ class ConfigError(FedmedError):
     code = "config"
     exit_code = 2
 
-    def __init__(self, problem: str, *, file: Path | str | None = None, field: str | None = None, fix: str = "") -> None:
+    def __init__(
+        self, problem: str, *, file: Path | str | None = None, field: str | None = None, fix: str = ""
+    ) -> None:
         self.problem, self.file, self.field, self.fix = problem, file, field, fix
         place = ": ".join(str(part) for part in (file, field) if part)
         super().__init__(f"{place}: {problem}" if place else problem)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 Parameters = dict[str, NDArray[np.float32]]
 """Every floating-point tensor of a model's state, by name. Integer buffers (BatchNorm's step counter) stay where they are."""
@@ -16,7 +19,7 @@ Parameters = dict[str, NDArray[np.float32]]
 def from_model(model: torch.nn.Module) -> Parameters:
     """A copy of the model's floating-point state."""
     return {
-        name: tensor.detach().to("cpu", torch.float32).numpy().copy()
+        name: tensor.detach().float().cpu().numpy().copy()
         for name, tensor in model.state_dict().items()
         if tensor.is_floating_point()
     }
@@ -28,16 +31,18 @@ def to_model(parameters: Mapping[str, NDArray[np.float32]], model: torch.nn.Modu
     Raises:
         KeyError: the model has a floating-point tensor that ``parameters`` lacks.
     """
+    import torch
+
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
-                tensor.copy_(torch.from_numpy(parameters[name]))
+                tensor.copy_(torch.tensor(parameters[name]))
 
 
 def delta(model: torch.nn.Module, start: Mapping[str, NDArray[np.float32]]) -> Parameters:
     """What training changed: the model's state minus ``start``."""
     return {
-        name: tensor.detach().to("cpu", torch.float32).numpy() - start[name]
+        name: tensor.detach().float().cpu().numpy() - start[name]
         for name, tensor in model.state_dict().items()
         if tensor.is_floating_point()
     }
@@ -45,7 +50,12 @@ def delta(model: torch.nn.Module, start: Mapping[str, NDArray[np.float32]]) -> P
 
 def norm(parameters: Mapping[str, NDArray[np.float32]]) -> float:
     """Euclidean length over all tensors, accumulated in double precision."""
-    return math.sqrt(sum(float(np.vdot(flat, flat)) for flat in (array.ravel().astype(np.float64) for array in parameters.values())))
+    return math.sqrt(
+        sum(
+            float(np.vdot(flat, flat))
+            for flat in (array.ravel().astype(np.float64) for array in parameters.values())
+        )
+    )
 
 
 def count(parameters: Mapping[str, NDArray[np.float32]]) -> int:
@@ -71,8 +81,8 @@ class WeightedMean:
         """
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError(f"weight {weight} is not positive")
-        for name, total in self._sum.items():
-            total += update[name] * np.float32(weight)
+        for name in self._sum:
+            self._sum[name] += update[name] * np.float32(weight)
         self._weight += weight
 
     def mean(self) -> Parameters:

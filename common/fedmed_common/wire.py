@@ -1,9 +1,9 @@
 """What crosses the wire between coordinator and site, and nothing else.
 
-An order goes to a site; a reply comes back. Each is one dataclass here, and this is the only module that knows Flower's record keys.
-A reply can hold: the change of the parameters, metrics with their weights, counts of patients, seconds spent, or, when the site
-refuses or fails, a code and the random id of an incident that only the site can look up. There is no field for text of an exception, a
-path, a UID or a header value.
+An order goes to a site; a reply comes back. Each is one dataclass here, and this is the only module that knows
+Flower's record keys. A reply can hold: the change of the parameters, metrics with their weights, counts of patients,
+seconds spent, or, when the site refuses or fails, a code and the random id of an incident that only the site can look
+up. There is no field for text of an exception, a path, a UID or a header value.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -52,7 +52,7 @@ class Order:
     round: int
     attempt: int
     experiment: str
-    split: str = ""
+    split: Literal["validation", "test"] = "validation"
     parameters: Parameters = field(default_factory=dict, repr=False)
 
 
@@ -115,6 +115,9 @@ def unpack_order(record: RecordDict, kind: Kind) -> Order:
     fields = _config(record, _ORDER)
     if fields.get("version") != VERSION:
         raise WireError(f"the order is of wire version {fields.get('version')!r}; this site speaks {VERSION}")
+    split = fields.get("split")
+    if split not in ("validation", "test"):
+        raise WireError("split field")
     parameters: Parameters = {}
     if _PARAMETERS in record.array_records:
         parameters = {name: _array(array, None) for name, array in record.array_records[_PARAMETERS].items()}
@@ -124,7 +127,7 @@ def unpack_order(record: RecordDict, kind: Kind) -> Order:
         round=_integer(fields, "round"),
         attempt=_integer(fields, "attempt"),
         experiment=_text(fields, "experiment", limit=1_000_000),
-        split=_text(fields, "split"),
+        split=split,
         parameters=parameters,
     )
 
@@ -145,15 +148,16 @@ def pack_reply(reply: Reply) -> RecordDict:
     if reply.delta:
         record[_PARAMETERS] = pack_parameters(reply.delta)
     if reply.metrics:
-        record[_METRICS] = MetricRecord({name: [float(m.total), float(m.weight)] for name, m in reply.metrics.items()})
+        record[_METRICS] = MetricRecord(
+            {name: [float(m.total), float(m.weight)] for name, m in reply.metrics.items()}
+        )
     if reply.seconds:
         record[_SECONDS] = MetricRecord({name: float(value) for name, value in reply.seconds.items()})
     if reply.facts is not None:
         record[_FACTS] = ConfigRecord({"version": reply.facts.version})
-        record[_COUNTS] = MetricRecord(
-            {f"patients/{split}": count for split, count in reply.facts.patients.items()}
-            | {f"presence/{name}": count for name, count in reply.facts.presence.items()}
-        )
+        counts = {f"patients/{split}": count for split, count in reply.facts.patients.items()}
+        counts |= {f"presence/{name}": count for name, count in reply.facts.presence.items()}
+        record[_COUNTS] = MetricRecord({**counts})
     return record
 
 

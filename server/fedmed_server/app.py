@@ -56,7 +56,7 @@ def make_server_app(request: RunRequest) -> ServerApp:
     app = ServerApp()
 
     @app.main()
-    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001
+    def main(grid: Grid, context: Context) -> None:
         run_federation(grid, request)
 
     return app
@@ -84,8 +84,12 @@ def run_federation(grid: Grid, request: RunRequest) -> RunEnded:
 def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     experiment = request.experiment
     recipe = find_recipe(experiment.recipe.name)
-    channel = Channel(grid=grid, experiment=experiment, run=request.run, watch=request.watch, stop=request.stop)
-    state = load_state(request.folder) or RunState(round=0, parameters=params.from_model(build_model(experiment)))
+    channel = Channel(
+        grid=grid, experiment=experiment, run=request.run, watch=request.watch, stop=request.stop
+    )
+    state = load_state(request.folder) or RunState(
+        round=0, parameters=params.from_model(build_model(experiment))
+    )
     _heal_history(file, state)
     roster = call_roll(channel, request.sites)
     history.append(file, _started(request, state, roster))
@@ -103,7 +107,12 @@ def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], s
         models["best"] = (state.best_round, state.best_parameters)
     test: dict[str, tuple[SiteResult, ...]] = {}
     for name, (number, parameters) in models.items():
-        about = {"experiment": request.experiment.order_text(), "run": request.run, "round": str(number), "model": name}
+        about = {
+            "experiment": request.experiment.order_text(),
+            "run": request.run,
+            "round": str(number),
+            "model": name,
+        }
         save_parameters(request.folder / "models" / f"{name}.safetensors", parameters, about)
         if name == "best" and number == state.round:
             test[name] = test["last"]
@@ -146,5 +155,3 @@ def _started(request: RunRequest, state: RunState, roster: tuple[Member, ...]) -
         environment=environment,
         parameters=params.count(state.parameters),
     )
-
-

@@ -38,7 +38,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channel:
-    """What every exchange of a run needs. ``watch(site, phase)`` is told who is asked and who has answered; ``stop`` ends the run."""
+    """What every exchange of a run needs.
+
+    ``watch(site, phase)`` is told who is asked and who has answered; ``stop`` ends the run.
+    """
 
     grid: Grid
     experiment: Experiment
@@ -63,7 +66,10 @@ def call_roll(channel: Channel, expected_sites: int | None = None) -> tuple[Memb
         QuorumError: a site refuses or fails, two nodes give the same name, or fewer than ``federation.minimum_sites`` can train.
     """
     nodes = _await_nodes(channel, expected_sites or channel.experiment.federation.minimum_sites)
-    anonymous = [Member(node=node, facts=SiteFacts(name=f"node {node}", patients={}, presence={}, version="")) for node in nodes]
+    anonymous = [
+        Member(node=node, facts=SiteFacts(name=f"node {node}", patients={}, presence={}, version=""))
+        for node in nodes
+    ]
     members: dict[str, Member] = {}
     problems: list[str] = []
     order = wire.Order(
@@ -71,12 +77,17 @@ def call_roll(channel: Channel, expected_sites: int | None = None) -> tuple[Memb
     )
     for member, reply, result in _exchange(channel, anonymous, order, None):
         if reply is None or reply.facts is None:
-            problems.append(f"{result.site}: {result.outcome} ({result.code}{', incident ' + result.incident if result.incident else ''})")
+            problems.append(
+                f"{result.site}: {result.outcome} ({result.code}{', incident ' + result.incident if result.incident else ''})"
+            )
         elif reply.site in members:
             problems.append(f"{reply.site}: two nodes answer to this name")
         else:
             facts = SiteFacts(
-                name=reply.site, patients=reply.facts.patients, presence=reply.facts.presence, version=reply.facts.version
+                name=reply.site,
+                patients=reply.facts.patients,
+                presence=reply.facts.presence,
+                version=reply.facts.version,
             )
             members[reply.site] = Member(node=member.node, facts=facts)
     if problems:
@@ -84,14 +95,18 @@ def call_roll(channel: Channel, expected_sites: int | None = None) -> tuple[Memb
     roster = tuple(members[name] for name in sorted(members))
     trainers = sum(member.facts.patients["train"] > 0 for member in roster)
     if trainers < channel.experiment.federation.minimum_sites:
-        raise QuorumError(f"{trainers} sites can train; federation.minimum_sites is {channel.experiment.federation.minimum_sites}")
+        raise QuorumError(
+            f"{trainers} sites can train; federation.minimum_sites is {channel.experiment.federation.minimum_sites}"
+        )
     return roster
 
 
 def draw(roster: Sequence[Member], experiment: Experiment, round_number: int) -> tuple[Member, ...]:
     """The sites that train in this round: a share of those with training patients, seeded by (seed, round), in roster order."""
     trainers = [member for member in roster if member.facts.patients["train"]]
-    wanted = max(experiment.federation.minimum_sites, math.ceil(experiment.federation.fraction * len(trainers)))
+    wanted = max(
+        experiment.federation.minimum_sites, math.ceil(experiment.federation.fraction * len(trainers))
+    )
     if wanted >= len(trainers):
         return tuple(trainers)
     rng = np.random.default_rng([experiment.seed, round_number])
@@ -107,8 +122,9 @@ def exchange(
 ) -> Iterator[Answer]:
     """Send the order to the members and yield their answers one at a time, in the given order of members.
 
-    All work at once; a reply that comes early waits in Flower's store, so this side holds one at a time, and sums of floats do not depend on who
-    is fast. A site that fails is asked again at its turn, ``federation.retries`` times; one that refuses is not.
+    All work at once; a reply that comes early waits in Flower's store, so this side holds one at a time, and sums of
+    floats do not depend on who is fast. A site that fails is asked again at its turn, ``federation.retries`` times; one
+    that refuses is not.
     """
     template = parameters if order.kind is wire.Kind.TRAIN else None
     packed = wire.pack_parameters(parameters)
@@ -123,7 +139,9 @@ def _await_nodes(channel: Channel, wanted: int) -> list[int]:
         if len(nodes) >= wanted:
             return nodes
         if time.monotonic() > end:
-            raise QuorumError(f"{len(nodes)} of {wanted} sites are connected after {channel.experiment.federation.deadline_seconds:g} s")
+            raise QuorumError(
+                f"{len(nodes)} of {wanted} sites are connected after {channel.experiment.federation.deadline_seconds:g} s"
+            )
         _pause(channel)
 
 
@@ -142,7 +160,11 @@ def _exchange(
             message = _receive(channel, member, sent[member.node], end)
             reply, result = _judge(channel, member, attempt, template, message)
             retry = result.outcome in {"failed", "rejected"} and result.code not in _FINAL_CODES
-            if not retry or attempt.attempt - order.attempt >= channel.experiment.federation.retries or time.monotonic() > end:
+            if (
+                not retry
+                or attempt.attempt - order.attempt >= channel.experiment.federation.retries
+                or time.monotonic() > end
+            ):
                 break
             attempt = replace(attempt, attempt=attempt.attempt + 1)
             sent[member.node] = _send(channel, member, attempt, packed)
@@ -155,7 +177,11 @@ def _send(channel: Channel, member: Member, order: wire.Order, packed: ArrayReco
     _check_stop(channel)
     seconds = channel.experiment.federation.deadline_seconds
     message = Message(
-        wire.pack_order(order, packed), member.node, order.kind.value, group_id=str(order.round), ttl=max(seconds, 1.0) + 60.0
+        wire.pack_order(order, packed),
+        member.node,
+        order.kind.value,
+        group_id=str(order.round),
+        ttl=max(seconds, 1.0) + 60.0,
     )
     identifiers = list(channel.grid.push_messages([message]))
     channel.watch(member.name, "asked")
@@ -190,7 +216,9 @@ def _judge(
         attempt=order.attempt,
         kind=order.kind,
         classes=channel.experiment.task.classes,
-        metrics=gate.allowed_metrics(order.kind, channel.experiment.task.classes, channel.experiment.task.surface_metrics),
+        metrics=gate.allowed_metrics(
+            order.kind, channel.experiment.task.classes, channel.experiment.task.surface_metrics
+        ),
         patients=None if anonymous else _patients(member, order),
         template=template,
         norm_limit=channel.experiment.federation.update_norm_limit,
@@ -203,7 +231,12 @@ def _judge(
     if reply.code:
         outcome = "refused" if reply.code == "policy" else "failed"
         return None, blank.model_copy(
-            update={"outcome": outcome, "code": reply.rule or reply.code, "incident": reply.incident, "bytes_up": size}
+            update={
+                "outcome": outcome,
+                "code": reply.rule or reply.code,
+                "incident": reply.incident,
+                "bytes_up": size,
+            }
         )
     metrics = {name: (mean.total, mean.weight) for name, mean in reply.metrics.items()}
     return reply, blank.model_copy(update={"metrics": metrics, "seconds": reply.seconds, "bytes_up": size})

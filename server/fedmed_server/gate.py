@@ -86,7 +86,9 @@ def _check_identity(reply: wire.Reply, expected: Expected) -> None:
 
 
 def _check_seconds(seconds: Mapping[str, float]) -> None:
-    if len(seconds) > 8 or any(not name.isidentifier() or not 0 <= value <= _LARGEST_SECONDS for name, value in seconds.items()):
+    if len(seconds) > 8 or any(
+        not name.isidentifier() or not 0 <= value <= _LARGEST_SECONDS for name, value in seconds.items()
+    ):
         raise RejectedReply("seconds")
 
 
@@ -94,7 +96,9 @@ def _check_metrics(metrics: Metrics, expected: Expected) -> None:
     for name, mean in metrics.items():
         if name not in expected.metrics:
             raise RejectedReply("undeclared metric")
-        if not (math.isfinite(mean.total) and math.isfinite(mean.weight) and 0 <= mean.weight <= _LARGEST_COUNT):
+        if not (
+            math.isfinite(mean.total) and math.isfinite(mean.weight) and 0 <= mean.weight <= _LARGEST_COUNT
+        ):
             raise RejectedReply("metric value")
         per_patient = expected.kind is wire.Kind.EVALUATE
         if per_patient and expected.patients is not None and mean.weight > expected.patients:

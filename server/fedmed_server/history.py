@@ -30,7 +30,9 @@ class SiteFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     patients: dict[str, int] = Field(description="by split: train, validation, test")
-    presence: dict[str, int] = Field(description="by annotated class: training patients who show it; a class not annotated is absent")
+    presence: dict[str, int] = Field(
+        description="by annotated class: training patients who show it; a class not annotated is absent"
+    )
     version: str
 
 
@@ -43,8 +45,12 @@ class SiteResult(BaseModel):
     code: str = Field("", description="error code, refused rule or the gate's reason; empty when ok")
     incident: str = Field("", description="random id under which the site keeps the details; empty when ok")
     patients: int = 0
-    metrics: dict[str, tuple[float, float]] = Field(default_factory=dict, description="name -> (total, weight)")
-    seconds: dict[str, float] = Field(default_factory=dict, description="by phase: train or evaluate, load, total (as the server saw it)")
+    metrics: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="name -> (total, weight)"
+    )
+    seconds: dict[str, float] = Field(
+        default_factory=dict, description="by phase: train or evaluate, load, total (as the server saw it)"
+    )
     bytes_down: int = 0
     bytes_up: int = 0
 
@@ -72,8 +78,12 @@ class RoundDone(Record):
     round: int
     attempt: int
     train: tuple[SiteResult, ...]
-    evaluation: tuple[SiteResult, ...] = Field((), description="validation patients; empty in rounds without evaluation")
-    criterion: float | None = Field(None, description="value of federation.best over all sites, where evaluated")
+    evaluation: tuple[SiteResult, ...] = Field(
+        (), description="validation patients; empty in rounds without evaluation"
+    )
+    criterion: float | None = Field(
+        None, description="value of federation.best over all sites, where evaluated"
+    )
     is_best: bool = False
     seconds: dict[str, float] = Field(description="by phase: train, aggregate, evaluate, checkpoint, total")
 
@@ -84,7 +94,9 @@ class RunEnded(Record):
     kind: Literal["ended"] = "ended"
     status: str
     best_round: int
-    test: dict[str, tuple[SiteResult, ...]] = Field(default_factory=dict, description="model ('best', 'last') -> held-out test patients per site")
+    test: dict[str, tuple[SiteResult, ...]] = Field(
+        default_factory=dict, description="model ('best', 'last') -> held-out test patients per site"
+    )
 
 
 Line = Annotated[RunStarted | RoundDone | RunEnded, Field(discriminator="kind")]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Literal
 
 from fedmed_common import wire
 from fedmed_common.errors import QuorumError
@@ -26,7 +27,9 @@ class RoundResult:
     record: RoundDone
 
 
-def rounds(channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState) -> Iterator[RoundResult]:
+def rounds(
+    channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState
+) -> Iterator[RoundResult]:
     """Run the rounds that are left, one per iteration.
 
     Raises:
@@ -85,7 +88,11 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
 
 
 def evaluate(
-    channel: Channel, roster: Sequence[Member], parameters: Parameters, number: int, split: str
+    channel: Channel,
+    roster: Sequence[Member],
+    parameters: Parameters,
+    number: int,
+    split: Literal["validation", "test"],
 ) -> tuple[SiteResult, ...]:
     """Every site that has patients in the split measures the parameters on them."""
     members = [member for member in roster if member.facts.patients[split]]
@@ -116,8 +123,14 @@ def _check_quorum(channel: Channel, results: Sequence[SiteResult], number: int) 
     usable = sum(result.outcome == "ok" for result in results)
     needed = max(1, math.ceil(channel.experiment.federation.quorum * len(results)))
     if usable < needed:
-        problems = "; ".join(f"{r.site}: {r.outcome} ({r.code}{f', incident {r.incident}' if r.incident else ''})" for r in results if r.outcome != "ok")
-        raise QuorumError(f"round {number}: {usable} of {len(results)} sites gave a usable update, {needed} are needed. {problems}")
+        problems = "; ".join(
+            f"{r.site}: {r.outcome} ({r.code}{f', incident {r.incident}' if r.incident else ''})"
+            for r in results
+            if r.outcome != "ok"
+        )
+        raise QuorumError(
+            f"round {number}: {usable} of {len(results)} sites gave a usable update, {needed} are needed. {problems}"
+        )
 
 
 def _criterion(channel: Channel, evaluation: Sequence[SiteResult]) -> float | None:

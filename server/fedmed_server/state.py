@@ -25,8 +25,8 @@ _CURRENT, _BEST = "current/", "best/"
 class RunState:
     """A run between two rounds.
 
-    ``best_round`` is 0 before the first evaluation. ``missed``: one sentence for each site and round that was lost. ``record``: the
-    last round's line of the history, so that a crash between checkpoint and history loses neither.
+    ``best_round`` is 0 before the first evaluation. ``missed``: one sentence for each site and round that was lost.
+    ``record``: the last round's line of the history, so that a crash between checkpoint and history loses neither.
     """
 
     round: int
@@ -103,7 +103,9 @@ def load_state(folder: Path) -> RunState | None:
         raise CheckpointError(f"{path}: not a checkpoint of this version ({type(error).__name__})") from error
 
 
-def save_parameters(path: Path, parameters: Mapping[str, NDArray[np.float32]], about: Mapping[str, str]) -> None:
+def save_parameters(
+    path: Path, parameters: Mapping[str, NDArray[np.float32]], about: Mapping[str, str]
+) -> None:
     """Write a model's parameters as safetensors, with ``about`` in its header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(dict(parameters), metadata=dict(about)))

@@ -8,7 +8,15 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from fedmed_common.config import Experiment
@@ -17,7 +25,7 @@ from fedmed_server.history import RoundDone, RunEnded, SiteResult
 
 
 class Display:
-    """Two bars: the run's rounds with the time left, and the step of the site at work. Lines of finished rounds stay above them."""
+    """Two bars: the run's rounds with the time left, and the step of the site at work. Finished rounds stay above."""
 
     def __init__(self, experiment: Experiment, done: int, title: str, console: Console) -> None:
         self._experiment = experiment
@@ -32,14 +40,18 @@ class Display:
             console=console,
             transient=True,
         )
-        self._rounds: TaskID = self._progress.add_task(f"{title}: rounds", total=experiment.rounds, completed=done)
+        self._rounds: TaskID = self._progress.add_task(
+            f"{title}: rounds", total=experiment.rounds, completed=done
+        )
         self._site: TaskID = self._progress.add_task("connecting", total=experiment.train.steps)
 
     def __enter__(self) -> Self:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
     def watch(self, site: str, phase: str) -> None:
@@ -67,11 +79,14 @@ class Display:
         self._console.print("  ".join(parts), highlight=False)
 
 
-def test_table(ended: RunEnded, experiment: Experiment) -> Table:
+def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:
     """Dice per class and site on held-out test patients, of the best model where there is one."""
     model = "best" if "best" in ended.test else "last"
     results = [result for result in ended.test.get(model, ()) if result.outcome == "ok"]
-    table = Table(title=f"Held-out test patients, {model} model: Dice (patients who show the class)", title_justify="left")
+    table = Table(
+        title=f"Held-out test patients, {model} model: Dice (patients who show the class)",
+        title_justify="left",
+    )
     table.add_column("class")
     for result in results:
         table.add_column(result.site, justify="right")
@@ -80,13 +95,17 @@ def test_table(ended: RunEnded, experiment: Experiment) -> Table:
     together = merge(result.means() for result in results)
     for name in experiment.task.classes:
         cells = [_cell(result.means(), f"dice/{name}") for result in results]
-        table.add_row(name, *cells, _cell(together, f"dice/{name}"), _cell(together, f"false_positive/{name}"))
+        table.add_row(
+            name, *cells, _cell(together, f"dice/{name}"), _cell(together, f"false_positive/{name}")
+        )
     return table
 
 
 def comparison_table(rows: Sequence[tuple[str, Metrics]], experiment: Experiment) -> Table:
     """The federation beside its baselines, each on the same held-out test patients."""
-    table = Table(title="Held-out test patients: Dice, mean over patients who show the class", title_justify="left")
+    table = Table(
+        title="Held-out test patients: Dice, mean over patients who show the class", title_justify="left"
+    )
     table.add_column("class")
     for name, _ in rows:
         table.add_column(name, justify="right")
@@ -94,11 +113,13 @@ def comparison_table(rows: Sequence[tuple[str, Metrics]], experiment: Experiment
         table.add_row(klass, *(_cell(metrics, f"dice/{klass}") for _, metrics in rows))
     table.add_section()
     means = [class_mean(metrics, "dice") for _, metrics in rows]
-    table.add_row("mean over classes", *("-" if math.isnan(value) else f"{value:.3f}" for value in means), style="bold")
+    table.add_row(
+        "mean over classes", *("-" if math.isnan(value) else f"{value:.3f}" for value in means), style="bold"
+    )
     return table
 
 
-def test_metrics(results: Sequence[SiteResult]) -> Metrics:
+def all_sites(results: Sequence[SiteResult]) -> Metrics:
     """All sites' test metrics together."""
     return merge(result.means() for result in results)
 

@@ -1,4 +1,4 @@
-"""Where a simulated federation's sites work: in this process, or in Ray's workers. The same ServerApp and ClientApp either way."""
+"""Where a simulated federation's sites work: in this process, or in Ray's workers. The apps are the same."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def run_ray(homes: Sequence[SiteHome], request: RunRequest) -> None:
         ray.shutdown()
 
 
-ENGINES: dict[Engine, Callable[[Sequence[SiteHome], RunRequest], None]] = {"inline": run_inline, "ray": run_ray}
+ENGINES: dict[Engine, Callable[[Sequence[SiteHome], RunRequest], None]] = {
+    "inline": run_inline,
+    "ray": run_ray,
+}
 
 
 def _client_app(homes: Sequence[SiteHome]) -> ClientApp:

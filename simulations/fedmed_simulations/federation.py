@@ -1,4 +1,4 @@
-"""The sites of a simulation: read from a folder of hospitals, listed in the experiment, drawn from a pool, or pooled as a baseline."""
+"""The sites of a simulation: a folder of hospitals, a list in the experiment, drawn from a pool, or pooled."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def check_experiment(experiment: Experiment, file: Path) -> tuple[Site, ...]:
         for site in sites:
             _check_site(site, experiment)
     except ConfigError as error:
-        raise error if error.file else ConfigError(error.problem, file=file, field=error.field, fix=error.fix) from None
+        raise (
+            error if error.file else ConfigError(error.problem, file=file, field=error.field, fix=error.fix)
+        ) from None
     return sites
 
 
@@ -49,7 +51,11 @@ def make_homes(experiment: Experiment, sites: Sequence[Site], folder: Path) -> l
     source = tuple(homes)
     names = [cohort.site for cohort in _drawn(source, partition, experiment)]
     return [
-        SiteHome(site=_named(sites[0], name), folder=folder / name, open=partial(_open_drawn, source, partition, index))
+        SiteHome(
+            site=_named(sites[0], name),
+            folder=folder / name,
+            open=partial(_open_drawn, source, partition, index),
+        )
         for index, name in enumerate(names)
     ]
 
@@ -61,7 +67,9 @@ def pooled_homes(homes: Sequence[SiteHome]) -> list[SiteHome]:
     while name in {home.site.name for home in homes}:
         name += "-all"
     trainer = SiteHome(
-        site=_named(homes[0].site, name), folder=homes[0].folder.parent / name, open=partial(_open_pooled, everyone, name)
+        site=_named(homes[0].site, name),
+        folder=homes[0].folder.parent / name,
+        open=partial(_open_pooled, everyone, name),
     )
     return [trainer, *(replace(home, open=partial(_open_held_out, home)) for home in homes)]
 
@@ -69,22 +77,32 @@ def pooled_homes(homes: Sequence[SiteHome]) -> list[SiteHome]:
 def _listed_sites(experiment: Experiment) -> tuple[Site, ...]:
     simulation = experiment.simulation
     if simulation is None:
-        raise ConfigError("is missing", field="simulation", fix="add [simulation] with 'federation' or 'sites'")
+        raise ConfigError(
+            "is missing", field="simulation", fix="add [simulation] with 'federation' or 'sites'"
+        )
     if simulation.sites:
         return simulation.sites
     folder = simulation.federation
     if folder is None or not folder.is_dir():
         raise ConfigError(
-            f"no such folder: {folder}", field="simulation.federation", fix="write one with 'fedmed phantom', or correct the path"
+            f"no such folder: {folder}",
+            field="simulation.federation",
+            fix="write one with 'fedmed phantom', or correct the path",
         )
     files = sorted(folder.glob("*/site.toml"))
     if not files:
-        raise ConfigError(f"no site.toml in the subfolders of {folder}", field="simulation.federation", fix="name a folder of sites")
-    sites = tuple(load_site(file) for file in files)
-    for first, second in zip(files, files[1:], strict=False):
-        if load_site(first).name == load_site(second).name:
-            raise ConfigError("two sites have the same name", file=second, field="name", fix="rename one")
-    return sites
+        raise ConfigError(
+            f"no site.toml in the subfolders of {folder}",
+            field="simulation.federation",
+            fix="name a folder of sites",
+        )
+    sites: dict[str, Site] = {}
+    for file in files:
+        site = load_site(file)
+        if site.name in sites:
+            raise ConfigError(f"another site is called '{site.name}' too", file=file, field="name", fix="rename one")
+        sites[site.name] = site
+    return tuple(sites.values())
 
 
 def _check_site(site: Site, experiment: Experiment) -> None:
@@ -98,7 +116,9 @@ def _check_site(site: Site, experiment: Experiment) -> None:
         )
     if not site.data.root.is_dir():
         raise ConfigError(
-            f"site '{site.name}': no such folder: {site.data.root}", field="data.root", fix="correct the path, or put the data there"
+            f"site '{site.name}': no such folder: {site.data.root}",
+            field="data.root",
+            fix="correct the path, or put the data there",
         )
 
 
@@ -114,7 +134,9 @@ def _drawn(source: tuple[SiteHome, ...], partition: Partition, experiment: Exper
     return _DRAWN[key]
 
 
-def _open_drawn(source: tuple[SiteHome, ...], partition: Partition, index: int, experiment: Experiment) -> Cohort:
+def _open_drawn(
+    source: tuple[SiteHome, ...], partition: Partition, index: int, experiment: Experiment
+) -> Cohort:
     return _drawn(source, partition, experiment)[index]
 
 

@@ -1,4 +1,7 @@
-"""Flower's Grid in one process: an order is carried out by the ClientApp when its reply is pulled. No sockets, no extra copies."""
+"""Flower's Grid in one process: no sockets, no extra copies.
+
+An order is carried out by the ClientApp when its reply is pulled.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ _SERVER_NODE = 1
 class LocalGrid(Grid):
     """Nodes are numbered from 100; node ``100 + i`` runs the ClientApp with ``partition-id`` i.
 
-    An exception of the ClientApp is not turned into a reply, as a deployed node would do: it ends the simulation where it happened.
+    An exception of the ClientApp is not turned into a reply, as a deployed node would do: it ends the simulation where
+    it happened.
     """
 
     def __init__(self, client_app: ClientApp, nodes: int, run_id: int = 1) -> None:
@@ -47,7 +51,12 @@ class LocalGrid(Grid):
         return self._run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """A message to a node."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -68,9 +77,13 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Carry out the named orders that are still pending, and give their replies."""
-        return [self._carry_out(self._pending.pop(name)) for name in list(message_ids) if name in self._pending]
+        return [
+            self._carry_out(self._pending.pop(name)) for name in list(message_ids) if name in self._pending
+        ]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Push, then carry out one by one until ``timeout`` seconds have passed; the rest stays unanswered."""
         end = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []

@@ -19,7 +19,18 @@ from fedmed_common.config import Experiment
 from fedmed_server.report import Figure
 
 _MOST_SITES = 4
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7B3294", "#999999", "#44AA99")
+_PALETTE = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#F0E442",
+    "#7B3294",
+    "#999999",
+    "#44AA99",
+)
 
 
 def draw_overlays(homes: Sequence[SiteHome], experiment: Experiment, model_file: Path) -> list[Figure]:
@@ -27,7 +38,7 @@ def draw_overlays(homes: Sequence[SiteHome], experiment: Experiment, model_file:
     bench = bench_for(experiment.order_text())
     params.to_model(load_file(model_file), bench.model)
     bench.model.eval()
-    figures = []
+    figures: list[Figure] = []
     for home in homes:
         cohort, _ = COHORTS.get(home, experiment.order_text())
         cases = cohort.of("test")
@@ -47,18 +58,31 @@ def _figure(bench: Bench, site: str, case: Case) -> Figure:
     canvas = Canvas(figsize=(9.6, 3.6), dpi=110, layout="constrained")
     axes = canvas.subplots(1, 3)
     titles = ("image", "reference", "prediction")
-    for axis, title, labels in zip(axes, titles, (None, case.label[..., plane], prediction[..., plane]), strict=True):
+    for axis, title, labels in zip(
+        axes, titles, (None, case.label[..., plane], prediction[..., plane]), strict=True
+    ):
         picture = image if labels is None else _paint(image, np.asarray(labels))
-        axis.imshow(picture if photograph else np.flipud(picture.swapaxes(0, 1)), aspect=_aspect(case, photograph))
+        axis.imshow(
+            picture if photograph else np.flipud(picture.swapaxes(0, 1)), aspect=_aspect(case, photograph)
+        )
         axis.set_title(title, fontsize=10)
         axis.axis("off")
-    shown = sorted({int(k) for labels in (case.label[..., plane], prediction[..., plane]) for k in np.unique(labels)} - {0})
+    shown = sorted(
+        {int(k) for labels in (case.label[..., plane], prediction[..., plane]) for k in np.unique(labels)}
+        - {0}
+    )
     handles = [Patch(color=_PALETTE[(k - 1) % len(_PALETTE)], label=classes[k - 1]) for k in shown]
     if handles:
-        canvas.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9)
+        canvas.legend(
+            handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9
+        )
     stream = io.BytesIO()
     canvas.savefig(stream, format="png", metadata={"Software": None})
-    what = "A held-out test patient" if photograph else f"Slice {plane + 1} of {case.label.shape[2]} of a held-out test patient"
+    what = (
+        "A held-out test patient"
+        if photograph
+        else f"Slice {plane + 1} of {case.label.shape[2]} of a held-out test patient"
+    )
     return Figure(
         title=f"{site}: reference and prediction",
         caption=f"{what}, the one of this site's who shows most classes. Not chosen by its score.",
@@ -77,7 +101,9 @@ def _grey(image_CXY: NDArray[np.float32]) -> NDArray[np.float64]:
 def _paint(image: NDArray[np.float64], labels: NDArray[np.uint8]) -> NDArray[np.float64]:
     painted = image.copy()
     for k in np.unique(labels[labels > 0]):
-        colour = np.array([int(_PALETTE[(int(k) - 1) % len(_PALETTE)][i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        colour = np.array(
+            [int(_PALETTE[(int(k) - 1) % len(_PALETTE)][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        )
         painted[labels == k] = 0.45 * painted[labels == k] + 0.55 * colour
     return painted
 

@@ -15,16 +15,18 @@ _SPLITS = ("train", "validation", "test")
 def draw_sites(cohort: Cohort, partition: Partition, seed: int) -> list[Cohort]:
     """Deal the patients of each split to ``partition.sites`` sites; a patient keeps its split.
 
-    even: equal numbers. quantity: shares drawn from Dirichlet(alpha) over sites. dirichlet: such a draw for each group of patients with the same
-    rarest class, so that classes are uneven too (Hsu et al., "Measuring the effects of non-identical data distribution for federated visual
-    classification", 2019, section 3). Every site gets at least one training patient.
+    even: equal numbers. quantity: shares drawn from Dirichlet(alpha) over sites. dirichlet: such a draw for each
+    group of patients with the same rarest class, so that classes are uneven too (Hsu et al., "Measuring the effects
+    of non-identical data distribution for federated visual classification", 2019, section 3). Every site gets at
+    least one training patient.
 
     Raises:
         ConfigError: fewer training patients than sites.
     """
     if cohort.patients("train") < partition.sites:
         raise ConfigError(
-            f"{cohort.patients('train')} training patients cannot make {partition.sites} sites", field="simulation.partition.sites",
+            f"{cohort.patients('train')} training patients cannot make {partition.sites} sites",
+            field="simulation.partition.sites",
             fix="ask for fewer sites",
         )
     rng = np.random.default_rng([seed, 0x5EED])
@@ -32,14 +34,19 @@ def draw_sites(cohort: Cohort, partition: Partition, seed: int) -> list[Cohort]:
     shares = {name: _shares(partition, rng) for name in sorted({group for group, _ in groups.values()})}
     dealt: list[list[int]] = [[] for _ in range(partition.sites)]
     for split in _SPLITS:
-        for group in shares:
-            members = np.array(sorted(p for p, (g, s) in groups.items() if g == group and s == split), dtype=np.int64)
+        for group, share in shares.items():
+            members = np.array(
+                sorted(p for p, (g, s) in groups.items() if g == group and s == split), dtype=np.int64
+            )
             rng.shuffle(members)
-            for site, part in enumerate(_deal(members, shares[group])):
+            for site, part in enumerate(_deal(members, share)):
                 dealt[site].extend(part.tolist())
     _give_everyone_a_trainer(dealt, {p for p, (_, split) in groups.items() if split == "train"})
     width = len(str(partition.sites))
-    return [regroup(cohort, f"drawn-{index + 1:0{width}d}", sorted(patients)) for index, patients in enumerate(dealt)]
+    return [
+        regroup(cohort, f"drawn-{index + 1:0{width}d}", sorted(patients))
+        for index, patients in enumerate(dealt)
+    ]
 
 
 def _groups(cohort: Cohort, partition: Partition) -> dict[int, tuple[int, str]]:
@@ -54,7 +61,10 @@ def _groups(cohort: Cohort, partition: Partition) -> dict[int, tuple[int, str]]:
         return {patient: (0, split[patient]) for patient in split}
     frequency = np.sum(list(present.values()), axis=0)
     return {
-        patient: (int(np.argmin(np.where(mask, frequency, frequency.max() + 1))) + 1 if mask.any() else 0, split[patient])
+        patient: (
+            int(np.argmin(np.where(mask, frequency, frequency.max() + 1))) + 1 if mask.any() else 0,
+            split[patient],
+        )
         for patient, mask in present.items()
     }
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from fedmed_client.app import INCIDENTS
 from fedmed_client.workbench import COHORTS, SiteHome
 from fedmed_common.config import Experiment
-from fedmed_common.errors import FedmedError, TrackingAway
+from fedmed_common.errors import FedmedError, Interrupted, TrackingAway
 from fedmed_common.metrics import Metrics, merge
 from fedmed_server import history
 from fedmed_server.app import HISTORY, RunRequest
@@ -21,7 +22,7 @@ from fedmed_server.report import write_report
 from fedmed_server.state import load_state, write_atomically
 from fedmed_server.tracking import BackgroundTracker, track
 from fedmed_simulations import runfolder
-from fedmed_simulations.display import Display, comparison_table, test_metrics, test_table
+from fedmed_simulations.display import Display, all_sites, comparison_table, outcome_table
 from fedmed_simulations.engines import ENGINES
 from fedmed_simulations.federation import check_experiment, make_homes, pooled_homes
 from fedmed_simulations.overlays import draw_overlays
@@ -31,7 +32,9 @@ SITES = ".sites"
 
 def homes_for(experiment: Experiment, folder: Path, baseline: str) -> list[SiteHome]:
     """The sites of a run or of one of its baselines; their working folders lie beside the runs, so that caches are shared."""
-    homes = make_homes(experiment, check_experiment(experiment, folder / runfolder.EXPERIMENT), folder.parent / SITES)
+    homes = make_homes(
+        experiment, check_experiment(experiment, folder / runfolder.EXPERIMENT), folder.parent / SITES
+    )
     if baseline == "pooled":
         return pooled_homes(homes)
     if baseline.startswith("local:"):
@@ -40,7 +43,7 @@ def homes_for(experiment: Experiment, folder: Path, baseline: str) -> list[SiteH
 
 
 def prepare(homes: Sequence[SiteHome], experiment: Experiment, console: Console) -> None:
-    """Build each site's cohort before the run, where an error can still name the file: in a simulation the data are the researcher's own.
+    """Build each site's cohort before the run, where an error can still name the file: the data are the researcher's.
 
     Raises:
         DataError: a site's data cannot be used.
@@ -65,12 +68,14 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
         if ended is None:
             homes = homes_for(experiment, folder, plan.baseline)
             prepare(homes, experiment, console)
-            ended = _run(folder, experiment, plan, homes, console)
+            ended = _run_or_say_how_to_resume(folder, experiment, plan, homes, console)
             write_report(folder, figures=draw_overlays(homes, experiment, _best_model(folder)))
             _complete_tracking(folder, experiment, console)
-    console.print(test_table(ended, experiment))
+    console.print(outcome_table(ended, experiment))
     colour = "green" if ended.status == "completed" else "yellow"
-    console.print(f"[{colour}]{escape(ended.status)}[/]; best round {ended.best_round} of {experiment.rounds}")
+    console.print(
+        f"[{colour}]{escape(ended.status)}[/]; best round {ended.best_round} of {experiment.rounds}"
+    )
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
     return ended
 
@@ -88,24 +93,43 @@ def carry_out_baseline(folder: Path, baseline: str, console: Console) -> Metrics
         if not own.exists():
             runfolder.create(own, experiment, replace(plan, baseline=kind))
         ended.append(carry_out(own, console))
-    return test_result(ended)
+    return tested_metrics(ended)
 
 
 def carry_out_with_baselines(folder: Path, baselines: Sequence[str], console: Console) -> None:
     """The run, then its baselines, then a table of all of them."""
     ended = carry_out(folder, console)
-    rows = [("federated", test_result([ended]))]
-    rows += [(baseline, carry_out_baseline(folder, baseline, console)) for baseline in dict.fromkeys(baselines)]
+    rows = [("federated", tested_metrics([ended]))]
+    rows += [
+        (baseline, carry_out_baseline(folder, baseline, console)) for baseline in dict.fromkeys(baselines)
+    ]
     if len(rows) > 1:
         experiment, _ = runfolder.open_run(folder)
         console.print(comparison_table(rows, experiment))
-        comparison = {name: {metric: [mean.total, mean.weight] for metric, mean in metrics.items()} for name, metrics in rows}
+        comparison = {
+            name: {metric: [mean.total, mean.weight] for metric, mean in metrics.items()}
+            for name, metrics in rows
+        }
         write_atomically(folder / "comparison.json", json.dumps(comparison, indent=2).encode())
 
 
-def test_result(ended: Sequence[RunEnded]) -> Metrics:
+def tested_metrics(ended: Sequence[RunEnded]) -> Metrics:
     """The test metrics of one run, or of several that tested disjoint sites, with each run's best model."""
-    return merge(test_metrics(run.test.get("best", run.test.get("last", ()))) for run in ended)
+    return merge(all_sites(run.test.get("best", run.test.get("last", ()))) for run in ended)
+
+
+def _run_or_say_how_to_resume(
+    folder: Path, experiment: Experiment, plan: runfolder.Plan, homes: Sequence[SiteHome], console: Console
+) -> RunEnded:
+    try:
+        return _run(folder, experiment, plan, homes, console)
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted(f"stopped; 'fedmed resume {folder}' goes on") from None
+    except FedmedError:
+        logs = [str(home.folder / INCIDENTS) for home in homes if (home.folder / INCIDENTS).exists()]
+        if logs:
+            console.print(f"[yellow]what went wrong at a site is in: {escape(', '.join(logs))}[/]", soft_wrap=True)
+        raise
 
 
 def _run(
@@ -129,7 +153,9 @@ def _run(
         ENGINES[plan.engine](watched, request)
     ended = _ended(folder)
     if ended is None:
-        raise FedmedError(f"{folder}: the engine stopped before the run ended; 'fedmed resume {folder}' goes on")
+        raise FedmedError(
+            f"{folder}: the engine stopped before the run ended; 'fedmed resume {folder}' goes on"
+        )
     return ended
 
 
@@ -142,7 +168,9 @@ def _complete_tracking(folder: Path, experiment: Experiment, console: Console) -
     try:
         track(folder, experiment, uri=experiment.tracking.uri)
     except TrackingAway as away:
-        console.print(f"[yellow]MLflow is away ({escape(str(away))}); nothing is lost: 'fedmed track {escape(str(folder))}' catches up[/]")
+        console.print(
+            f"[yellow]MLflow is away ({escape(str(away))}); nothing is lost: 'fedmed track {escape(str(folder))}' catches up[/]"
+        )
 
 
 def _ended(folder: Path) -> RunEnded | None:

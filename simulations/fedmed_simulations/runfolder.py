@@ -23,7 +23,10 @@ EXPERIMENT, PLAN = "experiment.toml", "simulation.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a run folder is for. ``baseline``: '' for the federation, 'pooled', or 'local:<site>'. ``command``: what started it."""
+    """What a run folder is for.
+
+    ``baseline``: '' for the federation, 'pooled', or 'local:<site>'. ``command``: what started it.
+    """
 
     engine: Engine
     command: str
@@ -52,7 +55,9 @@ def open_run(folder: Path) -> tuple[Experiment, Plan]:
     try:
         plan = Plan(**json.loads((folder / PLAN).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder}: not a run's folder ({type(error).__name__} on {PLAN})\n  fix: name a folder below --runs") from None
+        raise CheckpointError(
+            f"{folder}: not a run's folder ({type(error).__name__} on {PLAN})\n  fix: name a folder below --runs"
+        ) from None
     if plan.engine not in ENGINES:
         raise CheckpointError(f"{folder / PLAN}: unknown engine '{plan.engine}'")
     return load_experiment(folder / EXPERIMENT), plan

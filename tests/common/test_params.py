@@ -1,0 +1,69 @@
+"""Arithmetic on parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmed_common import params
+from fedmed_common.metrics import Mean, class_mean, merge
+from fedmed_common.params import WeightedMean
+
+
+def _network() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+
+
+def test_parameters_survive_the_way_into_a_model_and_back() -> None:
+    first, second = _network(), _network()
+    taken = params.from_model(first)
+    assert "1.num_batches_tracked" not in taken
+    assert "1.running_mean" in taken
+    params.to_model(taken, second)
+    for name, array in params.from_model(second).items():
+        np.testing.assert_array_equal(array, taken[name])
+    assert params.norm(params.delta(second, taken)) == 0
+    assert params.count(taken) == sum(array.size for array in taken.values())
+
+
+def test_parameters_are_a_copy() -> None:
+    network = _network()
+    taken = params.from_model(network)
+    with torch.no_grad():
+        network[0].weight.add_(1)
+    assert not np.array_equal(taken["0.weight"], params.from_model(network)["0.weight"])
+
+
+@given(st.lists(st.tuples(st.integers(1, 1000), st.floats(-10, 10, width=32)), min_size=1, max_size=20))
+def test_the_mean_is_the_weighted_mean(parts: list[tuple[int, float]]) -> None:
+    mean = WeightedMean({"w": np.zeros(3, np.float32)})
+    for weight, value in parts:
+        mean.add({"w": np.full(3, value, np.float32)}, weight)
+    expected = np.average([value for _, value in parts], weights=[weight for weight, _ in parts])
+    np.testing.assert_allclose(mean.mean()["w"], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_weight_must_be_positive(weight: float) -> None:
+    with pytest.raises(ValueError, match="weight"):
+        WeightedMean({"w": np.zeros(1, np.float32)}).add({"w": np.zeros(1, np.float32)}, weight)
+
+
+def test_the_mean_of_nothing_is_an_error() -> None:
+    with pytest.raises(ZeroDivisionError):
+        WeightedMean({"w": np.zeros(1, np.float32)}).mean()
+
+
+def test_metrics_add_before_they_divide() -> None:
+    merged = merge(
+        [
+            {"dice/a": Mean(1.0, 1.0)},
+            {"dice/a": Mean(1.0, 3.0), "dice/b": Mean(2.0, 2.0), "loss": Mean(9.0, 1.0)},
+        ]
+    )
+    assert merged["dice/a"].value == 0.5
+    assert class_mean(merged, "dice") == 0.75
+    assert np.isnan(class_mean(merged, "nsd"))

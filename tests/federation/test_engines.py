@@ -1,0 +1,173 @@
+"""inline = ray = resumed after kill -9: equal weights, bit by bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fedmed_server import history
+from fedmed_server.history import RoundDone, RunEnded, RunStarted
+
+FEDMED = str(Path(sys.executable).with_name("fedmed"))
+
+
+def _fedmed(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [FEDMED, *map(str, arguments)], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def _only_run(runs: Path) -> Path:
+    folders = [folder for folder in runs.iterdir() if (folder / "simulation.json").exists()]
+    assert len(folders) == 1
+    return folders[0]
+
+
+def _weights(run: Path, name: str = "last") -> dict[str, np.ndarray]:
+    return load_file(run / "models" / f"{name}.safetensors")
+
+
+def _assert_equal_weights(first: Path, second: Path) -> None:
+    for name in ("last", "best"):
+        a, b = _weights(first, name), _weights(second, name)
+        assert list(a) == list(b)
+        for tensor in a:
+            np.testing.assert_array_equal(a[tensor], b[tensor], err_msg=f"{name}: {tensor}")
+
+
+def test_a_run_leaves_models_history_report_and_tracking(write_experiment, tmp_path: Path) -> None:
+    done = _fedmed("simulate", write_experiment(), "--runs", tmp_path / "runs")
+    run = _only_run(tmp_path / "runs")
+    records = list(history.read(run / "history.jsonl"))
+    assert [type(record) for record in records] == [RunStarted, RoundDone, RoundDone, RoundDone, RunEnded]
+    assert records[-1].status == "completed"
+    assert records[-1].test["best"]
+    assert "completed" in done.stdout
+    assert "</html>" in (run / "report.html").read_text()
+    assert (tmp_path / "runs" / "mlflow.db").stat().st_size > 0
+
+
+def test_ray_gives_the_weights_of_inline(write_experiment, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the ray extra is not installed")
+    file = write_experiment(rounds=2)
+    _fedmed("simulate", file, "--runs", tmp_path / "inline")
+    _fedmed("simulate", file, "--runs", tmp_path / "ray", "--engine", "ray")
+    _assert_equal_weights(_only_run(tmp_path / "inline"), _only_run(tmp_path / "ray"))
+
+
+def _kill_after_round(file: Path, runs: Path, rounds: int, wait_seconds: float = 120.0) -> Path:
+    """Start a run and kill its process the hard way as soon as it has recorded some rounds."""
+    process = subprocess.Popen(
+        [FEDMED, "simulate", str(file), "--runs", str(runs)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + wait_seconds
+        while time.monotonic() < end and process.poll() is None:
+            done = [
+                record
+                for folder in runs.glob("*/history.jsonl")
+                for record in history.read(folder)
+                if isinstance(record, RoundDone)
+            ]
+            if len(done) >= rounds:
+                break
+            time.sleep(0.005)
+        assert process.poll() is None, "the run ended before it could be killed"
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    return _only_run(runs)
+
+
+def test_resume_after_kill_ends_bit_identical(write_experiment, tmp_path: Path) -> None:
+    file = write_experiment(rounds=12, steps=8, extra="[federation]\nevaluate_every = 2")
+    _fedmed("simulate", file, "--runs", tmp_path / "whole")
+    killed = _kill_after_round(file, tmp_path / "killed", rounds=3)
+    assert not (killed / "models").exists()
+    _fedmed("resume", killed)
+    _assert_equal_weights(_only_run(tmp_path / "whole"), killed)
+    records = list(history.read(killed / "history.jsonl"))
+    assert sorted({record.round for record in records if isinstance(record, RoundDone)}) == list(range(1, 13))
+    assert records[-1].status == "completed"
+
+
+def test_interrupt_says_how_to_go_on_and_resume_does(write_experiment, tmp_path: Path) -> None:
+    file = write_experiment(rounds=40, steps=20)
+    runs = tmp_path / "runs"
+    process = subprocess.Popen(
+        [FEDMED, "simulate", str(file), "--runs", str(runs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not any(
+            isinstance(r, RoundDone) for f in runs.glob("*/history.jsonl") for r in history.read(f)
+        ):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, output
+    assert "fedmed resume" in output
+    run = _only_run(runs)
+    last = list(history.read(run / "history.jsonl"))[-1]
+    assert isinstance(last, RunEnded)
+    assert last.status == "interrupted"
+
+
+def test_a_finished_run_is_not_run_again(write_experiment, tmp_path: Path) -> None:
+    _fedmed("simulate", write_experiment(rounds=1), "--runs", tmp_path / "runs")
+    run = _only_run(tmp_path / "runs")
+    before = (run / "history.jsonl").read_bytes()
+    assert "completed" in _fedmed("resume", run).stdout
+    assert (run / "history.jsonl").read_bytes() == before
+
+
+def test_resume_refuses_what_is_not_a_run(tmp_path: Path) -> None:
+    done = _fedmed("resume", tmp_path, check=False)
+    assert done.returncode == 2
+    assert "not a run's folder" in done.stderr
+
+
+def test_baselines_are_tested_on_the_same_patients(write_experiment, tmp_path: Path) -> None:
+    done = _fedmed("simulate", write_experiment(rounds=1), "--runs", tmp_path / "runs", "--baseline", "pooled", "--baseline", "local")
+    assert "pooled" in done.stdout
+    ended = {
+        folder.name.partition(".")[2]: list(history.read(folder / "history.jsonl"))[-1]
+        for folder in (tmp_path / "runs").iterdir()
+        if (folder / "history.jsonl").exists()
+    }
+    assert set(ended) == {"", "pooled", "local.site-0", "local.site-1", "local.site-2"}
+    tested = {result.site: result.patients for result in ended[""].test["best"]}
+    assert tested == {result.site: result.patients for result in ended["pooled"].test["best"]}
+    for site, patients in tested.items():
+        (alone,) = ended[f"local.{site}"].test["best"]
+        assert (alone.site, alone.patients) == (site, patients)
+
+
+def test_a_site_that_refuses_is_named_and_the_run_is_degraded_or_fails(write_experiment, tmp_path: Path) -> None:
+    file = write_experiment(rounds=1, extra="[federation]\nquorum = 0.5")
+    text = file.read_text()
+    last = text.rindex("least_patients = 1")
+    file.write_text(text[:last] + "maximum_steps = 1, " + text[last:])
+    done = _fedmed("simulate", file, "--runs", tmp_path / "runs", check=False)
+    assert done.returncode != 0
+    assert "site-2" in done.stderr
+    assert "maximum_steps" in done.stderr

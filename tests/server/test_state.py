@@ -1,0 +1,83 @@
+"""Checkpoints: what is read is what was written, and a killed writer leaves a whole file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmed_common.errors import CheckpointError
+from fedmed_server.state import CHECKPOINT, RunState, load_state, save_state
+
+PARAMETERS = {"b.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.array([0.1, -0.0], np.float32)}
+
+
+def test_no_checkpoint_is_no_state(tmp_path: Path) -> None:
+    assert load_state(tmp_path) is None
+
+
+@pytest.mark.parametrize("best_round", [0, 2, 4])
+def test_a_state_comes_back_as_it_was(tmp_path: Path, best_round: int) -> None:
+    best = {name: array + 1 for name, array in PARAMETERS.items()} if best_round == 2 else PARAMETERS
+    state = RunState(
+        round=4,
+        parameters=PARAMETERS,
+        best_round=best_round,
+        best_value=0.5 if best_round else float("nan"),
+        best_parameters=best if best_round else None,
+        missed=("alpha missed the training of round 3 (late: deadline)",),
+        record="{}",
+    )
+    save_state(tmp_path, state)
+    loaded = load_state(tmp_path)
+    assert loaded is not None
+    assert (loaded.round, loaded.best_round, loaded.missed, loaded.record) == (4, best_round, state.missed, "{}")
+    assert list(loaded.parameters) == list(PARAMETERS)
+    for name, array in PARAMETERS.items():
+        assert loaded.parameters[name].tobytes() == array.tobytes()
+    if best_round:
+        assert loaded.best_parameters is not None
+        assert loaded.best_parameters["a.bias"].tobytes() == best["a.bias"].tobytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(content)
+    with pytest.raises(CheckpointError, match=CHECKPOINT):
+        load_state(tmp_path)
+
+
+WRITER = """
+import sys, numpy as np
+from pathlib import Path
+from fedmed_server.state import RunState, save_state
+parameters = {"w": np.zeros(500_000, np.float32)}
+for number in range(1, 10_000):
+    parameters["w"][:] = number
+    save_state(Path(sys.argv[1]), RunState(round=number, parameters=parameters))
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        try:
+            reported = int(process.stdout.readline())
+            time.sleep(rng.uniform(0, 0.05))
+        finally:
+            process.kill()
+            rest = process.communicate()[0].split()
+        reported = int(rest[-1]) if rest else reported
+        state = load_state(tmp_path)
+        assert state is not None
+        assert state.round >= reported
+        assert np.all(state.parameters["w"] == state.round)
+    save_state(tmp_path, RunState(round=1, parameters=PARAMETERS))
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
