@@ -29,17 +29,19 @@ def read_headers(paths: Sequence[Path], workers: int) -> Iterator[tuple[Path, He
         yield from ((path, read_header(path)) for path in paths)
         return
     lists = [paths[start : start + _FILES_PER_LIST] for start in range(0, len(paths), _FILES_PER_LIST)]
-    local = _Workers()
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: set[Future[list[tuple[Path, Header | Refused]]]] = {
-            pool.submit(local.read, paths) for paths in lists
-        }
-        try:
-            for done in as_completed(waiting):
-                yield from done.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            local.stop()
+    processes = _Workers()
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            reading: set[Future[list[tuple[Path, Header | Refused]]]]
+            reading = {pool.submit(processes.read, some) for some in lists}
+            try:
+                for done in as_completed(reading):
+                    yield from done.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                processes.interrupt()
+    finally:
+        processes.close()
 
 
 class _Workers:
@@ -91,8 +93,14 @@ class _Workers:
             self._all.append(child)
         return child
 
-    def stop(self) -> None:
+    def interrupt(self) -> None:
+        """Let every `read` in progress return early."""
         self._stopped = True
+        for child in self._all:
+            child.kill()
+
+    def close(self) -> None:
+        """Leave no process and no pipe behind."""
         for child in self._all:
             child.kill()
             child.communicate()

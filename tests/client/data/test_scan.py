@@ -179,6 +179,18 @@ def test_workers_that_die_lose_only_the_file_in_hand(
     assert {item.code for item in index.skipped} == {"reader-crashed"}
 
 
+def test_a_scan_that_is_given_up_leaves_no_process(volume_folder: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from fedmed_client.data.header_pool import read_headers\n"
+        "results = read_headers([Path(sys.argv[1])] * 1000, workers=2); next(results); results.close()\n"
+        "try: os.waitpid(-1, os.WNOHANG)\n"
+        "except ChildProcessError: print('none left')"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, str(volume_folder / "0.dcm")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("none left\n", "")
+
+
 def test_things_that_are_not_files(volume_folder: Path, tmp_path: Path) -> None:
     os.mkfifo(volume_folder / "pipe")
     (volume_folder / "loop").symlink_to(volume_folder)
