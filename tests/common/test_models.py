@@ -50,9 +50,7 @@ def digest(module: torch.nn.Module) -> str:
     ids=lambda model: "-".join(str(model[key]) for key in ("name", "norm", "residual_units")),
 )
 class TestEveryModel:
-    def test_gives_one_logit_for_each_class_and_voxel(
-        self, model: dict[str, Any], dimensions: int
-    ) -> None:
+    def test_gives_one_logit_for_each_class_and_voxel(self, model: dict[str, Any], dimensions: int) -> None:
         network = build_model(experiment(dimensions, **model))
         logits = network(torch.ones(2, 2, *PATCH[dimensions]))
         assert logits.shape == (2, 3, *PATCH[dimensions])

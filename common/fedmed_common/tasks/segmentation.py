@@ -17,13 +17,15 @@ from fedmed_common.tasks.losses import LOSSES
 from fedmed_common.tasks.sliding_window import sliding_argmax
 from fedmed_common.tasks.surface import diagonal_mm, surface_distances
 
+_VOXELS_AT_ONCE = {"cpu": 2**18, "cuda": 2**21}
+
 
 @dataclass(frozen=True)
 class Segmentation:
     """Loss, inference and scores of an experiment.
 
     ``overlap``: share of a sliding window that its neighbour covers too. ``voxels_at_once``: bounds the windows that the network
-    sees together.
+    sees together; absent, what suits the device: on a CPU, larger batches fall out of its cache and are slower.
 
     Raises:
         ConfigError: ``task.loss`` is not in ``LOSSES``.
@@ -31,7 +33,7 @@ class Segmentation:
 
     experiment: Experiment
     overlap: float = 0.25
-    voxels_at_once: int = 2**20
+    voxels_at_once: int | None = None
 
     def __post_init__(self) -> None:
         find(LOSSES, self.experiment.task.loss, field="task.loss")
@@ -64,7 +66,7 @@ class Segmentation:
                 classes=1 + len(self.experiment.task.classes),
                 device=device,
                 overlap=self.overlap,
-                voxels_at_once=self.voxels_at_once,
+                voxels_at_once=self.voxels_at_once or _VOXELS_AT_ONCE[torch.device(device).type],
             )
         finally:
             model.train(training)
