@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +146,16 @@ def _fill(site: Site, experiment: Experiment, building: Path, index_file: Path, 
         classes=len(classes),
         slices_together=experiment.task.dimensions == 2,
     )
-    results = in_order(prepare_case, found.cases, arrays, title=f"preparing {site.name}", progress=progress)
-    prepared, points, skipped = [], [np.empty((0, 3), np.int32)], list(found.skipped)
-    for result in results:
-        if isinstance(result, Skipped):
-            skipped.append(result)
-        else:
-            prepared.append(result[0])
-            points.append(result[1])
+    results = in_order(
+        partial(prepare_case, arrays=arrays),
+        found.cases,
+        _crashed,
+        title=f"preparing {site.name}",
+        progress=progress,
+    )
+    prepared = [result[0] for result in results if not isinstance(result, Skipped)]
+    points = [result[1] for result in results if not isinstance(result, Skipped)]
+    skipped = [*found.skipped, *(result for result in results if isinstance(result, Skipped))]
     if not prepared:
         raise _nothing_usable(site, skipped)
     manifest = Manifest(
@@ -162,6 +165,7 @@ def _fill(site: Site, experiment: Experiment, building: Path, index_file: Path, 
         cases=tuple(prepared),
         skipped=tuple(Left(path=str(item.path), code=item.code, reason=item.reason) for item in skipped),
     )
+    _drop_arrays_of_the_dead(building, prepared)
     _save(building / "points.npy", np.concatenate(points))
     _write(building / "manifest.json", manifest.model_dump_json(indent=1).encode())
 
@@ -214,6 +218,19 @@ def class_points(label: Label, classes: int) -> list[NDArray[np.int32]]:
             mine = mine[np.sort(draw)]
         points.append(np.stack(np.unravel_index(mine, label.shape), axis=1).astype(np.int32))
     return points
+
+
+def _crashed(case: RawCase) -> Skipped:
+    reason = "reading or preparing it ended the process: a decoder's fault, or too little memory"
+    return Skipped(path=case.path, code=DataError.code, reason=reason)
+
+
+def _drop_arrays_of_the_dead(building: Path, kept: Sequence[Entry]) -> None:
+    """What workers wrote whose answer was lost with a worker that died."""
+    ids = {entry.id for entry in kept}
+    for path in building.glob("*.npy"):
+        if path.name.split(".")[0] not in ids:
+            path.unlink()
 
 
 def _nothing_usable(site: Site, skipped: Sequence[Skipped]) -> DataError:

@@ -1,18 +1,18 @@
-"""The same function over many items: here at first, on all cores once that is worth starting them."""
+"""The same function over many items: here at first, on all cores once that is worth starting processes for."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Setting = TypeVar("Setting")
 Result = TypeVar("Result")
 
 WORTHWHILE_SECONDS = 10.0
@@ -20,60 +20,80 @@ WORTHWHILE_SECONDS = 10.0
 
 
 def in_order(
-    work: Callable[[Item, Setting], Result],
+    work: Callable[[Item], Result],
     items: Sequence[Item],
-    setting: Setting,
+    crashed: Callable[[Item], Result],
     *,
     title: str,
     progress: bool,
     worthwhile_seconds: float = WORTHWHILE_SECONDS,
 ) -> list[Result]:
-    """``work(item, setting)`` for every item, results in the order of the items; an exception from any of them is raised.
+    """``work(item)`` for every item, results in the order of the items; an exception from any of them is raised.
 
-    Workers are fresh processes, so ``work`` is a module's function and items can be sent. Where workers cannot run or
-    die, the rest is done here.
+    Workers are fresh processes, so ``work`` and the items must be such as can be sent. ``crashed`` gives the result of
+    an item that no worker survives (a decoder's fault, memory gone). Where no worker can start, all is done here.
     """
-    results: list[Result] = []
-    bar = _bar if progress else _no_bar
-    for result in bar(_results(work, items, setting, worthwhile_seconds), len(items), title):
-        results.append(result)
-    return results
+    results = _results(work, items, crashed, worthwhile_seconds)
+    return list(_bar(results, len(items), title) if progress else results)
 
 
 def _results(
-    work: Callable[[Item, Setting], Result],
+    work: Callable[[Item], Result],
     items: Sequence[Item],
-    setting: Setting,
+    crashed: Callable[[Item], Result],
     worthwhile_seconds: float,
 ) -> Iterator[Result]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     alone = cores == 1 or multiprocessing.current_process().daemon
     start, done = time.monotonic(), 0
     while done < len(items):
-        yield work(items[done], setting)
-        done += 1
-        left = (time.monotonic() - start) / done * (len(items) - done)
-        if alone or left <= worthwhile_seconds:
+        left = (time.monotonic() - start) / done * (len(items) - done) if done else 0.0
+        if alone or not done or left <= worthwhile_seconds:
+            yield work(items[done])
+            done += 1
             continue
-        context = multiprocessing.get_context("spawn")
-        try:
-            with ProcessPoolExecutor(min(cores, len(items) - done), mp_context=context) as pool:
-                for result in pool.map(partial(_apply, work, setting), items[done:]):
-                    yield result
-                    done += 1
-        except BrokenProcessPool:
-            alone = True
+        for result in _in_workers(work, items[done:], cores):
+            yield result
+            done += 1
+        if done == len(items):
+            return
+        alone = not list(_in_workers(_nothing, [None], 1))
+        if not alone:
+            yield from list(_in_workers(work, [items[done]], 1)) or [crashed(items[done])]
+            done += 1
 
 
-def _apply(work: Callable[[Item, Setting], Result], setting: Setting, item: Item) -> Result:
-    return work(item, setting)
+def _in_workers(work: Callable[[Item], Result], items: Sequence[Item], cores: int) -> Iterator[Result]:
+    """Results in order, up to the first that is lost because a worker died."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(cores, len(items)), mp_context=context, initializer=_prepare_worker)
+    try:
+        yield from pool.map(work, items)
+    except BrokenProcessPool:
+        return
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _no_bar(results: Iterable[Result], total: int, title: str) -> Iterable[Result]:
-    return results
+def _prepare_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _nothing(_: None) -> bool:
+    return True
 
 
 def _bar(results: Iterable[Result], total: int, title: str) -> Iterable[Result]:
+    from rich.console import Console
     from rich.progress import track
 
-    return track(results, total=total, description=title)
+    return track(results, total=total, description=title, console=Console(stderr=True))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -165,19 +167,66 @@ def test_a_kill_leaves_no_half_cache(
     )
 
 
-def _square(number: int, offset: int) -> int:
+WORK = """
+import multiprocessing, os, signal
+from fedmed_common.errors import DataError
+def square(number):
     if number == 7:
         raise DataError("seven")
-    return number * number + offset
+    if number == 9 and multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+def where(_):
+    return os.getpid()
+"""
 
 
-def test_workers_give_the_same_results_in_order() -> None:
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Functions in a module that a fresh process can import."""
+    (tmp_path / "work_for_workers.py").write_text(WORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "work_for_workers", raising=False)
+    return importlib.import_module("work_for_workers")
+
+
+def _in_workers(work: Callable[[int], int], items: list[int]) -> list[int]:
+    return in_order(work, items, lambda item: -item, title="", progress=False, worthwhile_seconds=-1.0)
+
+
+def test_workers_give_the_same_results_in_order(work: ModuleType) -> None:
     items = [3, 1, 2, 5, 4]
-    here = in_order(_square, items, 10, title="", progress=False)
-    there = in_order(_square, items, 10, title="", progress=True, worthwhile_seconds=-1.0)
-    assert here == there == [19, 11, 14, 35, 26]
+    assert _in_workers(work.square, items) == in_order(work.square, items, abs, title="", progress=True)
+    places = _in_workers(work.where, items)
+    assert places[0] == os.getpid() not in places[1:]
     with pytest.raises(DataError, match="seven"):
-        in_order(_square, [1, 7, 2], 0, title="", progress=False, worthwhile_seconds=-1.0)
+        _in_workers(work.square, [1, 7, 2])
+
+
+def test_an_item_that_no_worker_survives_costs_only_itself(work: ModuleType) -> None:
+    assert _in_workers(work.square, [1, 2, 9, 3, 4]) == [1, 4, -9, 9, 16]
+
+
+UNGUARDED = """
+from fedmed_client.data.workers import in_order
+print(in_order(str, [1, 2, 3], repr, title="", progress=False, worthwhile_seconds=-1.0))
+"""
+
+
+def test_where_no_worker_can_start_all_is_done_here(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(UNGUARDED)
+    done = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True)
+    assert done.stdout == "['1', '2', '3']\n"
+
+
+def test_a_site_prepared_by_workers_is_the_same_site(
+    tmp_path: Path, site: Site, make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = open_cohort(site, make_experiment(), tmp_path / "here")
+    monkeypatch.setattr(in_order, "__kwdefaults__", {"worthwhile_seconds": -1.0})
+    there = open_cohort(site, make_experiment(), tmp_path / "there")
+    assert here.manifest_hash == there.manifest_hash
 
 
 def test_points_show_their_class_and_are_bounded() -> None:
