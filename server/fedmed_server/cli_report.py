@@ -21,7 +21,9 @@ def track_command(
     run: Run,
     uri: Annotated[
         str | None,
-        typer.Option(help="Where MLflow keeps runs. Absent: as the experiment says, else mlflow.db beside the run."),
+        typer.Option(
+            help="Where MLflow keeps runs. Absent: as the experiment says, else mlflow.db beside the run."
+        ),
     ] = None,
 ) -> None:
     """Bring MLflow up to date with a run."""

@@ -43,7 +43,7 @@ class Cursor(BaseModel):
 
 
 class Store(Protocol):
-    """Where a run is sent. Both methods return the cursor with the run ids that they found or made; any exception is an outage."""
+    """Where a run is sent. Each method returns the cursor, with the run ids that it found or made; any exception is an outage."""
 
     address: str
 
@@ -73,7 +73,8 @@ class Follower:
         if size == self._size:
             return 0
         sent = 0
-        with self._connected() as cursor:
+        with self._connected() as start:
+            cursor = start
             while True:
                 records, offset = history.read_from(file, cursor.offset, _RECORDS_PER_BATCH)
                 if not records:
@@ -88,7 +89,8 @@ class Follower:
         """Send the files that changed since they were last sent; nothing where the run has no record yet."""
         if not (self.run / HISTORY).exists():
             return
-        with self._connected() as cursor:
+        with self._connected() as start:
+            cursor = start
             for name, content in self._files().items():
                 if cursor.artifacts.get(name) != digest(content):
                     cursor = self.store.upload(name, content, cursor)

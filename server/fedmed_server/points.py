@@ -42,7 +42,9 @@ def of_round(record: RoundDone) -> Points:
         federation |= _of_all(phase, results)
         for result in results:
             sites.setdefault(result.site, {}).update(_of_site(phase, result))
-    return Points(step=record.round, federation=_clean(federation), sites={s: _clean(v) for s, v in sites.items()})
+    return Points(
+        step=record.round, federation=_clean(federation), sites={s: _clean(v) for s, v in sites.items()}
+    )
 
 
 def of_test(record: RunEnded, last_round: int) -> list[Points]:

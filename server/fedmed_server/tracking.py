@@ -166,7 +166,9 @@ class _MlflowStore:
         with tempfile.TemporaryDirectory(prefix="fedmed-") as folder:
             file = Path(folder) / path.name
             file.write_bytes(content)
-            self._client.log_artifact(cursor.parent, str(file), str(path.parent) if path.parent.name else None)
+            self._client.log_artifact(
+                cursor.parent, str(file), str(path.parent) if path.parent.name else None
+            )
         return cursor
 
     def _find_or_make_group(self) -> str:
@@ -177,7 +179,9 @@ class _MlflowStore:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self._client.create_experiment(name, artifact_location=_artifact_folder(self.address)))
+                return str(
+                    self._client.create_experiment(name, artifact_location=_artifact_folder(self.address))
+                )
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -232,7 +236,9 @@ class _MlflowStore:
         found: list[Any] = []
         token = None
         while True:
-            page = self._client.search_runs([self._group], wanted, page_token=token, order_by=["start_time ASC"])
+            page = self._client.search_runs(
+                [self._group], wanted, page_token=token, order_by=["start_time ASC"]
+            )
             found.extend(page)
             token = page.token
             if not token:
@@ -267,7 +273,9 @@ class _MlflowStore:
     def _log_tags(self, run_id: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self._client.log_batch(run_id, tags=[RunTag(name, value[:_LONGEST_TAG]) for name, value in tags.items()])
+        self._client.log_batch(
+            run_id, tags=[RunTag(name, value[:_LONGEST_TAG]) for name, value in tags.items()]
+        )
 
     def _set_state(self, cursor: Cursor, turn: RunStarted | RunEnded) -> None:
         for run_id in (cursor.parent, *cursor.children.values()):
@@ -284,10 +292,15 @@ class _MlflowStore:
         if isinstance(record, RunStarted):
             step = record.resumed_from_round
             for facts in record.sites:
-                yield facts.name, [(name, value, when, step) for name, value in points.of_facts(facts).items()]
+                yield (
+                    facts.name,
+                    [(name, value, when, step) for name, value in points.of_facts(facts).items()],
+                )
             return
         last_round = self.experiment.rounds
-        for part in [points.of_round(record)] if isinstance(record, RoundDone) else points.of_test(record, last_round):
+        for part in (
+            [points.of_round(record)] if isinstance(record, RoundDone) else points.of_test(record, last_round)
+        ):
             for site, values in {"": part.federation, **part.sites}.items():
                 yield site, [(name, value, when, part.step) for name, value in values.items()]
 

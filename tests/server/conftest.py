@@ -46,9 +46,15 @@ class MadeRun:
 
     def start(self, resumed_from_round: int = 0) -> None:
         """A 'started' line."""
-        environment = {"fedmed": "0.1.0", "torch": "2.9.0", "python": "3.11.9", "system": "Linux x86_64", "gpu": "none"}
+        environment = {
+            "fedmed": "0.1.0",
+            "torch": "2.9.0",
+            "python": "3.11.9",
+            "system": "Linux x86_64",
+            "gpu": "none",
+        }
         record = RunStarted(
-            time=self._when(resumed_from_round),
+            time=self.time(resumed_from_round),
             run_id=self.folder.name,
             resumed_from_round=resumed_from_round,
             sites=self.facts,
@@ -62,7 +68,7 @@ class MadeRun:
         """One round's line."""
         evaluation = tuple(self._scores(i, number, "validation") for i in range(len(self.facts)))
         record = RoundDone(
-            time=self._when(number),
+            time=self.time(number),
             round=number,
             attempt=0,
             train=tuple(self._training(i, number) for i in range(len(self.facts))),
@@ -76,10 +82,17 @@ class MadeRun:
     def end(self, status: str | None = None) -> None:
         """The last line, with the test."""
         rounds = self.plan.rounds
-        test = {model: tuple(self._scores(i, rounds, "test") for i in range(len(self.facts))) for model in ("best", "last")}
-        missed = [f"{self.plan.sites[-1]} missed the training of round {n} (late: deadline)" for n in self.plan.late]
+        test = {
+            model: tuple(self._scores(i, rounds, "test") for i in range(len(self.facts)))
+            for model in ("best", "last")
+        }
+        missed = [
+            f"{self.plan.sites[-1]} missed the training of round {n} (late: deadline)" for n in self.plan.late
+        ]
         status = status or self.plan.status or ("degraded: " + "; ".join(missed) if missed else "completed")
-        append(self.history, RunEnded(time=self._when(rounds + 1), status=status, best_round=rounds, test=test))
+        append(
+            self.history, RunEnded(time=self.time(rounds + 1), status=status, best_round=rounds, test=test)
+        )
 
     def all(self) -> Path:
         """The whole run; its folder."""
@@ -89,7 +102,8 @@ class MadeRun:
         self.end()
         return self.folder
 
-    def _when(self, number: int) -> str:
+    def time(self, number: int) -> str:
+        """When a round was done."""
         return (START + timedelta(seconds=9 * number)).isoformat(timespec="milliseconds")
 
     def _random(self, *key: int) -> np.random.Generator:
@@ -110,7 +124,13 @@ class MadeRun:
     def _training(self, index: int, number: int) -> SiteResult:
         site = self.facts[index]
         if index == len(self.facts) - 1 and number in self.plan.late:
-            return SiteResult(site=site.name, outcome="late", code="deadline", incident=f"{number:04x}a7", bytes_down=4_817_900)
+            return SiteResult(
+                site=site.name,
+                outcome="late",
+                code="deadline",
+                incident=f"{number:04x}a7",
+                bytes_down=4_817_900,
+            )
         noise = self._random(2, index, number).normal(0, 0.02)
         loss = 0.35 + 0.06 * index + 1.3 * np.exp(-number / 3.5) + noise
         return SiteResult(
@@ -132,14 +152,23 @@ class MadeRun:
             if klass not in site.presence:
                 continue
             top = 0.93 - 0.035 * position - (0.25 if share < 0.2 else 0)
-            dice = top * (1 - np.exp(-number / (2.2 + 0.5 * position))) - 0.02 * index + random.normal(0, 0.012)
+            dice = (
+                top * (1 - np.exp(-number / (2.2 + 0.5 * position))) - 0.02 * index + random.normal(0, 0.012)
+            )
             if present:
                 metrics[f"dice/{klass}"] = (present * float(np.clip(dice, 0, 1)), float(present))
             absent = site.patients[split] - present
             if absent:
                 metrics[f"false_positive/{klass}"] = (float(random.binomial(absent, 0.08)), float(absent))
         seconds = {"evaluate": 1.4 + 0.3 * index, "total": 1.9 + 0.3 * index}
-        return SiteResult(site=site.name, patients=site.patients[split], metrics=metrics, seconds=seconds, bytes_down=4_817_900, bytes_up=1210)
+        return SiteResult(
+            site=site.name,
+            patients=site.patients[split],
+            metrics=metrics,
+            seconds=seconds,
+            bytes_down=4_817_900,
+            bytes_up=1210,
+        )
 
 
 def _experiment(plan: Plan, folder: Path) -> str:
@@ -160,7 +189,7 @@ spacing_mm = [2.0, 2.0, 3.0]
 steps = 20  # per round
 
 [simulation]
-federation = "{folder.parent / 'hospitals'}"
+federation = "{folder.parent / "hospitals"}"
 """
 
 

@@ -43,7 +43,7 @@ def artifacts(run: Path, *, shareable: bool) -> dict[str, bytes]:
     figures = [figure for figure in load_figures(run) if not (shareable and figure.of_patients)]
     experiment = shareable_experiment(history) if shareable else history.experiment_text
     files = {
-        "experiment.toml": experiment.encode(),
+        "experiment.json" if experiment.startswith("{") else "experiment.toml": experiment.encode(),
         REPORT: render(history, figures, shareable=shareable).encode(),
     }
     files |= {f"figures/{name}.svg": drawing.encode() for name, drawing in chart_files(history).items()}

@@ -73,7 +73,7 @@ def line_chart(
         return None
     values = [value for _, _, curve in curves for value in curve.values()]
     y_labels = ticks(*(y_range or (min(values), max(values))), 4)
-    low, high = y_range or (min(y_labels[0], min(values)), max(y_labels[-1], max(values)))
+    low, high = y_range or (y_labels[0], y_labels[-1])
     frame = _Frame(size, (rounds[0], rounds[-1]), (low, high))
     return Chart(
         width=size[0],
@@ -109,7 +109,16 @@ def stack_chart(
             seconds = parts.get(phase, 0.0)
             y = frame.y(base + seconds)
             label = f"round {number}, {phase}: {seconds:.2f} s"
-            bars.append(Bar(x=frame.x(number) - thickness / 2, y=y, width=thickness, height=frame.y(base) - y, style=f"p{index % COLOURS}", label=label))
+            bars.append(
+                Bar(
+                    x=frame.x(number) - thickness / 2,
+                    y=y,
+                    width=thickness,
+                    height=frame.y(base) - y,
+                    style=f"p{index % COLOURS}",
+                    label=label,
+                )
+            )
             base += seconds
     return Chart(
         width=size[0],
@@ -165,7 +174,10 @@ def _line(label: str, style: str, curve: Curve, frame: _Frame) -> Line:
 
 def _whole_ticks(low: int, high: int) -> list[int]:
     step = next(
-        factor * 10**power for power in range(10) for factor in (1, 2, 5) if factor * 10**power * 6 >= high - low
+        factor * 10**power
+        for power in range(10)
+        for factor in (1, 2, 5)
+        if factor * 10**power * 6 >= high - low
     )
     return [number for number in range(low, high + 1) if number % step == 0] or [low]
 

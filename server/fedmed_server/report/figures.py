@@ -30,7 +30,14 @@ def save_figures(run: Path, figures: Sequence[Figure]) -> None:
     for number, figure in enumerate(figures, start=1):
         name = f"{number:03d}.png"
         write_atomically(folder / name, figure.png)
-        entries.append({"file": name, "title": figure.title, "caption": figure.caption, "of_patients": figure.of_patients})
+        entries.append(
+            {
+                "file": name,
+                "title": figure.title,
+                "caption": figure.caption,
+                "of_patients": figure.of_patients,
+            }
+        )
     write_atomically(folder / _LIST, json.dumps(entries, indent=1).encode())
 
 

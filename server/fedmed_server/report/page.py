@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib.resources import files
-from typing import Any
+from typing import Literal
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from fedmed_common.metrics import class_mean
-from fedmed_server.history import RoundDone, SiteFacts, SiteResult
-from fedmed_server.report import tables
+from fedmed_common.metrics import Metrics, class_mean
+from fedmed_server.report import effort, tables
 from fedmed_server.report.charts import COLOURS, Chart, Curve, line_chart, site_style, stack_chart
 from fedmed_server.report.figures import Figure
 from fedmed_server.report.source import RunHistory, merged, shareable_experiment
@@ -24,6 +24,33 @@ _MOST_PANELS, _MOST_INCIDENTS, _MOST_LEGEND = 48, 100, COLOURS
 _WIDE, _PANEL = (540.0, 250.0), (250.0, 150.0)
 _ASSETS = files("fedmed_server.report")
 
+Measured = tuple[int, Metrics, dict[str, Metrics]]
+"""A round with the metrics of all sites together and of each."""
+
+FACTS_TOLD: dict[tuple[str, ...], str] = {
+    ("patients",): "how many are for training, validation and test",
+    (
+        "presence",
+    ): "for each class that the site annotates, how many training patients show it; a small count is only said to be small",
+    ("version",): "of the site's software",
+}
+REPLY_TOLD: dict[tuple[str, ...], str] = {
+    ("site",): "the site's name",
+    ("run", "round", "attempt"): "which order is answered",
+    ("delta",): "after training only: the change of each of the model's parameters",
+    (
+        "metrics",
+    ): "sums and the number of patients or steps behind them; none over fewer patients than the site's policy asks",
+    ("seconds",): "how long each phase took",
+    (
+        "code",
+        "rule",
+        "incident",
+    ): "after a fault only: a fixed code, the policy's rule that refused, and a random number for the site's own log",
+    ("facts",): "once, when the run begins: the list on the left",
+}
+"""Fields of the wire's Facts and Reply, in words."""
+
 
 def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> str:
     """The page. ``shareable``: without the folders of this machine that the command and the experiment file name."""
@@ -31,42 +58,53 @@ def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> st
     rows = tables.class_rows(run, measured)
     names = [row.name for row in rows]
     start = run.starts[-1] if run.starts else None
-    rounds, participation = tables.participation(run)
-    return _environment().get_template("page.html").render(
-        run=run,
-        state=_state(run),
-        start=start,
-        measured=measured,
-        headline=tables.headline(rows),
-        last_dice=_last_dice(run, rows),
-        rows=rows,
-        enough=tables.ENOUGH_PATIENTS,
-        most_presence=max((row.presence.patients for row in rows), default=0),
-        dice_matrix=tables.dice_matrix(run, measured, names) if measured else None,
-        presence_matrix=tables.presence_matrix(run, names) if run.facts else None,
-        charts=_wide_charts(run),
-        panels=_panels(run, names[:_MOST_PANELS]),
-        panels_left=max(0, len(names) - _MOST_PANELS),
-        best=tables.best_round(run),
-        last=tables.last_round(run),
-        seconds=tables.phase_seconds(run),
-        costs=tables.costs(run),
-        most_sites=tables.MOST_SITES,
-        legend=[(name, site_style(i)) for i, name in enumerate(_site_names(run)[:_MOST_LEGEND])],
-        legend_left=max(0, len(_site_names(run)) - _MOST_LEGEND),
-        phases=_phases(run),
-        rounds=rounds,
-        participation=participation,
-        incidents=tables.incidents(run),
-        most_incidents=_MOST_INCIDENTS,
-        missing=tables.missing_rounds(run),
-        received=sorted({name for done in run.rounds for r in (*done.train, *done.evaluation) for name in r.metrics}),
-        reply_fields=_described(SiteResult),
-        fact_fields=_described(SiteFacts),
-        command=_without_folders(start.command) if start and shareable else start.command if start else "",
-        experiment_text=shareable_experiment(run) if shareable else run.experiment_text,
-        figures=[(figure, base64.b64encode(figure.png).decode()) for figure in figures],
+    rounds, participation = effort.participation(run)
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            run=run,
+            state=_state(run, shareable),
+            start=start,
+            measured=measured,
+            headline=tables.headline(rows),
+            last_dice=_last_dice(run, rows),
+            rows=rows,
+            enough=tables.ENOUGH_PATIENTS,
+            most_presence=max((row.presence.patients for row in rows), default=0),
+            dice_matrix=tables.dice_matrix(run, measured, names) if measured else None,
+            presence_matrix=tables.presence_matrix(run, names) if run.facts else None,
+            charts=_wide_charts(run),
+            panels=_panels(run, names[:_MOST_PANELS]),
+            panels_left=max(0, len(names) - _MOST_PANELS),
+            best=tables.best_round(run),
+            last=tables.last_round(run),
+            seconds=effort.phase_seconds(run),
+            costs=effort.costs(run),
+            most_sites=tables.MOST_SITES,
+            legend=[(name, site_style(i)) for i, name in enumerate(_site_names(run)[:_MOST_LEGEND])],
+            legend_left=max(0, len(_site_names(run)) - _MOST_LEGEND),
+            phases=_phases(run),
+            rounds=rounds,
+            participation=participation,
+            incidents=effort.incidents(run),
+            most_incidents=_MOST_INCIDENTS,
+            missing=effort.missing_rounds(run),
+            received=sorted(
+                {name for done in run.rounds for r in (*done.train, *done.evaluation) for name in r.metrics}
+            ),
+            reply_told=REPLY_TOLD,
+            facts_told=FACTS_TOLD,
+            command=_without_folders(start.command)
+            if start and shareable
+            else start.command
+            if start
+            else "",
+            experiment_text=shareable_experiment(run) if shareable else run.experiment_text,
+            figures=[(figure, base64.b64encode(figure.png).decode()) for figure in figures],
+        )
     )
+    return page.lstrip()
 
 
 def chart_files(run: RunHistory) -> dict[str, str]:
@@ -74,7 +112,10 @@ def chart_files(run: RunHistory) -> dict[str, str]:
     macro = _environment().get_template("charts.html").module
     style = Markup((_ASSETS / "charts.css").read_text(encoding="utf-8"))  # noqa: S704
     charts = {name: chart for name, chart in _wide_charts(run).items() if chart is not None}
-    charts |= {f"validation_dice_{name}": chart for name, _, _, chart in _panels(run, run.experiment.task.classes[:_MOST_PANELS])}
+    charts |= {
+        f"validation_dice_{name}": chart
+        for name, _, _, chart in _panels(run, run.experiment.task.classes[:_MOST_PANELS])
+    }
     return {name: str(macro.chart(chart, style)) for name, chart in charts.items()}  # type: ignore[attr-defined]
 
 
@@ -91,17 +132,31 @@ def _environment() -> Environment:
     return environment
 
 
-def _state(run: RunHistory) -> dict[str, str]:
+def _state(run: RunHistory, shareable: bool) -> dict[str, str]:
     if run.ended is None:
-        return {"tone": "open", "sign": "…", "word": "not ended", "text": "The history has no last line yet: the run goes on, or it was killed and can be resumed."}
+        return {
+            "tone": "open",
+            "sign": "…",
+            "word": "not ended",
+            "text": "The history has no last line yet: the run goes on, or it was killed and can be resumed.",
+        }
     word, _, detail = run.ended.status.partition(":")
     tone, sign, text = {
         "completed": ("good", "✓", "Every site answered every round."),
-        "degraded": ("warn", "▲", "The run reached its end, but not every site answered everything that was asked of it."),
+        "degraded": (
+            "warn",
+            "▲",
+            "The run reached its end, but not every site answered everything that was asked of it.",
+        ),
         "interrupted": ("warn", "‖", "The run was stopped on request and can be resumed."),
         "failed": ("bad", "✕", "The run could not go on; it can be resumed once the cause is mended."),
     }.get(word, ("open", "?", ""))
-    return {"tone": tone, "sign": sign, "word": word, "text": text if word != "failed" else f"{text} {detail.strip()}"}
+    return {
+        "tone": tone,
+        "sign": sign,
+        "word": word,
+        "text": text if word != "failed" or shareable else f"{text} {detail.strip()}",
+    }
 
 
 def _last_dice(run: RunHistory, rows: Sequence[tables.ClassRow]) -> float:
@@ -117,11 +172,17 @@ def _site_names(run: RunHistory) -> list[str]:
 
 def _wide_charts(run: RunHistory) -> dict[str, Chart | None]:
     best = tables.best_round(run)
-    dice = _curves(run, lambda results: class_mean(merged(results), "dice"), training=False)
-    loss = _curves(run, lambda results: _value(results, "loss"), training=True)
+    dice = _curves(run, _measured(run, "evaluation"), lambda metrics: class_mean(metrics, "dice"))
+    loss = _curves(run, _measured(run, "train"), lambda metrics: _value(metrics, "loss"))
     stacks = {done.round: {k: v for k, v in done.seconds.items() if k != "total"} for done in run.rounds}
     return {
-        "validation_dice": line_chart(dice, title="Mean validation Dice over the classes, by round", size=_WIDE, y_range=(0.0, 1.0), mark=best),
+        "validation_dice": line_chart(
+            dice,
+            title="Mean validation Dice over the classes, by round",
+            size=_WIDE,
+            y_range=(0.0, 1.0),
+            mark=best,
+        ),
         "training_loss": line_chart(loss, title="Training loss, by round", size=_WIDE, mark=best),
         "seconds": stack_chart(stacks, _phases(run), title="Seconds by round and phase", size=_WIDE),
     }
@@ -129,56 +190,67 @@ def _wide_charts(run: RunHistory) -> dict[str, Chart | None]:
 
 def _panels(run: RunHistory, classes: Sequence[str]) -> list[tuple[str, float, float, Chart]]:
     """By class: name, last value, patients behind it, chart of validation Dice over all sites and at each."""
+    best, measured = tables.best_round(run), _measured(run, "evaluation")
     panels = []
     for name in classes:
-        curves = _curves(run, lambda results, name=name: _value(results, f"dice/{name}"), training=False)  # type: ignore[misc]
-        chart = line_chart(curves, title=f"Validation Dice of {name}, by round", size=_PANEL, y_range=(0.0, 1.0), mark=tables.best_round(run))
+        key = f"dice/{name}"
+        curves = _curves(run, measured, lambda metrics, key=key: _value(metrics, key))  # type: ignore[misc]
+        title = f"Validation Dice of {name}, by round"
+        chart = line_chart(curves, title=title, size=_PANEL, y_range=(0.0, 1.0), mark=best)
         if chart is not None:
-            shown = [done for done in run.rounds if f"dice/{name}" in merged(done.evaluation)]
-            mean = merged(shown[-1].evaluation)[f"dice/{name}"]
-            panels.append((name, mean.value, mean.weight, chart))
+            last = [everyone[key] for _, everyone, _ in measured if _finite(everyone, key)][-1]
+            panels.append((name, last.value, last.weight, chart))
     return panels
 
 
-def _curves(run: RunHistory, value: Any, *, training: bool) -> list[tuple[str, str, Curve]]:
-    """One curve per site, greys first, and the federation's over all of them."""
-    names = _site_names(run)
-    sites: dict[str, dict[int, float]] = {name: {} for name in names}
-    everyone: dict[int, float] = {}
-    for done in run.rounds:
-        results = done.train if training else done.evaluation
-        _put(everyone, done, value(results))
-        for result in results:
-            _put(sites.setdefault(result.site, {}), done, value((result,)))
-    curves: list[tuple[str, str, Curve]] = [(name, site_style(index), sites[name]) for index, name in enumerate(names)]
-    return [*reversed(curves), ("all sites", "all", everyone)]
+def _measured(run: RunHistory, phase: Literal["train", "evaluation"]) -> list[Measured]:
+    return [
+        (done.round, merged(results), {r.site: r.means() for r in results if r.outcome == "ok"})
+        for done in run.rounds
+        if (results := done.train if phase == "train" else done.evaluation)
+    ]
 
 
-def _put(curve: dict[int, float], done: RoundDone, value: float) -> None:
-    if math.isfinite(value):
-        curve[done.round] = value
+def _curves(
+    run: RunHistory, measured: Sequence[Measured], value: Callable[[Metrics], float]
+) -> list[tuple[str, str, Curve]]:
+    """One curve per site, the last ones in grey first, and the federation's over all of them."""
+    curves: list[tuple[str, str, Curve]] = []
+    for index, name in enumerate(_site_names(run)):
+        curve = {number: value(by_site[name]) for number, _, by_site in measured if name in by_site}
+        curves.append((name, site_style(index), _without_gaps(curve)))
+    everyone = {number: value(metrics) for number, metrics, _ in measured}
+    return [*reversed(curves), ("all sites", "all", _without_gaps(everyone))]
 
 
-def _value(results: Sequence[SiteResult], name: str) -> float:
-    mean = merged(results).get(name)
-    return mean.value if mean is not None else math.nan
+def _without_gaps(curve: Curve) -> Curve:
+    return {number: value for number, value in curve.items() if math.isfinite(value)}
+
+
+def _value(metrics: Metrics, name: str) -> float:
+    return metrics[name].value if name in metrics else math.nan
+
+
+def _finite(metrics: Metrics, name: str) -> bool:
+    return math.isfinite(_value(metrics, name))
 
 
 def _phases(run: RunHistory) -> list[str]:
-    return [phase for phase in tables.phase_seconds(run) if phase != "total"]
-
-
-def _described(model: type[SiteResult] | type[SiteFacts]) -> list[tuple[str, str]]:
-    return [(name, field.description or "") for name, field in model.model_fields.items()]
+    return [phase for phase in effort.phase_seconds(run) if phase != "total"]
 
 
 def _without_folders(command: str) -> str:
-    return re.sub(r"(?<![\w.])(?:~|\.{0,2})/(?:[^\s/'\"]+/)*", "", command)
+    """The command with each path cut down to its last part."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    return shlex.join(re.sub(r"^(-[^=]*=)?.*/", r"\1", word.rstrip("/")) for word in words)
 
 
 def score(value: float | None, digits: int = 3) -> str:
     """A score, or a dash where there is none."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    return "\N{EN DASH}" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def seconds(value: float) -> str:

@@ -42,7 +42,11 @@ def check_run(run: Path) -> None:
     """Raises ConfigError where ``run`` is not the folder of a run that has begun."""
     for name in (EXPERIMENT, HISTORY):
         if not (run / name).is_file():
-            raise ConfigError(f"is not the folder of a run that has begun: it holds no {name}", file=run, fix="name a folder below runs/")
+            raise ConfigError(
+                f"is not the folder of a run that has begun: it holds no {name}",
+                file=run,
+                fix="name a folder below runs/",
+            )
 
 
 def read_experiment(run: Path) -> Experiment:
@@ -55,7 +59,9 @@ def read_experiment(run: Path) -> Experiment:
     try:
         document = tomllib.loads((run / EXPERIMENT).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not valid TOML: {error}", file=run / EXPERIMENT, fix="correct the line named above") from None
+        raise ConfigError(
+            f"not valid TOML: {error}", file=run / EXPERIMENT, fix="correct the line named above"
+        ) from None
     document.pop("simulation", None)
     return experiment_from_order(json.dumps(document))
 
@@ -76,7 +82,9 @@ def read_run(run: Path) -> RunHistory:
             ended = record if isinstance(record, RunEnded) else None
             if isinstance(record, RunStarted):
                 starts.append(record)
-                rounds = {number: done for number, done in rounds.items() if number <= record.resumed_from_round}
+                rounds = {
+                    number: done for number, done in rounds.items() if number <= record.resumed_from_round
+                }
             elif isinstance(record, RoundDone):
                 rounds[record.round] = record
     except ValidationError:
@@ -97,7 +105,10 @@ def merged(results: Sequence[SiteResult]) -> Metrics:
 
 
 def shareable_experiment(run: RunHistory) -> str:
-    """The experiment file without the tables that name folders and addresses of this machine, comments kept where that is safe."""
+    """The experiment file without the tables that name folders and addresses of this machine.
+
+    With its comments; as JSON where the tables cannot be cut out line by line.
+    """
     kept: list[str] = []
     local = False
     for line in run.experiment_text.splitlines():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +84,11 @@ class Cell:
     note: str = ""
     share: float = 0.0
 
+    @property
+    def shade(self) -> float:
+        """How dark: the upper half of the scale, where most scores lie, gets most of the ramp."""
+        return float(min(max(self.share, 0.0), 1.0) ** 1.7)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
@@ -92,31 +97,6 @@ class Matrix:
     corner: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteCost:
-    """Seconds and bytes of one site, or of all. ``seconds``: phase -> sum over the run."""
-
-    name: str
-    patients: Mapping[str, int]
-    seconds: Mapping[str, float]
-    bytes_down: int
-    bytes_up: int
-    answered: int
-    asked: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incident:
-    """A site that did not give a usable answer."""
-
-    round: str
-    phase: str
-    site: str
-    outcome: str
-    code: str
-    incident: str
 
 
 def scores(run: RunHistory) -> Scores | None:
@@ -132,7 +112,13 @@ def scores(run: RunHistory) -> Scores | None:
     best = best_round(run)
     chosen = next((done for done in evaluated if done.round == best), evaluated[-1])
     model = "best" if chosen.round == best else "last"
-    return Scores(split="validation", model=model, round=chosen.round, results=chosen.evaluation, metrics=merged(chosen.evaluation))
+    return Scores(
+        split="validation",
+        model=model,
+        round=chosen.round,
+        results=chosen.evaluation,
+        metrics=merged(chosen.evaluation),
+    )
 
 
 def last_round(run: RunHistory) -> int:
@@ -217,59 +203,6 @@ def presence_matrix(run: RunHistory, classes: Sequence[str]) -> Matrix:
     return _matrix(classes, list(facts), cell)
 
 
-def costs(run: RunHistory) -> tuple[SiteCost, ...]:
-    """Each site's part in the run's time and bytes, by name."""
-    phases = [("train", done.train) for done in run.rounds] + [("validate", done.evaluation) for done in run.rounds]
-    phases += [("test", results) for results in _distinct_tests(run)]
-    by_site: dict[str, list[tuple[str, SiteResult]]] = {site.name: [] for site in run.facts}
-    for phase, results in phases:
-        for result in results:
-            by_site.setdefault(result.site, []).append((phase, result))
-    patients = {site.name: site.patients for site in run.facts}
-    return tuple(_cost(name, patients.get(name, {}), by_site[name]) for name in sorted(by_site))
-
-
-def phase_seconds(run: RunHistory) -> dict[str, float]:
-    """Seconds of the federation by phase over all rounds, without the total."""
-    sums: dict[str, float] = {}
-    for done in run.rounds:
-        for phase, seconds in done.seconds.items():
-            sums[phase] = sums.get(phase, 0.0) + seconds
-    return sums
-
-
-def incidents(run: RunHistory) -> tuple[Incident, ...]:
-    """Everything that was asked of a site and not answered usably, in order."""
-    asked = [(str(done.round), phase, results) for done in run.rounds for phase, results in (("training", done.train), ("validation", done.evaluation))]
-    asked += [("end", "test", results) for results in _distinct_tests(run)]
-    return tuple(
-        Incident(round=number, phase=phase, site=r.site, outcome=r.outcome, code=r.code, incident=r.incident)
-        for number, phase, results in asked
-        for r in results
-        if r.outcome != "ok"
-    )
-
-
-def missing_rounds(run: RunHistory) -> tuple[int, ...]:
-    """Rounds before the last one that left no line."""
-    known = {done.round for done in run.rounds}
-    return tuple(number for number in range(1, last_round(run)) if number not in known)
-
-
-def participation(run: RunHistory, most_rounds: int = 60) -> tuple[tuple[int, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
-    """The last rounds, and by site the worst outcome in each: an outcome of the history, or 'idle' where nothing was asked."""
-    rounds = run.rounds[-most_rounds:]
-    names = sorted({site.name for site in run.facts} | {r.site for done in rounds for r in done.train})
-    rows = []
-    for name in names[:MOST_SITES]:
-        outcomes = []
-        for done in rounds:
-            given = [r.outcome for r in (*done.train, *done.evaluation) if r.site == name]
-            outcomes.append(next((outcome for outcome in given if outcome != "ok"), given[0] if given else "idle"))
-        rows.append((name, tuple(outcomes)))
-    return tuple(done.round for done in rounds), tuple(rows)
-
-
 def _presence(name: str, facts: Sequence[SiteFacts]) -> Presence:
     counts = [site.presence[name] for site in facts if name in site.presence]
     return Presence(
@@ -286,28 +219,3 @@ def _matrix(classes: Sequence[str], sites: Sequence[str], cell: Callable[[str, s
         return Matrix(corner="Class", columns=tuple(sites), rows=rows)
     rows = tuple((site, tuple(cell(klass, site) for klass in classes)) for site in sites)
     return Matrix(corner="Site", columns=tuple(classes), rows=rows)
-
-
-def _cost(name: str, patients: Mapping[str, int], parts: Sequence[tuple[str, SiteResult]]) -> SiteCost:
-    seconds: dict[str, float] = {}
-    for phase, result in parts:
-        spent = result.seconds.get("total", sum(result.seconds.values()))
-        seconds[phase] = seconds.get(phase, 0.0) + spent
-    return SiteCost(
-        name=name,
-        patients=patients,
-        seconds=seconds,
-        bytes_down=sum(result.bytes_down for _, result in parts),
-        bytes_up=sum(result.bytes_up for _, result in parts),
-        answered=sum(result.outcome == "ok" for _, result in parts),
-        asked=len(parts),
-    )
-
-
-def _distinct_tests(run: RunHistory) -> list[tuple[SiteResult, ...]]:
-    """A best model that is the last one is tested once and listed twice."""
-    distinct: list[tuple[SiteResult, ...]] = []
-    for results in run.ended.test.values() if run.ended else ():
-        if results not in distinct:
-            distinct.append(results)
-    return distinct
