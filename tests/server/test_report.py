@@ -233,6 +233,17 @@ def test_many_sites_classes_and_rounds_stay_a_page_of_moderate_size(make_run: Ma
     assert "37 more sites" in page.text
 
 
+def test_sites_stand_in_the_order_that_people_count_in(make_run: MakeRun) -> None:
+    run = make_run(rounds=1, late=(), sites=("site-10", "site-2", "alpha", "1")).all()
+    assert read_run(run).sites == ("1", "alpha", "site-2", "site-10")
+
+
+def test_one_class_and_one_round_are_enough(make_run: MakeRun) -> None:
+    page = page_of(make_run(rounds=1, late=(), shares={"nucleus": 1.0}).all())
+    assert "The experiment has one class, nucleus." in page.text
+    assert "Validation Dice by class" not in page.text
+
+
 def test_figures_stay_in_the_page_when_it_is_drawn_again(make_run: MakeRun) -> None:
     run = make_run(rounds=1).all()
     first = write_report(run, figures=[Figure(title="Patient 1", caption="liver 0.91", png=PNG)]).read_bytes()

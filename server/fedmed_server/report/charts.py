@@ -78,8 +78,8 @@ def line_chart(
     return Chart(
         width=size[0],
         height=size[1],
-        left=frame.x(rounds[0]),
-        right=frame.x(rounds[-1]) if len(rounds) > 1 else size[0] - _MARGIN_RIGHT,
+        left=_MARGIN_LEFT,
+        right=size[0] - _MARGIN_RIGHT,
         bottom=frame.y(low),
         x_ticks=tuple((frame.x(number), str(number)) for number in _whole_ticks(rounds[0], rounds[-1])),
         y_ticks=tuple((frame.y(value), f"{value:g}") for value in y_labels),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmed_server.history import SiteResult
-from fedmed_server.report.source import RunHistory
+from fedmed_server.report.source import RunHistory, in_order
 from fedmed_server.report.tables import MOST_SITES, last_round
 
 
@@ -46,7 +46,7 @@ def costs(run: RunHistory) -> tuple[SiteCost, ...]:
         for result in results:
             by_site.setdefault(result.site, []).append((phase, result))
     patients = {site.name: site.patients for site in run.facts}
-    return tuple(_cost(name, patients.get(name, {}), by_site[name]) for name in sorted(by_site))
+    return tuple(_cost(name, patients.get(name, {}), by_site[name]) for name in sorted(by_site, key=in_order))
 
 
 def phase_seconds(run: RunHistory) -> dict[str, float]:
@@ -85,9 +85,8 @@ def participation(
 ) -> tuple[tuple[int, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
     """The last rounds, and by site the worst outcome in each: an outcome of the history, or 'idle' where nothing was asked."""
     rounds = run.rounds[-most_rounds:]
-    names = sorted({site.name for site in run.facts} | {r.site for done in rounds for r in done.train})
     rows = []
-    for name in names[:MOST_SITES]:
+    for name in run.sites[:MOST_SITES]:
         outcomes = []
         for done in rounds:
             given = [r.outcome for r in (*done.train, *done.evaluation) if r.site == name]

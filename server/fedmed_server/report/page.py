@@ -82,8 +82,8 @@ def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> st
             seconds=effort.phase_seconds(run),
             costs=effort.costs(run),
             most_sites=tables.MOST_SITES,
-            legend=[(name, site_style(i)) for i, name in enumerate(_site_names(run)[:_MOST_LEGEND])],
-            legend_left=max(0, len(_site_names(run)) - _MOST_LEGEND),
+            legend=[(name, site_style(i)) for i, name in enumerate(run.sites[:_MOST_LEGEND])],
+            legend_left=max(0, len(run.sites) - _MOST_LEGEND),
             phases=_phases(run),
             rounds=rounds,
             participation=participation,
@@ -166,10 +166,6 @@ def _last_dice(run: RunHistory, rows: Sequence[tables.ClassRow]) -> float:
     return class_mean({name: mean for name, mean in last.items() if name in counted}, "dice")
 
 
-def _site_names(run: RunHistory) -> list[str]:
-    return sorted({site.name for site in run.facts} | {r.site for done in run.rounds for r in done.train})
-
-
 def _wide_charts(run: RunHistory) -> dict[str, Chart | None]:
     best = tables.best_round(run)
     dice = _curves(run, _measured(run, "evaluation"), lambda metrics: class_mean(metrics, "dice"))
@@ -216,7 +212,7 @@ def _curves(
 ) -> list[tuple[str, str, Curve]]:
     """One curve per site, the last ones in grey first, and the federation's over all of them."""
     curves: list[tuple[str, str, Curve]] = []
-    for index, name in enumerate(_site_names(run)):
+    for index, name in enumerate(run.sites):
         curve = {number: value(by_site[name]) for number, _, by_site in measured if name in by_site}
         curves.append((name, site_style(index), _without_gaps(curve)))
     everyone = {number: value(metrics) for number, metrics, _ in measured}

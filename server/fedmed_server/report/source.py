@@ -35,7 +35,15 @@ class RunHistory:
     @property
     def facts(self) -> tuple[SiteFacts, ...]:
         """The sites as they last declared themselves, by name."""
-        return tuple(sorted(self.starts[-1].sites, key=lambda site: site.name)) if self.starts else ()
+        return (
+            tuple(sorted(self.starts[-1].sites, key=lambda site: in_order(site.name))) if self.starts else ()
+        )
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The names of all sites that declared themselves or were asked to train."""
+        names = {site.name for site in self.facts} | {r.site for done in self.rounds for r in done.train}
+        return tuple(sorted(names, key=in_order))
 
 
 def check_run(run: Path) -> None:
@@ -97,6 +105,11 @@ def read_run(run: Path) -> RunHistory:
         rounds=tuple(rounds[number] for number in sorted(rounds)),
         ended=ended,
     )
+
+
+def in_order(name: str) -> tuple[tuple[str, int], ...]:
+    """Sorts ``site-2`` before ``site-10``."""
+    return tuple((text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name))
 
 
 def merged(results: Sequence[SiteResult]) -> Metrics:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from fedmed_common.metrics import Mean, Metrics
 from fedmed_server.history import SiteFacts, SiteResult
-from fedmed_server.report.source import RunHistory, merged
+from fedmed_server.report.source import RunHistory, in_order, merged
 
 ENOUGH_PATIENTS = 5
 """A class with fewer test patients is no part of the headline: its mean says little."""
@@ -168,7 +168,7 @@ def dice_matrix(run: RunHistory, measured: Scores, classes: Sequence[str]) -> Ma
     """Dice of each class at each site, with the number of patients behind it."""
     answers = {result.site: result for result in measured.results}
     facts = {site.name: site for site in run.facts}
-    names = sorted(answers)[:MOST_SITES]
+    names = sorted(answers, key=in_order)[:MOST_SITES]
 
     def cell(klass: str, site: str) -> Cell:
         answer = answers[site]
