@@ -36,11 +36,11 @@ HOSTS = {
 """The structures that a lesion class occurs in."""
 
 LESION_RADIUS_MM = {
-    "liver_lesion": (11.0, 24.0),
-    "kidney_cyst": (9.0, 16.0),
-    "spleen_lesion": (9.0, 17.0),
-    "bone_lesion": (9.0, 14.0),
-    "pancreas_cyst": (9.0, 14.0),
+    "liver_lesion": (14.0, 28.0),
+    "kidney_cyst": (13.0, 20.0),
+    "spleen_lesion": (12.0, 20.0),
+    "bone_lesion": (12.0, 17.0),
+    "pancreas_cyst": (11.0, 16.0),
 }
 
 Painted = tuple[str, Shape]
@@ -110,7 +110,7 @@ def _draw_organs(rng: np.random.Generator) -> list[Painted]:
         ("fat", _cylinder(girth * (160, 114))),
         ("muscle", _cylinder(girth * (160, 114) - fat_mm)),
         ("bowel", _cylinder(girth * (160, 114) - fat_mm - 12.0)),
-        ("pancreas", Tube(pancreas, rng.uniform(14.0, 18.0))),
+        ("pancreas", Tube(pancreas, rng.uniform(15.5, 19.0))),
         ("liver", ellipsoid(liver, (58, 66, 66), (0, 0, 10))),
         ("liver", ellipsoid(liver + np.array((55.0, -28.0, 14.0)), (58, 36, 38), (0, 10, 0))),
         ("spleen", ellipsoid(spleen, (27, 40, 46), (15, 0, 10))),

@@ -25,7 +25,7 @@ SYNTAX_NAMES = {
 }
 
 CT_PORTAL_VENOUS = dict(
-    zip(TISSUES, (-1000, -100, 45, 10, 115, 150, 215, 215, 80, 270, 430, 40, -10, 65, 130, 0), strict=True)
+    zip(TISSUES, (-1000, -100, 50, 0, 115, 165, 230, 230, 95, 300, 430, 20, -10, 60, 150, -20), strict=True)
 )
 """Hounsfield units."""
 
