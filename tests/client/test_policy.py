@@ -1,0 +1,49 @@
+"""A site's rules: an order outside is refused by the rule's name, and small groups of patients do not show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedmed_client import policy
+from fedmed_common.config import Experiment, Policy
+from fedmed_common.errors import PolicyRefusal
+from fedmed_common.metrics import Mean
+from fedmed_common.wire import Kind
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    return Experiment.model_validate(
+        {"name": "x", "rounds": 1, "task": {"classes": ["a"]}, "data": {"patch": [16, 16, 16]}, "train": {"steps": 30}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("rules", "rule"),
+    [
+        ({"maximum_steps": 29}, "maximum_steps"),
+        ({"tasks": ["classification"]}, "tasks"),
+        ({"models": ["vnet"]}, "models"),
+        ({"recipes": []}, "recipes"),
+        ({"least_patients": 11}, "least_patients"),
+    ],
+)
+def test_an_order_outside_is_refused_by_name(experiment: Experiment, rules: dict[str, object], rule: str) -> None:
+    with pytest.raises(PolicyRefusal) as refused:
+        policy.check(Policy.model_validate(rules), experiment, Kind.TRAIN, 10)
+    assert refused.value.rule == rule
+
+
+def test_an_order_inside_passes(experiment: Experiment) -> None:
+    policy.check(Policy(maximum_steps=30, models=("unet",)), experiment, Kind.TRAIN, 10)
+
+
+def test_metrics_over_few_patients_stay() -> None:
+    metrics = {"dice/a": Mean(4.0, 5.0), "dice/b": Mean(3.0, 4.0), "false_positive/b": Mean(0.0, 0.0)}
+    assert policy.releasable(Policy(), metrics) == {"dice/a": Mean(4.0, 5.0)}
+
+
+def test_small_counts_only_say_that_they_are_small() -> None:
+    assert policy.releasable_counts(Policy(), {"a": 0, "b": 1, "c": 4, "d": 5}) == {"a": 0, "b": -1, "c": -1, "d": 5}
