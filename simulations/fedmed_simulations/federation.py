@@ -100,7 +100,9 @@ def _listed_sites(experiment: Experiment) -> tuple[Site, ...]:
     for file in files:
         site = load_site(file)
         if site.name in sites:
-            raise ConfigError(f"another site is called '{site.name}' too", file=file, field="name", fix="rename one")
+            raise ConfigError(
+                f"another site is called '{site.name}' too", file=file, field="name", fix="rename one"
+            )
         sites[site.name] = site
     return tuple(sites.values())
 

@@ -128,7 +128,9 @@ def _run_or_say_how_to_resume(
     except FedmedError:
         logs = [str(home.folder / INCIDENTS) for home in homes if (home.folder / INCIDENTS).exists()]
         if logs:
-            console.print(f"[yellow]what went wrong at a site is in: {escape(', '.join(logs))}[/]", soft_wrap=True)
+            console.print(
+                f"[yellow]what went wrong at a site is in: {escape(', '.join(logs))}[/]", soft_wrap=True
+            )
         raise
 
 

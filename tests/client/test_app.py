@@ -52,7 +52,12 @@ def home(tmp_path: Path) -> SiteHome:
         Image.fromarray(rng.integers(0, 200, (24, 24), np.uint8)).save(root / "images" / f"{number}.png")
         Image.fromarray((rng.random((24, 24)) > 0.5).astype(np.uint8)).save(root / "labels" / f"{number}.png")
     site = Site.model_validate(
-        {"name": "alpha", "data": {"format": "images", "root": root}, "labels": {"disc": ["1"]}, "policy": {"least_patients": 3}}
+        {
+            "name": "alpha",
+            "data": {"format": "images", "root": root},
+            "labels": {"disc": ["1"]},
+            "policy": {"least_patients": 3},
+        }
     )
     return SiteHome(site=site, folder=tmp_path / "home")
 
@@ -93,7 +98,12 @@ def test_evaluation_over_too_few_patients_leaves_nothing(home: SiteHome, order: 
 
 
 def test_the_policy_refuses_by_rule(home: SiteHome, order: wire.Order, experiment: Experiment) -> None:
-    strict = replace(home, site=home.site.model_copy(update={"policy": home.site.policy.model_copy(update={"maximum_steps": 1})}))
+    strict = replace(
+        home,
+        site=home.site.model_copy(
+            update={"policy": home.site.policy.model_copy(update={"maximum_steps": 1})}
+        ),
+    )
     reply = _ask(strict, order)
     assert (reply.code, reply.rule) == ("policy", "maximum_steps")
     assert not reply.delta

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from fedmed_client import policy
@@ -16,7 +14,13 @@ from fedmed_common.wire import Kind
 @pytest.fixture
 def experiment() -> Experiment:
     return Experiment.model_validate(
-        {"name": "x", "rounds": 1, "task": {"classes": ["a"]}, "data": {"patch": [16, 16, 16]}, "train": {"steps": 30}}
+        {
+            "name": "x",
+            "rounds": 1,
+            "task": {"classes": ["a"]},
+            "data": {"patch": [16, 16, 16]},
+            "train": {"steps": 30},
+        }
     )
 
 
@@ -30,7 +34,9 @@ def experiment() -> Experiment:
         ({"least_patients": 11}, "least_patients"),
     ],
 )
-def test_an_order_outside_is_refused_by_name(experiment: Experiment, rules: dict[str, object], rule: str) -> None:
+def test_an_order_outside_is_refused_by_name(
+    experiment: Experiment, rules: dict[str, object], rule: str
+) -> None:
     with pytest.raises(PolicyRefusal) as refused:
         policy.check(Policy.model_validate(rules), experiment, Kind.TRAIN, 10)
     assert refused.value.rule == rule
@@ -46,4 +52,9 @@ def test_metrics_over_few_patients_stay() -> None:
 
 
 def test_small_counts_only_say_that_they_are_small() -> None:
-    assert policy.releasable_counts(Policy(), {"a": 0, "b": 1, "c": 4, "d": 5}) == {"a": 0, "b": -1, "c": -1, "d": 5}
+    assert policy.releasable_counts(Policy(), {"a": 0, "b": 1, "c": 4, "d": 5}) == {
+        "a": 0,
+        "b": -1,
+        "c": -1,
+        "d": 5,
+    }

@@ -14,7 +14,13 @@ PARAMETERS = {"z": np.array([[1.5, -0.0]], np.float32), "a": np.zeros((), np.flo
 
 def test_an_order_comes_back() -> None:
     order = wire.Order(
-        kind=wire.Kind.EVALUATE, run="r", round=2, attempt=1, experiment="{}", split="test", parameters=PARAMETERS
+        kind=wire.Kind.EVALUATE,
+        run="r",
+        round=2,
+        attempt=1,
+        experiment="{}",
+        split="test",
+        parameters=PARAMETERS,
     )
     back = wire.unpack_order(wire.pack_order(order), wire.Kind.EVALUATE)
     assert (back.run, back.round, back.attempt, back.experiment, back.split) == ("r", 2, 1, "{}", "test")
@@ -24,7 +30,9 @@ def test_an_order_comes_back() -> None:
 
 
 def test_packed_parameters_can_be_shared() -> None:
-    order = wire.Order(kind=wire.Kind.TRAIN, run="r", round=1, attempt=0, experiment="{}", parameters=PARAMETERS)
+    order = wire.Order(
+        kind=wire.Kind.TRAIN, run="r", round=1, attempt=0, experiment="{}", parameters=PARAMETERS
+    )
     packed = wire.pack_parameters(PARAMETERS)
     assert wire.pack_order(order, packed).array_records == wire.pack_order(order).array_records
 
@@ -55,4 +63,6 @@ def test_an_order_of_another_version_is_refused() -> None:
 
 
 def test_a_repr_shows_no_parameters() -> None:
-    assert "array" not in repr(wire.Order(kind=wire.Kind.TRAIN, run="r", round=0, attempt=0, experiment="", parameters=PARAMETERS))
+    assert "array" not in repr(
+        wire.Order(kind=wire.Kind.TRAIN, run="r", round=0, attempt=0, experiment="", parameters=PARAMETERS)
+    )

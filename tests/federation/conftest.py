@@ -30,7 +30,14 @@ def _write_site(folder: Path, patients: int, seed: int) -> None:
 def write_experiment(tmp_path: Path) -> WriteExperiment:
     """Write a federation of discs and its experiment; keyword arguments replace parts of the file."""
 
-    def write(*, rounds: int = 3, sites: int = 3, policy: str = "least_patients = 1", extra: str = "", steps: int = 2) -> Path:
+    def write(
+        *,
+        rounds: int = 3,
+        sites: int = 3,
+        policy: str = "least_patients = 1",
+        extra: str = "",
+        steps: int = 2,
+    ) -> Path:
         lines = [
             'name = "discs"',
             f"rounds = {rounds}",

@@ -147,7 +147,16 @@ def test_resume_refuses_what_is_not_a_run(tmp_path: Path) -> None:
 
 
 def test_baselines_are_tested_on_the_same_patients(write_experiment, tmp_path: Path) -> None:
-    done = _fedmed("simulate", write_experiment(rounds=1), "--runs", tmp_path / "runs", "--baseline", "pooled", "--baseline", "local")
+    done = _fedmed(
+        "simulate",
+        write_experiment(rounds=1),
+        "--runs",
+        tmp_path / "runs",
+        "--baseline",
+        "pooled",
+        "--baseline",
+        "local",
+    )
     assert "pooled" in done.stdout
     ended = {
         folder.name.partition(".")[2]: list(history.read(folder / "history.jsonl"))[-1]
@@ -162,7 +171,9 @@ def test_baselines_are_tested_on_the_same_patients(write_experiment, tmp_path: P
         assert (alone.site, alone.patients) == (site, patients)
 
 
-def test_a_site_that_refuses_is_named_and_the_run_is_degraded_or_fails(write_experiment, tmp_path: Path) -> None:
+def test_a_site_that_refuses_is_named_and_the_run_is_degraded_or_fails(
+    write_experiment, tmp_path: Path
+) -> None:
     file = write_experiment(rounds=1, extra="[federation]\nquorum = 0.5")
     text = file.read_text()
     last = text.rindex("least_patients = 1")

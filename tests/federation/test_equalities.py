@@ -30,7 +30,10 @@ class _Given:
 def test_one_sgd_step_at_each_site_equals_one_on_the_pooled_batch(write_experiment, tmp_path: Path) -> None:
     """FedSGD: McMahan et al. 2017, section 2."""
     file = write_experiment(steps=1)
-    text = file.read_text().replace("learning_rate = 1e-2", 'learning_rate = 1e-2\noptimizer = "sgd"\nmomentum = 0.0\nweight_decay = 0.0\ngradient_norm = 1e9')
+    text = file.read_text().replace(
+        "learning_rate = 1e-2",
+        'learning_rate = 1e-2\noptimizer = "sgd"\nmomentum = 0.0\nweight_decay = 0.0\ngradient_norm = 1e9',
+    )
     file.write_text(text)
     experiment = load_experiment(file)
     bench = bench_for(experiment.order_text())

@@ -34,7 +34,14 @@ DELTA = {"conv.weight": np.ones((4, 3), np.float32), "conv.bias": np.ones(4, np.
 
 
 def _reply(**changes: object) -> wire.Reply:
-    fields = {"site": "alpha", "run": "run-1", "round": 3, "attempt": 1, "delta": DELTA, "metrics": {"loss": Mean(2.0, 4.0)}}
+    fields = {
+        "site": "alpha",
+        "run": "run-1",
+        "round": 3,
+        "attempt": 1,
+        "delta": DELTA,
+        "metrics": {"loss": Mean(2.0, 4.0)},
+    }
     return wire.Reply(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -103,12 +110,18 @@ HOSTILE: dict[str, Callable[[], RecordDict]] = {
     "fortran order": _swap("conv.weight", _fortran()),
     "not npy": _swap("conv.bias", _array(DELTA["conv.bias"], data=b"x" * 144)),
     "truncated": _swap("conv.bias", _array(DELTA["conv.bias"], data=Array(DELTA["conv.bias"]).data[:-1])),
-    "trailing bytes": _swap("conv.bias", _array(DELTA["conv.bias"], data=Array(DELTA["conv.bias"]).data + b"\0")),
-    "very long header": _swap("conv.bias", _array(DELTA["conv.bias"], data=Array(DELTA["conv.bias"]).data + b"\0" * 4096)),
+    "trailing bytes": _swap(
+        "conv.bias", _array(DELTA["conv.bias"], data=Array(DELTA["conv.bias"]).data + b"\0")
+    ),
+    "very long header": _swap(
+        "conv.bias", _array(DELTA["conv.bias"], data=Array(DELTA["conv.bias"]).data + b"\0" * 4096)
+    ),
     "empty bytes": _swap("conv.bias", _array(DELTA["conv.bias"], data=b"")),
     "other serialisation": _swap("conv.bias", _array(DELTA["conv.bias"], stype="pickle")),
     "missing parameter": lambda: _with_arrays({"conv.weight": Array(DELTA["conv.weight"])}),
-    "extra parameter": lambda: _with_arrays({**{k: Array(v) for k, v in DELTA.items()}, "extra": Array(np.ones(1, np.float32))}),
+    "extra parameter": lambda: _with_arrays(
+        {**{k: Array(v) for k, v in DELTA.items()}, "extra": Array(np.ones(1, np.float32))}
+    ),
     "other order of parameters": lambda: _with_arrays({k: Array(DELTA[k]) for k in reversed(DELTA)}),
     "no parameters": lambda: _packed(delta={}),
     "another site": lambda: _packed(site="beta"),
@@ -130,7 +143,9 @@ HOSTILE: dict[str, Callable[[], RecordDict]] = {
     "seconds nan": lambda: _packed(seconds={"train": math.nan}),
     "seconds by a strange name": lambda: _packed(seconds={"../etc": 1.0}),
     "refusal with results": lambda: _packed(code="policy"),
-    "facts nobody asked for": lambda: _packed(facts=wire.Facts(patients={"train": 1}, presence={}, version="1")),
+    "facts nobody asked for": lambda: _packed(
+        facts=wire.Facts(patients={"train": 1}, presence={}, version="1")
+    ),
     "no reply record": lambda: RecordDict({}),
 }
 
@@ -142,7 +157,9 @@ def test_a_good_reply_passes() -> None:
 
 
 def test_a_refusal_passes_with_its_code_and_rule() -> None:
-    reply = gate.admit(_packed(delta={}, metrics={}, code="policy", rule="maximum_steps", incident="0123"), EXPECTED)
+    reply = gate.admit(
+        _packed(delta={}, metrics={}, code="policy", rule="maximum_steps", incident="0123"), EXPECTED
+    )
     assert (reply.code, reply.rule, reply.incident) == ("policy", "maximum_steps", "0123")
 
 
@@ -155,8 +172,14 @@ def test_a_hostile_reply_is_refused(name: str) -> None:
 
 
 EVALUATION = gate.Expected(
-    site="alpha", run="run-1", round=3, attempt=1, kind=wire.Kind.EVALUATE, classes=("liver",),
-    metrics=gate.allowed_metrics(wire.Kind.EVALUATE, ("liver",), False), patients=5,
+    site="alpha",
+    run="run-1",
+    round=3,
+    attempt=1,
+    kind=wire.Kind.EVALUATE,
+    classes=("liver",),
+    metrics=gate.allowed_metrics(wire.Kind.EVALUATE, ("liver",), False),
+    patients=5,
 )
 
 

@@ -13,7 +13,10 @@ import pytest
 from fedmed_common.errors import CheckpointError
 from fedmed_server.state import CHECKPOINT, RunState, load_state, save_state
 
-PARAMETERS = {"b.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.array([0.1, -0.0], np.float32)}
+PARAMETERS = {
+    "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a.bias": np.array([0.1, -0.0], np.float32),
+}
 
 
 def test_no_checkpoint_is_no_state(tmp_path: Path) -> None:
@@ -35,7 +38,12 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path, best_round: int) -> None:
     save_state(tmp_path, state)
     loaded = load_state(tmp_path)
     assert loaded is not None
-    assert (loaded.round, loaded.best_round, loaded.missed, loaded.record) == (4, best_round, state.missed, "{}")
+    assert (loaded.round, loaded.best_round, loaded.missed, loaded.record) == (
+        4,
+        best_round,
+        state.missed,
+        "{}",
+    )
     assert list(loaded.parameters) == list(PARAMETERS)
     for name, array in PARAMETERS.items():
         assert loaded.parameters[name].tobytes() == array.tobytes()
@@ -66,7 +74,9 @@ for number in range(1, 10_000):
 def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for _ in range(8):
-        process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         try:
             reported = int(process.stdout.readline())

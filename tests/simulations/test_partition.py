@@ -36,17 +36,26 @@ def _cohort(patients: int) -> Cohort:
     return Cohort(site="all", classes=("a", "b"), cases=cases, manifest_hash="0", skipped=())
 
 
-@given(st.sampled_from(["even", "dirichlet", "quantity"]), st.integers(1, 12), st.integers(20, 60), st.integers(0, 99))
+@given(
+    st.sampled_from(["even", "dirichlet", "quantity"]),
+    st.integers(1, 12),
+    st.integers(20, 60),
+    st.integers(0, 99),
+)
 def test_everyone_is_dealt_once(kind: str, sites: int, patients: int, seed: int) -> None:
     cohort = _cohort(patients)
     drawn = draw_sites(cohort, Partition(kind=kind, sites=sites, alpha=0.3), seed)  # type: ignore[arg-type]
     assert len(drawn) == sites
-    assert sorted(case.id for site in drawn for case in site.cases) == sorted(case.id for case in cohort.cases)
+    assert sorted(case.id for site in drawn for case in site.cases) == sorted(
+        case.id for case in cohort.cases
+    )
     homes = [{case.patient for case in site.cases} for site in drawn]
     assert sum(map(len, homes)) == len(set.union(*homes)) == patients
     assert all(site.patients("train") >= 1 for site in drawn)
     again = draw_sites(cohort, Partition(kind=kind, sites=sites, alpha=0.3), seed)  # type: ignore[arg-type]
-    assert [[case.id for case in site.cases] for site in drawn] == [[case.id for case in site.cases] for site in again]
+    assert [[case.id for case in site.cases] for site in drawn] == [
+        [case.id for case in site.cases] for site in again
+    ]
 
 
 def test_even_is_even() -> None:
