@@ -15,8 +15,7 @@ from fedmed_common import errors
 from fedmed_common.cli import COMMANDS
 from fedmed_common.config import Experiment, Policy, Site, SiteData
 from fedmed_common.models import MODELS
-from fedmed_common.tasks import TASKS
-from fedmed_common.tasks.losses import LOSSES
+from fedmed_common.tasks import LOSSES, TASKS
 from fedmed_strategies.presets import RECIPES
 
 ROOT = Path(__file__).parents[1]

@@ -43,21 +43,21 @@ def simulate(
 ) -> None:
     """Run a whole federation on this machine, through the apps that hospitals run."""
     from fedmed_common.config import load_experiment
+    from fedmed_simulations.checks import check_experiment
 
     file = _experiment_file(experiment)
     loaded = load_experiment(file)
+    check_experiment(loaded, file)
 
     from rich.console import Console
 
     from fedmed_simulations import runfolder
-    from fedmed_simulations.federation import check_experiment
     from fedmed_simulations.run import carry_out_with_baselines
 
     changes: dict[str, object] = {} if seed is None else {"seed": seed}
     if tracking_uri is not None:
         changes["tracking"] = loaded.tracking.model_copy(update={"uri": tracking_uri})
     loaded = loaded.model_copy(update=changes)
-    check_experiment(loaded, file)
     command = shlex.join(["fedmed", *sys.argv[1:]])
     folder = runs.absolute() / runfolder.new_run_id(loaded)
     runfolder.create(folder, loaded, runfolder.Plan(engine=engine, command=command))

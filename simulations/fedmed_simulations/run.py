@@ -22,9 +22,10 @@ from fedmed_server.report import write_report
 from fedmed_server.state import load_state, write_atomically
 from fedmed_server.tracking import BackgroundTracker, track
 from fedmed_simulations import runfolder
+from fedmed_simulations.checks import check_experiment
 from fedmed_simulations.display import Display, all_sites, comparison_table, outcome_table
 from fedmed_simulations.engines import ENGINES
-from fedmed_simulations.federation import check_experiment, make_homes, pooled_homes
+from fedmed_simulations.federation import make_homes, pooled_homes
 from fedmed_simulations.overlays import draw_overlays
 
 SITES = ".sites"

@@ -165,6 +165,12 @@ def test_an_experiment_that_is_no_file(name: str, says: str, folder: Path) -> No
     assert str(folder / name) in str(caught.value)
 
 
+def test_checking_an_experiment_waits_for_no_network_library() -> None:
+    code = "import sys, fedmed_simulations.checks; print({'torch', 'monai', 'flwr', 'mlflow'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_a_missing_experiment_file_through_the_command(folder: Path) -> None:
     done = _simulate(folder / "missing.toml", folder / "runs")
     assert done.returncode == 2

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
-from fedmed_common.tasks import build_task
-from fedmed_common.tasks.losses import LOSSES
+from fedmed_common.tasks import LOSSES, build_task
 from fedmed_common.tasks.segmentation import Segmentation
 
 CLASSES = ("liver", "spleen", "tumour")

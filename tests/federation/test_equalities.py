@@ -13,7 +13,8 @@ from fedmed_client.workbench import bench_for, seed_for
 from fedmed_common import params
 from fedmed_common.config import load_experiment
 from fedmed_common.params import WeightedMean
-from fedmed_simulations.federation import check_experiment, make_homes
+from fedmed_simulations.checks import check_experiment
+from fedmed_simulations.federation import make_homes
 from fedmed_strategies.presets import RECIPES
 
 

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 TASKS: dict[str, str] = {"segmentation": "fedmed_common.tasks.segmentation:Segmentation"}
 
+LOSSES: dict[str, str] = {
+    "dice_ce": "fedmed_common.tasks.losses:dice_ce",
+    "dice": "fedmed_common.tasks.losses:dice",
+    "cross_entropy": "fedmed_common.tasks.losses:cross_entropy",
+}
+"""What ``task.loss`` can name."""
+
 
 def build_task(experiment: Experiment) -> Segmentation:
     """The experiment's task.

@@ -44,9 +44,6 @@ def cross_entropy(logits: Tensor, label: Tensor, annotated: Tensor) -> Tensor:
     return _cross_entropy(*_likelihood(logits, truth_BN), truth_BN, annotated)
 
 
-LOSSES: dict[str, Loss] = {"dice_ce": dice_ce, "dice": dice, "cross_entropy": cross_entropy}
-
-
 def _visible(label: Tensor, annotated: Tensor) -> Tensor:
     """The label ``(B, N)`` without unannotated classes."""
     flat = label.flatten(1)

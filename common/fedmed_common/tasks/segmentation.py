@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedmed_common.config import Experiment
-from fedmed_common.lookup import find
+from fedmed_common.lookup import find, load
 from fedmed_common.metrics import Mean, Metrics
-from fedmed_common.tasks.losses import LOSSES
+from fedmed_common.tasks import LOSSES
+from fedmed_common.tasks.losses import Loss
 from fedmed_common.tasks.sliding_window import sliding_argmax
 from fedmed_common.tasks.surface import diagonal_mm, surface_distances
 
@@ -43,7 +44,7 @@ class Segmentation:
 
         logits ``(B, 1 + K, *S)``; label int64 ``(B, *S)``; annotated bool ``(B, K)``, best left on the CPU.
         """
-        per_sample = LOSSES[self.experiment.task.loss]
+        per_sample: Loss = load(LOSSES, self.experiment.task.loss, field="task.loss")
         with torch.autocast(logits.device.type, enabled=False):
             return per_sample(logits.float(), label, annotated).mean()
 
