@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from fedmed_client.data.cohort import Cohort, open_cohort
 from fedmed_client.data.sampler import PatchSampler
 from fedmed_common.config import Experiment, Site, experiment_from_order
 from fedmed_common.models import build_model
+from fedmed_common.processes import cores
 from fedmed_common.tasks import build_task
 from fedmed_common.tasks.segmentation import Segmentation
 
@@ -108,7 +108,7 @@ def numerics(experiment: Experiment, device: torch.device) -> Iterator[None]:
     """Threads, determinism and precision of one order's arithmetic; the caller's settings come back afterwards."""
     threads = torch.get_num_threads()
     deterministic, benchmark = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.set_num_threads(experiment.train.threads or os.cpu_count() or 1)
+    torch.set_num_threads(experiment.train.threads or cores())
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=experiment.train.precision == "bf16"):

@@ -17,15 +17,15 @@ from flwr.serverapp import Grid, ServerApp
 from fedmed_common import params
 from fedmed_common.config import Experiment
 from fedmed_common.errors import FedmedError, Interrupted
+from fedmed_common.lookup import find
 from fedmed_common.models import build_model
 from fedmed_server import history
 from fedmed_server.cohort import Channel, Member, call_roll
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult
 from fedmed_server.rounds import evaluate, now, rounds
-from fedmed_server.state import RunState, load_state, save_parameters, save_state
-from fedmed_strategies.presets import find_recipe
+from fedmed_server.state import RunState, load_state, model_file, save_parameters, save_state
+from fedmed_strategies.presets import RECIPES
 
-HISTORY = "history.jsonl"
 _PACKAGES = ("fedmed", "flwr", "torch", "monai", "numpy")
 
 
@@ -68,7 +68,7 @@ def run_federation(grid: Grid, request: RunRequest) -> RunEnded:
     Raises:
         FedmedError: the run cannot go on; the history's last line says so, and a later call resumes it.
     """
-    file = request.folder / HISTORY
+    file = request.folder / history.FILE
     try:
         ended = _run(grid, request, file)
     except (FedmedError, KeyboardInterrupt) as error:
@@ -83,7 +83,7 @@ def run_federation(grid: Grid, request: RunRequest) -> RunEnded:
 
 def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     experiment = request.experiment
-    recipe = find_recipe(experiment.recipe.name)
+    recipe = find(RECIPES, experiment.recipe.name, field="recipe.name")
     channel = Channel(
         grid=grid, experiment=experiment, run=request.run, watch=request.watch, stop=request.stop
     )
@@ -113,7 +113,7 @@ def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], s
             "round": str(number),
             "model": name,
         }
-        save_parameters(request.folder / "models" / f"{name}.safetensors", parameters, about)
+        save_parameters(model_file(request.folder, name), parameters, about)
         if name == "best" and number == state.round:
             test[name] = test["last"]
         else:

@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedmed_common.errors import TrackingAway
+from fedmed_common.files import write_atomically
 from fedmed_server import history
 from fedmed_server.history import RoundDone, RunEnded, RunStarted
-from fedmed_server.state import write_atomically
 
-HISTORY, CURSOR, _LOCK = "history.jsonl", "tracking.json", ".tracking.lock"
+CURSOR, _LOCK = "tracking.json", ".tracking.lock"
 _RECORDS_PER_BATCH = 25
 _LONGEST_REASON = 200
 
@@ -68,7 +68,7 @@ class Follower:
 
     def catch_up(self) -> int:
         """Send the records that the store does not have; how many there were."""
-        file = self.run / HISTORY
+        file = self.run / history.FILE
         size = file.stat().st_size if file.exists() else 0
         if size == self._size:
             return 0
@@ -87,7 +87,7 @@ class Follower:
 
     def send_files(self) -> None:
         """Send the files that changed since they were last sent; nothing where the run has no record yet."""
-        if not (self.run / HISTORY).exists():
+        if not (self.run / history.FILE).exists():
             return
         with self._connected() as start:
             cursor = start
@@ -109,7 +109,7 @@ class Follower:
             self._cursor = None
             raise away("another process is sending this run", self.run) from None
         except ValidationError:
-            raise away(f"{HISTORY} has a line that is not of this version", self.run) from None
+            raise away(f"{history.FILE} has a line that is not of this version", self.run) from None
         except Exception as error:
             self._cursor = None
             raise away(_reason(error, self.store.address), self.run) from error

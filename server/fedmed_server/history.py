@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fedmed_common.metrics import Mean, Metrics
 
+FILE = "history.jsonl"
+
 Outcome = Literal["ok", "late", "refused", "failed", "rejected"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedmed_common.errors import CheckpointError
+from fedmed_common.files import remove_leftovers, write_atomically
 from fedmed_common.params import Parameters
 
 CHECKPOINT = "state.safetensors"
@@ -38,25 +38,9 @@ class RunState:
     record: str = ""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the folder: after a crash there is the old content or the new, nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def save_state(folder: Path, state: RunState) -> None:
     """Write the checkpoint into the run's folder; stale temporary files of killed processes are removed."""
-    for stale in folder.glob(f".{CHECKPOINT}.*.tmp"):
-        stale.unlink(missing_ok=True)
+    remove_leftovers(folder / CHECKPOINT)
     tensors = {_CURRENT + name: array for name, array in state.parameters.items()}
     if state.best_parameters is not None and state.best_round != state.round:
         tensors |= {_BEST + name: array for name, array in state.best_parameters.items()}
@@ -109,6 +93,11 @@ def save_parameters(
     """Write a model's parameters as safetensors, with ``about`` in its header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save(dict(parameters), metadata=dict(about)))
+
+
+def model_file(folder: Path, name: str) -> Path:
+    """Where a run keeps a model: ``best`` or ``last``."""
+    return folder / "models" / f"{name}.safetensors"
 
 
 def _named(tensors: Mapping[str, NDArray[np.float32]], prefix: str, names: list[str]) -> Parameters:

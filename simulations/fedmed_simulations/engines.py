@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from fedmed_client.app import make_client_app
 from fedmed_client.workbench import SiteHome
 from fedmed_common.errors import ConfigError
+from fedmed_common.processes import cores
 from fedmed_server.app import RunRequest, make_server_app, run_federation
 from fedmed_simulations.grid import LocalGrid
 
@@ -39,8 +40,8 @@ def run_ray(homes: Sequence[SiteHome], request: RunRequest) -> None:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     from flwr.simulation import run_simulation
 
-    cores = os.cpu_count() or 1
-    threads = min(request.experiment.train.threads or cores, cores)
+    most = cores()
+    threads = min(request.experiment.train.threads or most, most)
     quiet = [_without_watcher(home) for home in homes]
     try:
         run_simulation(
@@ -49,7 +50,7 @@ def run_ray(homes: Sequence[SiteHome], request: RunRequest) -> None:
             num_supernodes=len(homes),
             backend_config={
                 "client_resources": {"num_cpus": threads, "num_gpus": _gpu_share(request)},
-                "init_args": {"include_dashboard": False, "num_cpus": cores},
+                "init_args": {"include_dashboard": False, "num_cpus": most},
             },
         )
     finally:

@@ -14,12 +14,13 @@ from fedmed_client.app import INCIDENTS
 from fedmed_client.workbench import COHORTS, SiteHome
 from fedmed_common.config import Experiment
 from fedmed_common.errors import FedmedError, Interrupted, TrackingAway
+from fedmed_common.files import write_atomically
 from fedmed_common.metrics import Metrics, merge
 from fedmed_server import history
-from fedmed_server.app import HISTORY, RunRequest
+from fedmed_server.app import RunRequest
 from fedmed_server.history import RunEnded
 from fedmed_server.report import write_report
-from fedmed_server.state import load_state, write_atomically
+from fedmed_server.state import load_state, model_file
 from fedmed_server.tracking import BackgroundTracker, track
 from fedmed_simulations import runfolder
 from fedmed_simulations.checks import check_experiment
@@ -163,8 +164,8 @@ def _run(
 
 
 def _best_model(folder: Path) -> Path:
-    best = folder / "models" / "best.safetensors"
-    return best if best.exists() else folder / "models" / "last.safetensors"
+    best = model_file(folder, "best")
+    return best if best.exists() else model_file(folder, "last")
 
 
 def _complete_tracking(folder: Path, experiment: Experiment, console: Console) -> None:
@@ -179,7 +180,7 @@ def _complete_tracking(folder: Path, experiment: Experiment, console: Console) -
 def _ended(folder: Path) -> RunEnded | None:
     """How the run ended, where it did: a run that was interrupted or failed has not."""
     last = None
-    for record in history.read(folder / HISTORY):
+    for record in history.read(folder / history.FILE):
         last = record
     if isinstance(last, RunEnded) and last.status.startswith(("completed", "degraded")):
         return last

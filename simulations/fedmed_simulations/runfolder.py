@@ -15,7 +15,7 @@ import tomli_w
 
 from fedmed_common.config import Experiment, load_experiment
 from fedmed_common.errors import CheckpointError
-from fedmed_server.state import write_atomically
+from fedmed_common.files import write_atomically
 from fedmed_simulations.engines import ENGINES, Engine
 
 EXPERIMENT, PLAN = "experiment.toml", "simulation.json"

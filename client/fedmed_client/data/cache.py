@@ -34,6 +34,7 @@ from fedmed_client.data.rawcase import RawCase
 from fedmed_client.data.workers import in_order
 from fedmed_common.config import Data, Experiment, Site
 from fedmed_common.errors import DataError, FedmedError, LabelError
+from fedmed_common.files import sync_folder, write_atomically
 
 PREPARATION = 1
 """Raise when preprocessing changes what it writes: older caches are then no longer used."""
@@ -129,9 +130,9 @@ def _build(site: Site, experiment: Experiment, folder: Path, cache: Path, progre
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=cache.parent))
     try:
         _fill(site, experiment, building, folder / "scan.index", progress)
-        _sync(building)
+        sync_folder(building)
         building.rename(cache)
-        _sync(cache.parent)
+        sync_folder(cache.parent)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -167,7 +168,7 @@ def _fill(site: Site, experiment: Experiment, building: Path, index_file: Path, 
     )
     _drop_arrays_of_the_dead(building, prepared)
     _save(building / "points.npy", np.concatenate(points))
-    _write(building / "manifest.json", manifest.model_dump_json(indent=1).encode())
+    write_atomically(building / "manifest.json", manifest.model_dump_json(indent=1).encode())
 
 
 def prepare_case(case: RawCase, arrays: Arrays) -> tuple[Entry, NDArray[np.int32]] | Skipped:
@@ -256,18 +257,3 @@ def _save(path: Path, array: NDArray[Any]) -> None:
         np.save(stream, array, allow_pickle=False)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

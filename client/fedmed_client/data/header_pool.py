@@ -7,7 +7,6 @@ takes too long, the file it had in hand is refused, the rest of its list goes to
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from fedmed_client.data.headers import Header, Refused, from_json, read_header, to_json
+from fedmed_common.processes import cores
 
 _FILES_PER_LIST = 32
 _SECONDS_PER_LIST = 120.0
@@ -24,7 +24,7 @@ _FILES_WORTH_A_WORKER = 256
 
 def read_headers(paths: Sequence[Path], workers: int) -> Iterator[tuple[Path, Header | Refused]]:
     """Each path with its header, in no particular order. ``workers`` 0: by the number of files and cores."""
-    workers = workers or min(os.cpu_count() or 1, 1 + len(paths) // _FILES_WORTH_A_WORKER)
+    workers = workers or min(cores(), 1 + len(paths) // _FILES_WORTH_A_WORKER)
     if workers == 1:
         yield from ((path, read_header(path)) for path in paths)
         return

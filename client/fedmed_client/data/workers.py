@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from fedmed_common.processes import cores, prepare_worker
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,8 +42,8 @@ def _results(
     crashed: Callable[[Item], Result],
     worthwhile_seconds: float,
 ) -> Iterator[Result]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    alone = cores == 1 or multiprocessing.current_process().daemon
+    workers = cores()
+    alone = workers == 1 or multiprocessing.current_process().daemon
     start, done = time.monotonic(), 0
     while done < len(items):
         left = (time.monotonic() - start) / done * (len(items) - done) if done else 0.0
@@ -52,7 +51,7 @@ def _results(
             yield work(items[done])
             done += 1
             continue
-        for result in _in_workers(work, items[done:], cores):
+        for result in _in_workers(work, items[done:], workers):
             yield result
             done += 1
         if done == len(items):
@@ -63,29 +62,16 @@ def _results(
             done += 1
 
 
-def _in_workers(work: Callable[[Item], Result], items: Sequence[Item], cores: int) -> Iterator[Result]:
+def _in_workers(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
     """Results in order, up to the first that is lost because a worker died."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(cores, len(items)), mp_context=context, initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(min(workers, len(items)), mp_context=context, initializer=prepare_worker)
     try:
         yield from pool.map(work, items)
     except BrokenProcessPool:
         return
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _prepare_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _nothing(_: None) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedmed_common.files import write_atomically
 from fedmed_server.report.figures import Figure, load_figures, save_figures
 from fedmed_server.report.page import chart_files, render
 from fedmed_server.report.source import read_run, shareable_experiment
-from fedmed_server.state import write_atomically
 
 __all__ = ["Figure", "artifacts", "write_report"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmed_server.state import write_atomically
+from fedmed_common.files import write_atomically
 
 _FOLDER, _LIST = "figures", "figures.json"
 

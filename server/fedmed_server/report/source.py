@@ -17,7 +17,7 @@ from fedmed_common.metrics import Metrics, merge
 from fedmed_server import history
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteFacts, SiteResult
 
-HISTORY, EXPERIMENT = "history.jsonl", "experiment.toml"
+EXPERIMENT = "experiment.toml"
 _LOCAL_TABLES = ("simulation", "tracking")
 
 
@@ -48,7 +48,7 @@ class RunHistory:
 
 def check_run(run: Path) -> None:
     """Raises ConfigError where ``run`` is not the folder of a run that has begun."""
-    for name in (EXPERIMENT, HISTORY):
+    for name in (EXPERIMENT, history.FILE):
         if not (run / name).is_file():
             raise ConfigError(
                 f"is not the folder of a run that has begun: it holds no {name}",
@@ -86,7 +86,7 @@ def read_run(run: Path) -> RunHistory:
     rounds: dict[int, RoundDone] = {}
     ended: RunEnded | None = None
     try:
-        for record in history.read(run / HISTORY):
+        for record in history.read(run / history.FILE):
             ended = record if isinstance(record, RunEnded) else None
             if isinstance(record, RunStarted):
                 starts.append(record)
@@ -96,7 +96,7 @@ def read_run(run: Path) -> RunHistory:
             elif isinstance(record, RoundDone):
                 rounds[record.round] = record
     except ValidationError:
-        raise CheckpointError(f"{run / HISTORY}: a line is damaged or of another version of fedmed") from None
+        raise CheckpointError(f"{run / history.FILE}: a line is damaged or of another version of fedmed") from None
     return RunHistory(
         name=run.absolute().name,
         experiment=experiment,

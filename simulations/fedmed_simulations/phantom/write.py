@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -19,11 +18,13 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedmed_common.errors import ConfigError, Interrupted
+from fedmed_common.files import remove_leftovers, write_atomically
+from fedmed_common.processes import cores
 from fedmed_simulations.phantom.labels import OVERLAPPING
 from fedmed_simulations.phantom.patient import write_patient
 from fedmed_simulations.phantom.plan import BODY_NAME, PatientPlan, SitePlan, plan_federation
 from fedmed_simulations.phantom.settings import PhantomSettings
-from fedmed_simulations.phantom.workers import cores, prepare
+from fedmed_simulations.phantom.workers import prepare
 
 RECORD = "phantom.json"
 UNFINISHED = ".unfinished"
@@ -50,7 +51,7 @@ def write_federation(
         fix = "choose a folder you may write to"
         raise ConfigError(f"cannot be written: {error.strerror}", file=out, fix=fix) from None
     try:
-        _write_durably(workspace / RECORD, settings.text())
+        _write(workspace / RECORD, settings.text())
         plans = plan_federation(settings)
         missing = [
             (site, patient, folder)
@@ -60,8 +61,8 @@ def write_federation(
         ]
         _write_patients(settings, missing, workspace, workers=workers or cores(), progress=progress)
         for site in plans:
-            _write_durably(out / site.name / "site.toml", site_text(site))
-        _write_durably(out / RECORD, settings.text())
+            _write(out / site.name / "site.toml", site_text(site))
+        _write(out / RECORD, settings.text())
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command continues where it stopped") from None
     shutil.rmtree(workspace)
@@ -158,15 +159,6 @@ def _bar(total: int, shown: bool) -> Iterator[Progress]:
         yield bar
 
 
-def _write_durably(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.new")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _write(file: Path, text: str) -> None:
+    remove_leftovers(file)
+    write_atomically(file, text.encode())
