@@ -22,8 +22,8 @@ from fedmed_client.evaluate import evaluate
 from fedmed_client.train import train
 from fedmed_client.workbench import COHORTS, SiteHome, bench_for, numerics, seed_for
 from fedmed_common import wire
-from fedmed_common.config import experiment_from_order
 from fedmed_common.errors import FedmedError, PolicyRefusal
+from fedmed_common.loading import experiment_from_order
 
 INCIDENTS = "incidents.log"
 

@@ -14,7 +14,8 @@ import torch
 
 from fedmed_client.data.cohort import Cohort, open_cohort
 from fedmed_client.data.sampler import PatchSampler
-from fedmed_common.config import Experiment, Site, experiment_from_order
+from fedmed_common.config import Experiment, Site
+from fedmed_common.loading import experiment_from_order
 from fedmed_common.models import build_model
 from fedmed_common.processes import cores
 from fedmed_common.tasks import build_task
@@ -74,11 +75,15 @@ class Cohorts:
     """Cohorts that stay open while the process lives."""
 
     def __init__(self) -> None:
-        self._open: dict[tuple[str, Path, str], tuple[Cohort, PatchSampler | None]] = {}
+        self._open: dict[str, tuple[Cohort, PatchSampler | None]] = {}
 
     def get(self, home: SiteHome, order_text: str) -> tuple[Cohort, PatchSampler | None]:
-        """The site's cohort and the sampler of its training patients (None where it has none)."""
-        key = (home.site.name, home.folder, hashlib.sha256(order_text.encode()).hexdigest())
+        """The site's cohort and the sampler of its training patients (None where it has none).
+
+        A home of the same name and folder can have another cohort: its label table changed, or ``open`` leaves patients out.
+        """
+        what = repr((home.site, home.folder, home.open, order_text))
+        key = hashlib.sha256(what.encode()).hexdigest()
         if key not in self._open:
             experiment = experiment_from_order(order_text)
             cohort = home.cohort(experiment)

@@ -1,30 +1,22 @@
 """The two files that people write: the experiment (what to train, on what, how) and a site's file (whose data, what it permits).
 
-Both are TOML, frozen, validated on construction; an unknown key fails with the nearest known name.
+Both are frozen and validated on construction; ``loading`` reads them from TOML.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
 import re
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-
-from fedmed_common.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -332,129 +324,3 @@ class Experiment(Model):
     def order_text(self) -> str:
         """What sites are told of the experiment, as canonical JSON: no folder and no tracking address of this machine."""
         return self.model_dump_json(exclude={"simulation", "tracking"})
-
-
-M = TypeVar("M", bound=Model)
-
-
-def load_experiment(path: Path) -> Experiment:
-    """Read an experiment file; relative folders in it are relative to the file.
-
-    Raises:
-        ConfigError: names the file, the field and the fix.
-    """
-    document = _read_toml(path)
-    simulation = document.get("simulation")
-    if isinstance(simulation, dict):
-        if isinstance(simulation.get("federation"), str):
-            simulation["federation"] = _resolve(simulation["federation"], path, "simulation.federation")
-        sites = simulation.get("sites")
-        for number, site in enumerate(sites if isinstance(sites, list) else ()):
-            _resolve_root(site, path, f"simulation.sites[{number}].data.root")
-    return _validate(Experiment, document, path)
-
-
-def load_site(path: Path) -> Site:
-    """Read a ``site.toml``; a relative ``data.root`` is relative to the file.
-
-    Raises:
-        ConfigError: names the file, the field and the fix.
-    """
-    document = _read_toml(path)
-    _resolve_root(document, path, "data.root")
-    return _validate(Site, document, path)
-
-
-def experiment_from_order(text: str) -> Experiment:
-    """The experiment as a site receives it.
-
-    Raises:
-        ConfigError: the text is not an experiment of this version.
-    """
-    try:
-        return Experiment.model_validate_json(text)
-    except ValidationError as error:
-        raise _as_config_error(Experiment, error, "the order's experiment") from None
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("no such file", file=path, fix="check the path") from None
-    except IsADirectoryError:
-        raise ConfigError(
-            "is a folder, not a TOML file", file=path, fix="name the .toml file inside it"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not valid TOML: {error}", file=path, fix="correct the line named above") from None
-    except OSError as error:
-        raise ConfigError(
-            f"cannot be read: {error.strerror}", file=path, fix="check the file's permissions"
-        ) from None
-
-
-def _resolve_root(site: object, file: Path, field: str) -> None:
-    data = site.get("data") if isinstance(site, dict) else None
-    if isinstance(data, dict) and isinstance(data.get("root"), str):
-        data["root"] = _resolve(data["root"], file, field)
-
-
-def _resolve(text: str, file: Path, field: str) -> str:
-    def variable(match: re.Match[str]) -> str:
-        value = os.environ.get(match[1])
-        if value is None:
-            raise ConfigError(
-                f"the environment variable {match[1]} is not set",
-                file=file,
-                field=field,
-                fix=f"export {match[1]}=FOLDER",
-            )
-        return str(Path(value).absolute())
-
-    return str((file.parent / re.sub(r"\$\{(\w+)\}", variable, text)).absolute())
-
-
-def _validate(model: type[M], document: Mapping[str, Any], file: Path) -> M:
-    try:
-        return model.model_validate_json(json.dumps(document, default=str), strict=True)
-    except ValidationError as error:
-        raise _as_config_error(model, error, file) from None
-
-
-def _as_config_error(model: type[Model], error: ValidationError, file: Path | str) -> ConfigError:
-    first = error.errors(include_url=False)[0]
-    location = first["loc"]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        fix = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
-        return ConfigError(f"unknown key{more}", file=file, field=field, fix=fix)
-    if first["type"] == "missing":
-        return ConfigError(f"is missing{more}", file=file, field=field, fix="add it")
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict | Model) else f"; given: {str(first['input'])[:80]!r}"
-    return ConfigError(f"{message}{more}", file=file, field=field or None, fix=f"correct the value{given}")
-
-
-def _fields_at(model: type[Model], location: tuple[int | str, ...]) -> list[str]:
-    for part in location:
-        if isinstance(part, int) or part not in model.model_fields:
-            continue
-        nested = _nested_model(model.model_fields[part].annotation)
-        if nested is None:
-            return []
-        model = nested
-    return list(model.model_fields)
-
-
-def _nested_model(annotation: Any) -> type[Model] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Model):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _nested_model(argument)
-        if found is not None:
-            return found
-    return None

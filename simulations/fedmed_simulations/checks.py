@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedmed_common.config import Experiment, Site, load_site
+from fedmed_common.config import Experiment, Site
 from fedmed_common.errors import ConfigError
+from fedmed_common.loading import load_site
 from fedmed_common.lookup import find
 from fedmed_common.models import MODELS
 from fedmed_common.tasks import LOSSES, TASKS

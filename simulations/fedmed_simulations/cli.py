@@ -42,7 +42,7 @@ def simulate(
     ] = None,
 ) -> None:
     """Run a whole federation on this machine, through the apps that hospitals run."""
-    from fedmed_common.config import load_experiment
+    from fedmed_common.loading import load_experiment
     from fedmed_simulations.checks import check_experiment
 
     file = _experiment_file(experiment)

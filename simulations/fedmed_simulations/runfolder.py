@@ -13,9 +13,10 @@ from pathlib import Path
 
 import tomli_w
 
-from fedmed_common.config import Experiment, load_experiment
+from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError
 from fedmed_common.files import write_atomically
+from fedmed_common.loading import load_experiment
 from fedmed_simulations.engines import ENGINES, Engine
 
 EXPERIMENT, PLAN = "experiment.toml", "simulation.json"

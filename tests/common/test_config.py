@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import tomli_w
 
-from fedmed_common.config import Experiment, experiment_from_order, load_experiment, load_site
+from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
+from fedmed_common.loading import experiment_from_order, load_experiment, load_site
 
 EXPERIMENTS = Path(__file__).parents[2] / "simulations" / "fedmed_simulations" / "experiments"
 

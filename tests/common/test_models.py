@@ -92,7 +92,7 @@ class TestEveryModel:
 def test_two_processes_build_equal_weights() -> None:
     task = experiment(3)
     program = (
-        "import sys, hashlib; from safetensors.torch import save; from fedmed_common.config import experiment_from_order;"
+        "import sys, hashlib; from safetensors.torch import save; from fedmed_common.loading import experiment_from_order;"
         "from fedmed_common.models import build_model;"
         "state = dict(build_model(experiment_from_order(sys.argv[1])).state_dict());"
         "print(hashlib.sha256(save(state)).hexdigest())"

@@ -11,7 +11,7 @@ from fedmed_client.data.sampler import PatchSampler
 from fedmed_client.train import train
 from fedmed_client.workbench import bench_for, seed_for
 from fedmed_common import params
-from fedmed_common.config import load_experiment
+from fedmed_common.loading import load_experiment
 from fedmed_common.params import WeightedMean
 from fedmed_simulations.checks import check_experiment
 from fedmed_simulations.federation import make_homes

@@ -21,7 +21,8 @@ from matplotlib.path import Path as Polygon
 from numpy.typing import NDArray
 
 from fedmed_client.data.cases import find_cases
-from fedmed_common.config import Experiment, load_site
+from fedmed_common.config import Experiment
+from fedmed_common.loading import load_site
 from fedmed_simulations.phantom.anatomy import CLASS_OF
 from fedmed_simulations.phantom.labels import LPS_TO_RAS, segments
 from fedmed_simulations.phantom.patient import draw_scan

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fedmed_common.config import Experiment, experiment_from_order
+from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError, ConfigError
+from fedmed_common.loading import experiment_from_order
 from fedmed_common.metrics import Metrics, merge
 from fedmed_server import history
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteFacts, SiteResult
@@ -96,7 +97,9 @@ def read_run(run: Path) -> RunHistory:
             elif isinstance(record, RoundDone):
                 rounds[record.round] = record
     except ValidationError:
-        raise CheckpointError(f"{run / history.FILE}: a line is damaged or of another version of fedmed") from None
+        raise CheckpointError(
+            f"{run / history.FILE}: a line is damaged or of another version of fedmed"
+        ) from None
     return RunHistory(
         name=run.absolute().name,
         experiment=experiment,
