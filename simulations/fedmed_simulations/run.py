@@ -19,7 +19,7 @@ from fedmed_common.metrics import Metrics, merge
 from fedmed_server import history
 from fedmed_server.app import RunRequest
 from fedmed_server.history import RunEnded
-from fedmed_server.report import write_report
+from fedmed_server.report import COMPARISON, write_report
 from fedmed_server.state import load_state, model_file
 from fedmed_server.tracking import BackgroundTracker, track
 from fedmed_simulations import runfolder
@@ -99,7 +99,7 @@ def carry_out_baseline(folder: Path, baseline: str, console: Console) -> Metrics
 
 
 def carry_out_with_baselines(folder: Path, baselines: Sequence[str], console: Console) -> None:
-    """The run, then its baselines, then a table of all of them."""
+    """The run, then its baselines, then a table of all of them, which goes into the run's report as well."""
     ended = carry_out(folder, console)
     rows = [("federated", tested_metrics([ended]))]
     rows += [
@@ -112,7 +112,10 @@ def carry_out_with_baselines(folder: Path, baselines: Sequence[str], console: Co
             name: {metric: [mean.total, mean.weight] for metric, mean in metrics.items()}
             for name, metrics in rows
         }
-        write_atomically(folder / "comparison.json", json.dumps(comparison, indent=2).encode())
+        with runfolder.locked(folder):
+            write_atomically(folder / COMPARISON, json.dumps(comparison, indent=2).encode())
+            write_report(folder)
+            _complete_tracking(folder, experiment, console)
 
 
 def tested_metrics(ended: Sequence[RunEnded]) -> Metrics:

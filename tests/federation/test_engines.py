@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -169,6 +170,14 @@ def test_baselines_are_tested_on_the_same_patients(write_experiment, tmp_path: P
     for site, patients in tested.items():
         (alone,) = ended[f"local.{site}"].test["best"]
         assert (alone.site, alone.patients) == (site, patients)
+    run = next(folder for folder in (tmp_path / "runs").iterdir() if (folder / "comparison.json").exists())
+    assert set(json.loads((run / "comparison.json").read_bytes())) == {"federated", "pooled", "local"}
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert "Beside its baselines" in report
+    sent = [
+        file.read_text(encoding="utf-8") for file in (tmp_path / "runs").rglob("mlartifacts/**/report.html")
+    ]
+    assert report in sent
 
 
 def test_a_site_that_refuses_is_named_and_the_run_is_degraded_or_fails(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 
 from fedmed_common.errors import CheckpointError, ConfigError
-from fedmed_common.metrics import class_mean
+from fedmed_common.metrics import Mean, Metrics, class_mean
 from fedmed_common.wire import Facts, Reply
 from fedmed_server.history import RoundDone, RunEnded, SiteResult, append, read
 from fedmed_server.report import Figure, artifacts, write_report
 from fedmed_server.report import page as pages
+from fedmed_server.report.comparison import compare
 from fedmed_server.report.source import merged, read_run, shareable_experiment
 from fedmed_server.report.tables import class_rows, headline, scores
 
@@ -209,10 +211,12 @@ def test_names_from_sites_and_texts_of_users_are_escaped(make_run: MakeRun) -> N
         (run / "experiment.toml").read_text() + f"# {evil}\n", encoding="utf-8"
     )
     append(made.history, RunEnded(time=made.time(9), status=f"failed: {evil}", best_round=1))
+    baselines_beside(run, federated={"dice/liver": (9.0, 10.0)}, **{evil: {"dice/liver": (8.0, 10.0)}})
     write_report(run, figures=[Figure(title=evil, caption=evil, png=PNG)])
     page = page_of(run)
     assert "script" not in page.tags
     assert evil in page.text
+    assert f"federated{evil}" in page.text
     assert "<script" not in "".join(pages.chart_files(read_run(run)).values())
 
 
@@ -242,6 +246,82 @@ def test_one_class_and_one_round_are_enough(make_run: MakeRun) -> None:
     page = page_of(make_run(rounds=1, late=(), shares={"nucleus": 1.0}).all())
     assert "The experiment has one class, nucleus." in page.text
     assert "Validation Dice by class" not in page.text
+
+
+def baselines_beside(run: Path, **models: dict[str, tuple[float, float]]) -> None:
+    (run / "comparison.json").write_text(json.dumps(models), encoding="utf-8")
+
+
+def test_baselines_stand_beside_the_run_class_by_class(make_run: MakeRun) -> None:
+    run = make_run(rounds=3, late=(), shares={"liver": 1.0, "spleen": 0.9, "cyst": 0.1}).all()
+    baselines_beside(
+        run,
+        federated={"dice/liver": (16.0, 20.0), "dice/spleen": (5.0, 10.0), "dice/cyst": (0.5, 2.0)},
+        pooled={"dice/liver": (18.0, 20.0), "dice/spleen": (4.0, 10.0), "dice/cyst": (1.5, 2.0)},
+        local={"dice/liver": (12.0, 20.0), "dice/spleen": (4.0, 10.0)},
+    )
+    page = page_of(run)
+    text = page.text[page.text.index("Beside its baselines") : page.text.index("How training went")]
+    assert "3 rounds of 20 optimizer steps" in text
+    assert "pooled: one model trained on the training patients of all sites in one place" in text
+    assert "local: at each site a model of its own" in text
+    rows = [
+        "liver0.800 n = 20 0.900 n = 20 0.600 n = 20",
+        "spleen0.500 n = 10 0.400 n = 10 0.400 n = 10",
+        "Mean over 2 of 3 classes0.650 0.650 0.500",
+        "no basis for a claim",
+        "cyst0.250 n = 2 0.750 n = 2 \N{EN DASH}",
+    ]
+    assert rows == sorted(rows, key=text.index)
+    assert "#baselines" in page.loaded
+
+
+def test_bold_is_the_highest_as_printed_among_results_on_the_same_patients() -> None:
+    def means(**dice: tuple[float, float]) -> Metrics:
+        return {f"dice/{name}": Mean(*pair) for name, pair in dice.items()}
+
+    compared = compare(
+        {
+            "federated": means(a=(8.0001, 10.0), b=(5.0, 10.0), few=(4.0, 4.0), other=(9.0, 10.0)),
+            "pooled": means(a=(8.0, 10.0), b=(6.0, 10.0), few=(3.0, 4.0), other=(7.0, 9.0)),
+            "local": means(a=(7.0, 10.0), b=(6.0, 10.0), few=(2.0, 4.0), other=(7.0, 9.0)),
+        },
+        ["a", "b", "few", "other", "nowhere"],
+    )
+    assert compared is not None
+    assert [row.name for row in compared.counted] == ["a", "b"]
+    best = {row.name: [score.best for score in row.scores] for row in compared.classes}
+    assert best == {
+        "a": [True, True, False],
+        "b": [False, True, True],
+        **dict.fromkeys(["few", "other", "nowhere"], [False] * 3),
+    }
+    assert [score.value for score in compared.means] == pytest.approx([0.65, 0.7, 0.65], abs=1e-4)
+    assert [score.best for score in compared.means] == [False, True, False]
+
+
+def test_run_without_baselines_does_not_speak_of_them(make_run: MakeRun) -> None:
+    run = make_run(rounds=1).all()
+    page = page_of(run)
+    assert "Beside its baselines" not in page.text
+    assert "#baselines" not in page.loaded
+    baselines_beside(run)
+    assert "Beside its baselines" not in page_of(run).text
+
+
+def test_comparison_in_which_nothing_was_measured_has_its_section(make_run: MakeRun) -> None:
+    run = make_run(rounds=1).all()
+    baselines_beside(run, federated={"dice/liver": (math.nan, 9.0)}, pooled={"dice/liver": (0.0, 0.0)})
+    assert "Beside its baselines" in page_of(run).text
+    assert "Mean over" not in page_of(run).text.partition("Beside its baselines")[2]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"pooled": {"dice/liver": [1.0]}}'])
+def test_damaged_comparison_is_refused_by_name(make_run: MakeRun, content: bytes) -> None:
+    run = make_run(rounds=1).all()
+    (run / "comparison.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"comparison\.json: damaged"):
+        write_report(run)
 
 
 def test_figures_stay_in_the_page_when_it_is_drawn_again(make_run: MakeRun) -> None:

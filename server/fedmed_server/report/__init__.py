@@ -8,9 +8,9 @@ from pathlib import Path
 from fedmed_common.files import write_atomically
 from fedmed_server.report.figures import Figure, load_figures, save_figures
 from fedmed_server.report.page import chart_files, render
-from fedmed_server.report.source import read_run, shareable_experiment
+from fedmed_server.report.source import COMPARISON, read_run, shareable_experiment
 
-__all__ = ["Figure", "artifacts", "write_report"]
+__all__ = ["COMPARISON", "Figure", "artifacts", "write_report"]
 
 REPORT = "report.html"
 
@@ -20,7 +20,7 @@ def write_report(run: Path, *, figures: Sequence[Figure] = ()) -> Path:
 
     Raises:
         ConfigError: ``run`` is not the folder of a run that has begun.
-        CheckpointError: its history is damaged.
+        CheckpointError: its history or its comparison with baselines is damaged.
     """
     history = read_run(run)
     if figures:
@@ -37,7 +37,7 @@ def artifacts(run: Path, *, shareable: bool) -> dict[str, bytes]:
 
     Raises:
         ConfigError: ``run`` is not the folder of a run that has begun.
-        CheckpointError: its history is damaged.
+        CheckpointError: its history or its comparison with baselines is damaged.
     """
     history = read_run(run)
     figures = [figure for figure in load_figures(run) if not (shareable and figure.of_patients)]

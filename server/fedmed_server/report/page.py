@@ -15,7 +15,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedmed_common.metrics import Metrics, class_mean
-from fedmed_server.report import effort, tables
+from fedmed_server.report import comparison, effort, tables
 from fedmed_server.report.charts import COLOURS, Chart, Curve, line_chart, site_style, stack_chart
 from fedmed_server.report.figures import Figure
 from fedmed_server.report.source import RunHistory, merged, shareable_experiment
@@ -51,6 +51,13 @@ REPLY_TOLD: dict[tuple[str, ...], str] = {
 }
 """Fields of the wire's Facts and Reply, in words."""
 
+BASELINES_TOLD = {
+    "federated": "this run; each site trained on its own patients, and only changes of the model left it",
+    "pooled": "one model trained on the training patients of all sites in one place, as if the data could be brought together",
+    "local": "at each site a model of its own, trained and tested on that site's patients alone; numbers over all sites",
+}
+"""What each column of a comparison is, in words."""
+
 
 def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> str:
     """The page. ``shareable``: without the folders of this machine that the command and the experiment file name."""
@@ -73,6 +80,8 @@ def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> st
             enough=tables.ENOUGH_PATIENTS,
             most_presence=max((row.presence.patients for row in rows), default=0),
             dice_matrix=tables.dice_matrix(run, measured, names) if measured else None,
+            comparison=comparison.compare(run.comparison, names),
+            baselines_told=BASELINES_TOLD,
             presence_matrix=tables.presence_matrix(run, names) if run.facts else None,
             charts=_wide_charts(run),
             panels=_panels(run, names[:_MOST_PANELS]),

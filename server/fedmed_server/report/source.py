@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError, ConfigError
 from fedmed_common.loading import experiment_from_order
-from fedmed_common.metrics import Metrics, merge
+from fedmed_common.metrics import Mean, Metrics, merge
 from fedmed_server import history
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteFacts, SiteResult
 
-EXPERIMENT = "experiment.toml"
+EXPERIMENT, COMPARISON = "experiment.toml", "comparison.json"
 _LOCAL_TABLES = ("simulation", "tracking")
+_COMPARISON = TypeAdapter(dict[str, dict[str, tuple[float, float]]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHistory:
-    """A run folder's content. ``rounds`` in order, each once; ``ended`` is None while the run goes on or when it was killed."""
+    """A run folder's content. ``rounds`` in order, each once; ``ended`` is None while the run goes on or when it was killed.
+
+    ``comparison``: metrics on the same test patients, by model, the run's own first; empty where it has no baselines.
+    """
 
     name: str
     experiment: Experiment
@@ -32,6 +36,7 @@ class RunHistory:
     starts: tuple[RunStarted, ...]
     rounds: tuple[RoundDone, ...]
     ended: RunEnded | None
+    comparison: Mapping[str, Metrics]
 
     @property
     def facts(self) -> tuple[SiteFacts, ...]:
@@ -80,7 +85,7 @@ def read_run(run: Path) -> RunHistory:
 
     Raises:
         ConfigError: not a run folder.
-        CheckpointError: a line of the history is damaged or of another version.
+        CheckpointError: a line of the history, or the comparison with baselines, is damaged or of another version.
     """
     experiment = read_experiment(run)
     starts: list[RunStarted] = []
@@ -107,7 +112,26 @@ def read_run(run: Path) -> RunHistory:
         starts=tuple(starts),
         rounds=tuple(rounds[number] for number in sorted(rounds)),
         ended=ended,
+        comparison=read_comparison(run),
     )
+
+
+def read_comparison(run: Path) -> dict[str, Metrics]:
+    """The metrics of the run and its baselines, by model; empty where there are none.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    file = run / COMPARISON
+    if not file.exists():
+        return {}
+    try:
+        models = _COMPARISON.validate_json(file.read_bytes())
+    except ValidationError:
+        raise CheckpointError(
+            f"{file}: damaged or of another version of fedmed; without this file the report leaves out the baselines"
+        ) from None
+    return {model: {name: Mean(*pair) for name, pair in metrics.items()} for model, metrics in models.items()}
 
 
 def in_order(name: str) -> tuple[tuple[str, int], ...]:
