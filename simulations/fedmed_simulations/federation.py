@@ -12,7 +12,7 @@ from fedmed_client.workbench import SiteHome
 from fedmed_common.config import Experiment, Partition, Policy, Site
 from fedmed_simulations.partition import draw_sites
 
-_DRAWN: dict[tuple[tuple[Path, ...], str], tuple[Cohort, ...]] = {}
+_DRAWN: dict[str, tuple[Cohort, ...]] = {}
 
 
 def make_homes(experiment: Experiment, sites: Sequence[Site], folder: Path) -> list[SiteHome]:
@@ -52,7 +52,7 @@ def _named(site: Site, name: str) -> Site:
 
 
 def _drawn(source: tuple[SiteHome, ...], partition: Partition, experiment: Experiment) -> tuple[Cohort, ...]:
-    key = tuple(home.folder for home in source), partition.model_dump_json() + experiment.order_text()
+    key = repr((source, partition, experiment.order_text()))
     if key not in _DRAWN:
         everyone = pool([open_cohort(home.site, experiment, home.folder) for home in source], "all")
         _DRAWN[key] = tuple(draw_sites(everyone, partition, experiment.seed))
