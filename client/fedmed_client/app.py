@@ -6,6 +6,7 @@ holds a code and the random id of an incident, whose text is in the site's ``inc
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 import traceback
@@ -26,6 +27,7 @@ from fedmed_common.errors import FedmedError, PolicyRefusal
 from fedmed_common.loading import experiment_from_order
 
 INCIDENTS = "incidents.log"
+_log = logging.getLogger(__name__)
 
 
 def make_client_app(find_home: Callable[[Context], SiteHome]) -> ClientApp:
@@ -125,11 +127,20 @@ def _reply(home: SiteHome, order: wire.Order | None, **fields: object) -> wire.R
 
 
 def _refuse(home: SiteHome, order: wire.Order | None, error: Exception) -> wire.Reply:
+    """Nothing may be raised here: Flower would send its text."""
     incident = secrets.token_hex(8)
-    home.folder.mkdir(parents=True, exist_ok=True)
-    with (home.folder / INCIDENTS).open("a", encoding="utf-8") as log:
-        moment = datetime.now(UTC).isoformat(timespec="seconds")
-        log.write(f"{moment} incident {incident}\n{''.join(traceback.format_exception(error))}\n")
+    try:
+        _keep(home, incident, error)
+    except OSError as problem:
+        _log.error("an incident (%s) could not be kept: %s", type(error).__name__, type(problem).__name__)
+        incident = ""
     code = error.code if isinstance(error, FedmedError) else "internal"
     rule = error.rule if isinstance(error, PolicyRefusal) else ""
     return _reply(home, order, code=code, rule=rule, incident=incident)
+
+
+def _keep(home: SiteHome, incident: str, error: Exception) -> None:
+    home.folder.mkdir(parents=True, exist_ok=True)
+    with (home.folder / INCIDENTS).open("a", encoding="utf-8", errors="backslashreplace") as log:
+        moment = datetime.now(UTC).isoformat(timespec="seconds")
+        log.write(f"{moment} incident {incident}\n{''.join(traceback.format_exception(error))}\n")

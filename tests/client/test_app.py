@@ -127,6 +127,16 @@ def test_the_text_of_an_exception_stays(home: SiteHome, order: wire.Order, exper
     assert reply.incident in kept
 
 
+def test_nothing_leaks_where_no_incident_can_be_written(
+    home: SiteHome, order: wire.Order, tmp_path: Path
+) -> None:
+    in_the_way = tmp_path / "Jane^Doe"
+    in_the_way.write_text("a file where the site's folder should be")
+    hurt = replace(home, folder=in_the_way)
+    reply = _ask(hurt, replace(order, experiment="not an experiment"))
+    assert (reply.code, reply.incident) == ("config", "")
+
+
 def test_an_order_that_is_none_is_answered_by_code(home: SiteHome) -> None:
     grid = LocalGrid(make_client_app(lambda _context: home), 1)
     (message,) = grid.send_and_receive([Message(RecordDict({}), 100, "train")])
