@@ -17,7 +17,7 @@ from fedmed_client.data.sampler import PatchSampler
 from fedmed_common.config import Experiment, Site
 from fedmed_common.loading import experiment_from_order
 from fedmed_common.models import build_model
-from fedmed_common.processes import cores
+from fedmed_common.processes import allow_many_open_files, cores
 from fedmed_common.tasks import build_task
 from fedmed_common.tasks.segmentation import Segmentation
 
@@ -86,6 +86,7 @@ class Cohorts:
         key = hashlib.sha256(what.encode()).hexdigest()
         if key not in self._open:
             experiment = experiment_from_order(order_text)
+            allow_many_open_files()
             cohort = home.cohort(experiment)
             cases = cohort.of("train")
             self._open[key] = cohort, PatchSampler(cases, experiment) if cases else None

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
+
+_FILES_ON_MACOS = 10_240
+"""What macOS permits where it says 'unlimited'."""
 
 
 def cores() -> int:
@@ -24,3 +28,11 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def allow_many_open_files() -> None:
+    """Raise this process's limit as far as the system permits: every mapped array holds a file open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES_ON_MACOS if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
@@ -23,7 +22,6 @@ Engine = Literal["inline", "ray"]
 
 def run_inline(homes: Sequence[SiteHome], request: RunRequest) -> None:
     """All sites in this process, one after the other; model and mapped data stay warm."""
-    _allow_many_open_files()
     run_federation(LocalGrid(_client_app(homes), len(homes)), request)
 
 
@@ -81,9 +79,3 @@ def _gpu_share(request: RunRequest) -> float:
     import torch
 
     return 1.0 if request.experiment.train.device != "cpu" and torch.cuda.is_available() else 0.0
-
-
-def _allow_many_open_files() -> None:
-    """Every mapped array holds a file open: raise this process's limit as far as the system permits."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

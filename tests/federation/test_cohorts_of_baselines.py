@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,3 +47,30 @@ def test_drawn_sites_follow_a_changed_label_table(write_experiment, tmp_path: Pa
     unlabelled = sites[0].model_copy(update={"labels": {}, "ignore_labels": ("1",)})
     again = make_homes(experiment, [unlabelled], tmp_path / "homes")[0]
     assert COHORTS.get(again, experiment.order_text())[0].presence() == {}
+
+
+_OPEN_ALL = """
+import resource, sys
+from pathlib import Path
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (48, hard))
+from rich.console import Console
+from fedmed_common.loading import load_experiment
+from fedmed_simulations.checks import check_experiment
+from fedmed_simulations.federation import make_homes
+from fedmed_simulations.run import prepare
+file = Path(sys.argv[1])
+experiment = load_experiment(file)
+prepare(make_homes(experiment, check_experiment(experiment, file), Path(sys.argv[2])), experiment, Console())
+"""
+
+
+def test_more_arrays_are_mapped_than_the_shell_lets_files_be_open(write_experiment, tmp_path: Path) -> None:
+    file = write_experiment(sites=4)
+    done = subprocess.run(
+        [sys.executable, "-c", _OPEN_ALL, str(file), str(tmp_path / "homes")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
