@@ -60,17 +60,18 @@ def simulate(
     loaded = loaded.model_copy(update=changes)
     command = shlex.join(["fedmed", *sys.argv[1:]])
     folder = runs.absolute() / runfolder.new_run_id(loaded)
-    runfolder.create(folder, loaded, runfolder.Plan(engine=engine, command=command))
-    carry_out_with_baselines(folder, baseline or [], Console())
+    baselines = tuple(dict.fromkeys(choice.value for choice in baseline or ()))
+    runfolder.create(folder, loaded, runfolder.Plan(engine=engine, command=command, baselines=baselines))
+    carry_out_with_baselines(folder, Console())
 
 
 def resume(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
-    """Go on with a run that was interrupted or killed; it ends as if it had never stopped."""
+    """Go on with a run, and its baselines, that was interrupted or killed; it ends as if it had never stopped."""
     from rich.console import Console
 
-    from fedmed_simulations.run import carry_out
+    from fedmed_simulations.run import carry_out_with_baselines
 
-    carry_out(run.absolute(), Console())
+    carry_out_with_baselines(run.absolute(), Console())
 
 
 def _experiment_file(name: str) -> Path:

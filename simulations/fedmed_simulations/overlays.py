@@ -62,9 +62,7 @@ def _figure(bench: Bench, site: str, case: Case) -> Figure:
         axes, titles, (None, case.label[..., plane], prediction[..., plane]), strict=True
     ):
         picture = image if labels is None else _paint(image, np.asarray(labels))
-        axis.imshow(
-            picture if photograph else np.flipud(picture.swapaxes(0, 1)), aspect=_aspect(case, photograph)
-        )
+        axis.imshow(_upright(picture, case), aspect=_aspect(case, photograph))
         axis.set_title(title, fontsize=10)
         axis.axis("off")
     shown = sorted(
@@ -74,7 +72,7 @@ def _figure(bench: Bench, site: str, case: Case) -> Figure:
     handles = [Patch(color=_PALETTE[(k - 1) % len(_PALETTE)], label=classes[k - 1]) for k in shown]
     if handles:
         canvas.legend(
-            handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9
+            handles=handles, loc="outside lower center", ncols=min(9, len(handles)), frameon=False, fontsize=8
         )
     stream = io.BytesIO()
     canvas.savefig(stream, format="png", metadata={"Software": None})
@@ -88,6 +86,11 @@ def _figure(bench: Bench, site: str, case: Case) -> Figure:
         caption=f"{what}, the one of this site's who shows most classes. Not chosen by its score.",
         png=stream.getvalue(),
     )
+
+
+def _upright(picture_XY: NDArray[np.float64], case: Case) -> NDArray[np.float64]:
+    """As a radiologist looks at it: anterior at the top, the patient's right at the left. A photograph stays as it is."""
+    return np.flip(picture_XY.swapaxes(0, 1), (0, 1)) if case.oriented else picture_XY
 
 
 def _grey(image_CXY: NDArray[np.float32]) -> NDArray[np.float64]:

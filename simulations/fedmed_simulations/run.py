@@ -19,7 +19,7 @@ from fedmed_common.metrics import Metrics, merge
 from fedmed_server import history
 from fedmed_server.app import RunRequest
 from fedmed_server.history import RunEnded
-from fedmed_server.report import COMPARISON, write_report
+from fedmed_server.report import COMPARISON, REPORT, write_report
 from fedmed_server.state import load_state, model_file
 from fedmed_server.tracking import BackgroundTracker, track
 from fedmed_simulations import runfolder
@@ -67,10 +67,10 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
     experiment, plan = runfolder.open_run(folder)
     with runfolder.locked(folder):
         ended = _ended(folder)
-        if ended is None:
+        if ended is None or not (folder / REPORT).exists():
             homes = homes_for(experiment, folder, plan.baseline)
             prepare(homes, experiment, console)
-            ended = _run_or_say_how_to_resume(folder, experiment, plan, homes, console)
+            ended = ended or _run_or_say_how_to_resume(folder, experiment, plan, homes, console)
             write_report(folder, figures=draw_overlays(homes, experiment, _best_model(folder)))
             _complete_tracking(folder, experiment, console)
     console.print(outcome_table(ended, experiment))
@@ -78,7 +78,7 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
     console.print(
         f"[{colour}]{escape(ended.status)}[/]; best round {ended.best_round} of {experiment.rounds}"
     )
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"report: {folder / REPORT}", soft_wrap=True, highlight=False)
     return ended
 
 
@@ -93,20 +93,18 @@ def carry_out_baseline(folder: Path, baseline: str, console: Console) -> Metrics
     for kind in ["pooled"] if baseline == "pooled" else [f"local:{name}" for name in names]:
         own = folder.with_name(f"{folder.name}.{kind.replace(':', '.')}")
         if not own.exists():
-            runfolder.create(own, experiment, replace(plan, baseline=kind))
+            runfolder.create(own, experiment, replace(plan, baseline=kind, baselines=()))
         ended.append(carry_out(own, console))
     return tested_metrics(ended)
 
 
-def carry_out_with_baselines(folder: Path, baselines: Sequence[str], console: Console) -> None:
+def carry_out_with_baselines(folder: Path, console: Console) -> None:
     """The run, then its baselines, then a table of all of them, which goes into the run's report as well."""
+    experiment, plan = runfolder.open_run(folder)
     ended = carry_out(folder, console)
     rows = [("federated", tested_metrics([ended]))]
-    rows += [
-        (baseline, carry_out_baseline(folder, baseline, console)) for baseline in dict.fromkeys(baselines)
-    ]
+    rows += [(baseline, carry_out_baseline(folder, baseline, console)) for baseline in plan.baselines]
     if len(rows) > 1:
-        experiment, _ = runfolder.open_run(folder)
         console.print(comparison_table(rows, experiment))
         comparison = {
             name: {metric: [mean.total, mean.weight] for metric, mean in metrics.items()}

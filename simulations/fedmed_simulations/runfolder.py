@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,12 +27,14 @@ EXPERIMENT, PLAN = "experiment.toml", "simulation.json"
 class Plan:
     """What a run folder is for.
 
-    ``baseline``: '' for the federation, 'pooled', or 'local:<site>'. ``command``: what started it.
+    ``baseline``: '' for the federation, 'pooled', or 'local:<site>'. ``baselines``: what the federation is to be
+    compared with, each in a run folder of its own. ``command``: what started it.
     """
 
     engine: Engine
     command: str
     baseline: str = ""
+    baselines: tuple[str, ...] = ()
 
 
 def new_run_id(experiment: Experiment) -> str:
@@ -40,11 +43,13 @@ def new_run_id(experiment: Experiment) -> str:
 
 
 def create(folder: Path, experiment: Experiment, plan: Plan) -> None:
-    """Make the run's folder with the resolved experiment and the plan."""
-    folder.mkdir(parents=True)
+    """Make the run's folder with the resolved experiment and the plan: whole, or not at all."""
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    unfinished.mkdir(parents=True)
     document = experiment.model_dump(mode="json", exclude_none=True)
-    write_atomically(folder / EXPERIMENT, tomli_w.dumps(document).encode())
-    write_atomically(folder / PLAN, json.dumps(asdict(plan), indent=2).encode())
+    write_atomically(unfinished / EXPERIMENT, tomli_w.dumps(document).encode())
+    write_atomically(unfinished / PLAN, json.dumps(asdict(plan), indent=2).encode())
+    unfinished.rename(folder)
 
 
 def open_run(folder: Path) -> tuple[Experiment, Plan]:
@@ -54,8 +59,9 @@ def open_run(folder: Path) -> tuple[Experiment, Plan]:
         CheckpointError: not a run folder.
     """
     try:
-        plan = Plan(**json.loads((folder / PLAN).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        fields = json.loads((folder / PLAN).read_text())
+        plan = Plan(**{**fields, "baselines": tuple(fields.get("baselines", ()))})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder}: not a run's folder ({type(error).__name__} on {PLAN})\n  fix: name a folder below --runs"
         ) from None

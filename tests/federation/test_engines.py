@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,3 +192,15 @@ def test_a_site_that_refuses_is_named_and_the_run_is_degraded_or_fails(
     assert done.returncode != 0
     assert "site-2" in done.stderr
     assert "maximum_steps" in done.stderr
+
+
+def test_resume_goes_on_with_the_baselines(write_experiment, tmp_path: Path) -> None:
+    _fedmed("simulate", write_experiment(rounds=1), "--runs", tmp_path / "runs", "--baseline", "pooled")
+    (run,) = [folder for folder in (tmp_path / "runs").iterdir() if (folder / "comparison.json").exists()]
+    comparison = (run / "comparison.json").read_bytes()
+    shutil.rmtree(run.with_name(f"{run.name}.pooled"))
+    (run / "comparison.json").unlink()
+    (run / "report.html").unlink()
+    _fedmed("resume", run)
+    assert (run / "comparison.json").read_bytes() == comparison
+    assert "Beside its baselines" in (run / "report.html").read_text()

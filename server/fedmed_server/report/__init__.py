@@ -10,7 +10,7 @@ from fedmed_server.report.figures import Figure, load_figures, save_figures
 from fedmed_server.report.page import chart_files, render
 from fedmed_server.report.source import COMPARISON, read_run, shareable_experiment
 
-__all__ = ["COMPARISON", "Figure", "artifacts", "write_report"]
+__all__ = ["COMPARISON", "REPORT", "Figure", "artifacts", "write_report"]
 
 REPORT = "report.html"
 

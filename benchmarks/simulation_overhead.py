@@ -1,0 +1,215 @@
+"""Wall time of a simulated federation over a bare PyTorch loop that takes the same steps and averages.
+
+Both train the same U-Net on the same drawn sites; their weights are compared. Beside them, the same work on Flower's Ray engine.
+The timed inline run is the whole of it: orders, the gate, checkpoints, history and MLflow.
+
+    python benchmarks/simulation_overhead.py --sites 8 100 --repeats 5 --ray
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from fedmed_client.workbench import COHORTS, SiteHome, bench_for, numerics, seed_for
+from fedmed_common import params
+from fedmed_common.config import Experiment
+from fedmed_common.loading import load_experiment
+from fedmed_server import history
+from fedmed_server.app import RunRequest
+from fedmed_server.history import RoundDone
+from fedmed_server.tracking import BackgroundTracker
+from fedmed_simulations import runfolder
+from fedmed_simulations.checks import check_experiment
+from fedmed_simulations.engines import ENGINES, Engine
+from fedmed_simulations.federation import make_homes
+
+EXPERIMENT = """
+name = "overhead-{sites}"
+rounds = {rounds}
+seed = 1
+[task]
+classes = ["disc"]
+dimensions = 2
+[data]
+patch = [96, 96]
+splits = {{ validation = 0.0, test = 0.0 }}
+[model]
+channels = [16, 32, 64, 128]
+[train]
+steps = {steps}
+batch_size = 8
+[simulation]
+partition = {{ kind = "even", sites = {sites} }}
+[[simulation.sites]]
+name = "pool"
+labels = {{ disc = ["1"] }}
+data = {{ format = "images", root = "{root}" }}
+"""
+
+
+def write_pictures(root: Path, number: int) -> None:
+    """Bright discs on noise, 128 x 128."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:128, :128]
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for index in range(number):
+        x, y = rng.uniform(30, 98, 2)
+        disc = (rows - x) ** 2 + (columns - y) ** 2 < rng.uniform(10, 30) ** 2
+        image = rng.normal(80, 20, (128, 128)) + 90 * disc
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / "images" / f"{index:04d}.png")
+        Image.fromarray(disc.astype(np.uint8)).save(root / "labels" / f"{index:04d}.png")
+
+
+def bare_loop(experiment: Experiment, homes: Sequence[SiteHome]) -> params.Parameters:
+    """Federated averaging as one would write it in a script: no messages, no checks, no records."""
+    bench = bench_for(experiment.order_text())
+    settings = experiment.train
+    weights = params.from_model(bench.model)
+    with numerics(experiment, bench.device):
+        for number in range(1, experiment.rounds + 1):
+            total = {name: np.zeros_like(array) for name, array in weights.items()}
+            patients = 0
+            for home in sorted(homes, key=lambda home: home.site.name):
+                cohort, sampler = COHORTS.get(home, experiment.order_text())
+                assert sampler is not None
+                params.to_model(weights, bench.model)
+                bench.model.train()
+                optimizer = torch.optim.AdamW(
+                    bench.model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+                )
+                rng = np.random.default_rng(seed_for(experiment.seed, number, home.site.name))
+                torch.manual_seed(int(rng.integers(2**63)))
+                for _ in range(settings.steps):
+                    image, label, annotated = sampler.batch(rng)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss = bench.task.loss(bench.model(image), label, annotated)
+                    loss.backward()
+                    torch.nn.utils.clip_grad_norm_(bench.model.parameters(), settings.gradient_norm or 1e9)
+                    optimizer.step()
+                    loss.item()
+                count = cohort.patients("train")
+                for name, change in params.delta(bench.model, weights).items():
+                    total[name] += change * np.float32(count)
+                patients += count
+            weights = {name: weights[name] + total[name] / np.float32(patients) for name in weights}
+    return weights
+
+
+def engine_run(
+    engine: Engine, experiment: Experiment, homes: Sequence[SiteHome], folder: Path
+) -> params.Parameters:
+    """The same work as a run of fedmed, tracked in MLflow."""
+    runfolder.create(folder, experiment, runfolder.Plan(engine=engine, command="benchmark"))
+    request = RunRequest(
+        experiment=experiment, folder=folder, command="benchmark", sites=len(homes), stop=threading.Event()
+    )
+    with BackgroundTracker(folder, experiment):
+        ENGINES[engine](homes, request)
+    return load_file(folder / "models" / "last.safetensors")
+
+
+def rounds_seconds(folder: Path) -> float:
+    """Seconds spent inside rounds, without an engine's start and end."""
+    records = history.read(folder / history.FILE)
+    return sum(record.seconds["total"] for record in records if isinstance(record, RoundDone))
+
+
+def measure(sites: int, options: argparse.Namespace, work: Path) -> dict[str, object]:
+    """Alternate the bare loop and the inline engine; the ratio of each pair, and the Ray engine once."""
+    file = work / f"overhead-{sites}.toml"
+    root = json.dumps(str(work / "data"))[1:-1]
+    file.write_text(EXPERIMENT.format(sites=sites, rounds=options.rounds, steps=options.steps, root=root))
+    experiment = load_experiment(file)
+    homes = make_homes(experiment, check_experiment(experiment, file), work / "sites")
+    for home in homes:
+        COHORTS.get(home, experiment.order_text())
+    start = params.from_model(bench_for(experiment.order_text()).model)
+    bare, inline, ratios = [], [], []
+    for repeat in range(options.repeats + 1):
+        params.to_model(start, bench_for(experiment.order_text()).model)
+        before = time.perf_counter()
+        expected = bare_loop(experiment, homes)
+        between = time.perf_counter()
+        found = engine_run("inline", experiment, homes, work / f"inline-{sites}-{repeat}")
+        after = time.perf_counter()
+        for name in expected:
+            np.testing.assert_array_equal(expected[name], found[name])
+        if repeat:
+            bare.append(between - before)
+            inline.append(after - between)
+            ratios.append(inline[-1] / bare[-1])
+            print(
+                f"{sites} sites: bare {bare[-1]:.2f} s, inline {inline[-1]:.2f} s, ratio {ratios[-1]:.3f}",
+                flush=True,
+            )
+    result: dict[str, object] = {
+        "sites": sites,
+        "rounds": options.rounds,
+        "steps": options.steps,
+        "bare_seconds": statistics.median(bare),
+        "inline_seconds": statistics.median(inline),
+        "ratio_median": statistics.median(ratios),
+        "ratios": ratios,
+        "weights": "bit-identical",
+    }
+    if options.ray:
+        folder = work / f"ray-{sites}"
+        before = time.perf_counter()
+        found = engine_run("ray", experiment, homes, folder)
+        result["ray_seconds"] = time.perf_counter() - before
+        result["ray_seconds_in_rounds"] = rounds_seconds(folder)
+        result["ray_weights_equal"] = all(np.array_equal(expected[name], found[name]) for name in expected)
+        print(
+            f"{sites} sites: ray {result['ray_seconds']:.2f} s, in rounds {result['ray_seconds_in_rounds']:.2f} s",
+            flush=True,
+        )
+    return result
+
+
+def main() -> None:
+    """Measure and write a dated file beside this one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sites", type=int, nargs="+", default=[8, 100])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--ray", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        write_pictures(work / "data", 4 * max(options.sites))
+        results = [measure(sites, options, work) for sites in options.sites]
+    report = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", "benchmarks/simulation_overhead.py", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("fedmed", "torch", "flwr")},
+        "results": results,
+    }
+    file = Path(__file__).parent / f"simulation_overhead-{report['date']}.json"
+    file.write_text(json.dumps(report, indent=2) + "\n")
+    print(file)
+
+
+if __name__ == "__main__":
+    main()
