@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from fedmed_common import errors
+from fedmed_common import errors, wire
 from fedmed_common.cli import COMMANDS
 from fedmed_common.config import Experiment, Policy, Site, SiteData
 from fedmed_common.models import MODELS
@@ -71,6 +72,32 @@ def test_every_key_of_a_site_is_documented(model: type[BaseModel]) -> None:
 def test_every_name_that_an_experiment_can_give_is_documented(table: Mapping[str, object]) -> None:
     text = (ROOT / "docs" / "experiments.md").read_text()
     assert [name for name in table if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("record", "section"),
+    [(wire.Order, "What comes in"), (wire.Reply, "What goes out"), (wire.Facts, "Facts")],
+)
+def test_the_page_on_what_leaves_a_site_lists_the_wire(record: type, section: str) -> None:
+    text = (ROOT / "docs" / "what-leaves-a-site.md").read_text()
+    body = text.split(f"\n## {section}")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", body, re.MULTILINE)
+    documented = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(documented) == sorted(field.name for field in dataclasses.fields(record))
+
+
+def test_the_architecture_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    entries = [entry for package in PACKAGES for entry in package.iterdir() if entry.name[0] not in "_."]
+    names = {f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries} - {"py.typed"}
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_relative)
+def test_source_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"`([\w/]+\.py)`", page.read_text())
+    sources = [f"/{_relative(source)}" for source in SOURCES]
+    assert [name for name in named if not any(source.endswith(f"/{name}") for source in sources)] == []
 
 
 def test_every_shipped_experiment_is_listed() -> None:
