@@ -220,6 +220,7 @@ def _judge(
             order.kind, channel.experiment.task.classes, channel.experiment.task.surface_metrics
         ),
         patients=None if anonymous else _patients(member, order),
+        steps=channel.experiment.train.steps,
         template=template,
         norm_limit=channel.experiment.federation.update_norm_limit,
     )

@@ -6,6 +6,7 @@ One bad reply never harms the round: it is rejected alone, with a reason of ours
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,13 +22,20 @@ _LARGEST_COUNT = 10_000_000
 _LARGEST_SECONDS = 1e9
 _TRAINING_METRICS = frozenset({"loss"})
 _SPLITS = frozenset({"train", "validation", "test"})
+_PHASES = frozenset({"load", "train", "evaluate", "site"})
+_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}", re.ASCII)
+_CODE = re.compile(r"[a-z][a-z\-]{0,31}|")
+_RULE = re.compile(r"[a-z][a-z_]{0,31}|")
+_INCIDENT = re.compile(r"[0-9a-f]{0,32}")
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+!_\-]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """What a reply must answer. ``template``: the parameters sent in a training order, else None.
 
-    ``patients``: how many the roster says the site has of what was asked; no metric may claim more (``None``: not known yet).
+    ``patients``: how many the roster says the site has of what was asked, ``steps``: how many it was asked to take; no metric
+    may claim more (``None``: not known yet).
     """
 
     site: str | None
@@ -38,12 +46,15 @@ class Expected:
     classes: tuple[str, ...]
     metrics: frozenset[str] = frozenset()
     patients: int | None = None
+    steps: int | None = None
     template: Mapping[str, NDArray[np.float32]] | None = None
     norm_limit: float = math.inf
 
 
 def allowed_metrics(kind: wire.Kind, classes: tuple[str, ...], surface: bool) -> frozenset[str]:
     """The metric names a reply of this kind may carry."""
+    if kind is wire.Kind.FACTS:
+        return frozenset()
     if kind is wire.Kind.TRAIN:
         return _TRAINING_METRICS
     kinds = ("dice", "false_positive", "hd95_mm", "nsd") if surface else ("dice", "false_positive")
@@ -63,6 +74,7 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
     except Exception as error:
         raise RejectedReply(f"unreadable ({type(error).__name__})") from None
     _check_identity(reply, expected)
+    _check_words(reply)
     _check_seconds(reply.seconds)
     if reply.code:
         if reply.delta or reply.metrics or reply.facts:
@@ -85,9 +97,16 @@ def _check_identity(reply: wire.Reply, expected: Expected) -> None:
         raise RejectedReply("answers another order")
 
 
+def _check_words(reply: wire.Reply) -> None:
+    """Text of a site is shown, tracked and reported: it is a word of a known form, or it is not taken."""
+    words = ((_SITE, reply.site), (_CODE, reply.code), (_RULE, reply.rule), (_INCIDENT, reply.incident))
+    if not all(form.fullmatch(word) for form, word in words):
+        raise RejectedReply("words of no known form")
+
+
 def _check_seconds(seconds: Mapping[str, float]) -> None:
-    if len(seconds) > 8 or any(
-        not name.isidentifier() or not 0 <= value <= _LARGEST_SECONDS for name, value in seconds.items()
+    if not _PHASES.issuperset(seconds) or not all(
+        0 <= value <= _LARGEST_SECONDS for value in seconds.values()
     ):
         raise RejectedReply("seconds")
 
@@ -97,12 +116,12 @@ def _check_metrics(metrics: Metrics, expected: Expected) -> None:
         if name not in expected.metrics:
             raise RejectedReply("undeclared metric")
         if not (
-            math.isfinite(mean.total) and math.isfinite(mean.weight) and 0 <= mean.weight <= _LARGEST_COUNT
+            math.isfinite(mean.total) and math.isfinite(mean.weight) and 0 < mean.weight <= _LARGEST_COUNT
         ):
             raise RejectedReply("metric value")
-        per_patient = expected.kind is wire.Kind.EVALUATE
-        if per_patient and expected.patients is not None and mean.weight > expected.patients:
-            raise RejectedReply("metric over more patients than the site has")
+        most = expected.steps if expected.kind is wire.Kind.TRAIN else expected.patients
+        if most is not None and mean.weight > most:
+            raise RejectedReply("metric over more than the site was asked for")
         bounded = name.partition("/")[0] in {"dice", "false_positive", "nsd"}
         if bounded and not -1e-6 <= mean.total <= mean.weight * (1 + 1e-6):
             raise RejectedReply("metric out of range")
@@ -111,7 +130,9 @@ def _check_metrics(metrics: Metrics, expected: Expected) -> None:
 
 
 def _check_facts(facts: wire.Facts | None, classes: tuple[str, ...]) -> None:
-    if facts is None or set(facts.patients) != _SPLITS or not set(facts.presence) <= set(classes):
+    if facts is None or not _VERSION.fullmatch(facts.version):
+        raise RejectedReply("facts")
+    if set(facts.patients) != _SPLITS or not set(facts.presence) <= set(classes):
         raise RejectedReply("facts")
     if any(not 0 <= count <= _LARGEST_COUNT for count in facts.patients.values()):
         raise RejectedReply("patient counts")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fedmed_common.errors import RejectedReply
 from fedmed_common.metrics import Mean
 from fedmed_server import gate
 
+SPLITS = ("train", "validation", "test")
 TEMPLATE = {"conv.weight": np.zeros((4, 3), np.float32), "conv.bias": np.zeros(4, np.float32)}
 EXPECTED = gate.Expected(
     site="alpha",
@@ -27,6 +29,7 @@ EXPECTED = gate.Expected(
     classes=("liver",),
     metrics=gate.allowed_metrics(wire.Kind.TRAIN, ("liver",), False),
     patients=20,
+    steps=4,
     template=TEMPLATE,
     norm_limit=100.0,
 )
@@ -47,6 +50,11 @@ def _reply(**changes: object) -> wire.Reply:
 
 def _packed(**changes: object) -> RecordDict:
     return wire.pack_reply(_reply(**changes))
+
+
+def _refusal(**changes: object) -> RecordDict:
+    refusal = {"delta": {}, "metrics": {}, "code": "policy", "rule": "maximum_steps", "incident": "0123"}
+    return _packed(**{**refusal, **changes})
 
 
 def _with_arrays(arrays: dict[str, Array]) -> RecordDict:
@@ -142,6 +150,12 @@ HOSTILE: dict[str, Callable[[], RecordDict]] = {
     "metric of one number": _add_record("metrics", MetricRecord({"loss": 1.0})),
     "seconds nan": lambda: _packed(seconds={"train": math.nan}),
     "seconds by a strange name": lambda: _packed(seconds={"../etc": 1.0}),
+    "seconds by a name of its own": lambda: _packed(seconds={"Jane_Doe": 1.0}),
+    "loss over more steps than were asked": lambda: _packed(metrics={"loss": Mean(2.0, 1e6)}),
+    "loss over no step": lambda: _packed(metrics={"loss": Mean(2.0, 0.0)}),
+    "refusal with a sentence for a code": lambda: _refusal(code="cannot read /data/Jane^Doe"),
+    "refusal with a sentence for a rule": lambda: _refusal(rule="Jane Doe is not permitted"),
+    "refusal with a sentence for an incident": lambda: _refusal(incident="see /data/Jane^Doe"),
     "refusal with results": lambda: _packed(code="policy"),
     "facts nobody asked for": lambda: _packed(
         facts=wire.Facts(patients={"train": 1}, presence={}, version="1")
@@ -192,6 +206,7 @@ EVALUATION = gate.Expected(
         ("false_positive/liver", Mean(2.0, 1.0)),
         ("hd95_mm/liver", Mean(1.0, 1.0)),
         ("dice/spleen", Mean(1.0, 1.0)),
+        ("dice/liver", Mean(0.0, 0.0)),
     ],
 )
 def test_an_impossible_evaluation_is_refused(name: str, mean: Mean) -> None:
@@ -228,3 +243,26 @@ def test_impossible_facts_are_refused(patients: dict[str, int], presence: dict[s
     facts = wire.Facts(patients=patients, presence=presence, version="1")
     with pytest.raises(RejectedReply):
         gate.admit(_packed(round=0, attempt=0, delta={}, metrics={}, facts=facts), FACTS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"site": "[/]"},
+        {"site": "../../etc"},
+        {"site": ""},
+        {"facts": wire.Facts(patients=dict.fromkeys(SPLITS, 5), presence={}, version="Jane Doe, born 1950")},
+        {"metrics": {"dice/liver": Mean(1.0, 1.0)}},
+    ],
+)
+def test_facts_hold_a_name_counts_and_a_version(changes: dict[str, object]) -> None:
+    facts = wire.Facts(patients=dict.fromkeys(SPLITS, 5), presence={}, version="0.1.0.dev3+g12ab")
+    roll_call = replace(EVALUATION, kind=wire.Kind.FACTS, site=None, patients=None, metrics=frozenset())
+    good = {"delta": {}, "metrics": {}, "facts": facts}
+    assert gate.admit(_packed(**good), roll_call).facts == facts
+    with pytest.raises(RejectedReply):
+        gate.admit(_packed(**{**good, **changes}), roll_call)
+
+
+def test_a_roll_call_measures_nothing() -> None:
+    assert not gate.allowed_metrics(wire.Kind.FACTS, ("liver",), True)
