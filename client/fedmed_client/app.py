@@ -54,6 +54,7 @@ def _answer(home: SiteHome, message: Message, kind: wire.Kind) -> Message:
     order: wire.Order | None = None
     try:
         order = wire.unpack_order(message.content, kind)
+        policy.check(home.site.policy, experiment_from_order(order.experiment))
         reply = _HANDLERS[kind](home, order)
     except Exception as error:
         reply = _refuse(home, order, error)
@@ -62,8 +63,6 @@ def _answer(home: SiteHome, message: Message, kind: wire.Kind) -> Message:
 
 
 def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
-    experiment = experiment_from_order(order.experiment)
-    policy.check(home.site.policy, experiment, wire.Kind.FACTS, 0)
     cohort, _ = COHORTS.get(home, order.experiment)
     patients = {split: cohort.patients(split) for split in ("train", "validation", "test")}
     presence = policy.releasable_counts(home.site.policy, cohort.presence("train"))
@@ -73,11 +72,11 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
 
 
 def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
-    bench = bench_for(order.experiment)
     cohort, sampler = COHORTS.get(home, order.experiment)
-    policy.check(home.site.policy, bench.experiment, wire.Kind.TRAIN, cohort.patients("train"))
+    policy.check_patients(home.site.policy, cohort.patients("train"))
     if sampler is None:
         raise PolicyRefusal("least_patients", "the site has no training patients")
+    bench = bench_for(order.experiment)
     before = time.perf_counter()
     with numerics(bench.experiment, bench.device):
         seed = seed_for(bench.experiment.seed, order.round, home.site.name)
@@ -101,7 +100,6 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
 def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:
     bench = bench_for(order.experiment)
     cohort, _ = COHORTS.get(home, order.experiment)
-    policy.check(home.site.policy, bench.experiment, wire.Kind.EVALUATE, cohort.patients(order.split))
     before = time.perf_counter()
     with numerics(bench.experiment, bench.device):
         metrics = evaluate(bench, cohort.of(order.split), order.parameters)

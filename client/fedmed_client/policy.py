@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedmed_common import wire
 from fedmed_common.config import Experiment, Policy
 from fedmed_common.errors import PolicyRefusal
 from fedmed_common.metrics import Metrics
 
 
-def check(policy: Policy, experiment: Experiment, kind: wire.Kind, patients: int) -> None:
-    """Refuse an order that the policy does not permit. ``patients``: how many it would use.
+def check(policy: Policy, experiment: Experiment) -> None:
+    """Refuse an order whose experiment the policy does not permit, before anything is built or read for it.
 
     Raises:
         PolicyRefusal: names the rule.
@@ -28,7 +27,15 @@ def check(policy: Policy, experiment: Experiment, kind: wire.Kind, patients: int
         raise PolicyRefusal(
             "maximum_steps", f"{experiment.train.steps} steps are asked; {policy.maximum_steps} are permitted"
         )
-    if kind is wire.Kind.TRAIN and patients < policy.least_patients:
+
+
+def check_patients(policy: Policy, patients: int) -> None:
+    """Refuse to train on fewer patients than the policy permits.
+
+    Raises:
+        PolicyRefusal: names the rule.
+    """
+    if patients < policy.least_patients:
         raise PolicyRefusal(
             "least_patients", f"{patients} training patients; at least {policy.least_patients} are required"
         )

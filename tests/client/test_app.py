@@ -110,6 +110,19 @@ def test_the_policy_refuses_by_rule(home: SiteHome, order: wire.Order, experimen
     assert reply.incident in (home.folder / INCIDENTS).read_text()
 
 
+@pytest.mark.parametrize("kind", list(wire.Kind))
+def test_a_refused_order_opens_nothing(home: SiteHome, order: wire.Order, kind: wire.Kind) -> None:
+    opened: list[Experiment] = []
+    rules = home.site.policy.model_copy(update={"models": ()})
+    strict = replace(
+        home,
+        site=home.site.model_copy(update={"policy": rules}),
+        open=opened.append,  # type: ignore[arg-type]
+    )
+    reply = _ask(strict, replace(order, kind=kind))
+    assert (reply.code, reply.rule, opened) == ("policy", "models", [])
+
+
 def test_the_text_of_an_exception_stays(home: SiteHome, order: wire.Order, experiment: Experiment) -> None:
     def broken(_experiment: Experiment) -> None:
         raise RuntimeError(f"cannot read {' '.join(CANARIES)}")

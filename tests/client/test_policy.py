@@ -8,7 +8,6 @@ from fedmed_client import policy
 from fedmed_common.config import Experiment, Policy
 from fedmed_common.errors import PolicyRefusal
 from fedmed_common.metrics import Mean
-from fedmed_common.wire import Kind
 
 
 @pytest.fixture
@@ -31,19 +30,25 @@ def experiment() -> Experiment:
         ({"tasks": ["classification"]}, "tasks"),
         ({"models": ["vnet"]}, "models"),
         ({"recipes": []}, "recipes"),
-        ({"least_patients": 11}, "least_patients"),
     ],
 )
 def test_an_order_outside_is_refused_by_name(
     experiment: Experiment, rules: dict[str, object], rule: str
 ) -> None:
     with pytest.raises(PolicyRefusal) as refused:
-        policy.check(Policy.model_validate(rules), experiment, Kind.TRAIN, 10)
+        policy.check(Policy.model_validate(rules), experiment)
     assert refused.value.rule == rule
 
 
+def test_training_on_few_patients_is_refused() -> None:
+    policy.check_patients(Policy(least_patients=10), 10)
+    with pytest.raises(PolicyRefusal) as refused:
+        policy.check_patients(Policy(least_patients=11), 10)
+    assert refused.value.rule == "least_patients"
+
+
 def test_an_order_inside_passes(experiment: Experiment) -> None:
-    policy.check(Policy(maximum_steps=30, models=("unet",)), experiment, Kind.TRAIN, 10)
+    policy.check(Policy(maximum_steps=30, models=("unet",)), experiment)
 
 
 def test_metrics_over_few_patients_stay() -> None:
