@@ -93,7 +93,7 @@ def carry_out_baseline(folder: Path, baseline: str, console: Console) -> Metrics
     for kind in ["pooled"] if baseline == "pooled" else [f"local:{name}" for name in names]:
         own = folder.with_name(f"{folder.name}.{kind.replace(':', '.')}")
         if not own.exists():
-            runfolder.create(own, experiment, replace(plan, baseline=kind, baselines=()))
+            runfolder.create(own, _with_one_trainer(experiment), replace(plan, baseline=kind, baselines=()))
         ended.append(carry_out(own, console))
     return tested_metrics(ended)
 
@@ -119,6 +119,12 @@ def carry_out_with_baselines(folder: Path, console: Console) -> None:
 def tested_metrics(ended: Sequence[RunEnded]) -> Metrics:
     """The test metrics of one run, or of several that tested disjoint sites, with each run's best model."""
     return merge(all_sites(run.test.get("best", run.test.get("last", ()))) for run in ended)
+
+
+def _with_one_trainer(experiment: Experiment) -> Experiment:
+    """The experiment of a baseline, in which one site trains however many the federation asks for."""
+    federation = experiment.federation.model_copy(update={"minimum_sites": 1})
+    return experiment.model_copy(update={"federation": federation})
 
 
 def _run_or_say_how_to_resume(

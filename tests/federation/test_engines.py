@@ -151,7 +151,7 @@ def test_resume_refuses_what_is_not_a_run(tmp_path: Path) -> None:
 def test_baselines_are_tested_on_the_same_patients(write_experiment, tmp_path: Path) -> None:
     done = _fedmed(
         "simulate",
-        write_experiment(rounds=1),
+        write_experiment(rounds=1, extra="[federation]\nminimum_sites = 3"),
         "--runs",
         tmp_path / "runs",
         "--baseline",
