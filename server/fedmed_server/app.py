@@ -6,7 +6,7 @@ import os
 import platform
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -92,6 +92,7 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     )
     _heal_history(file, state)
     roster = call_roll(channel, request.sites)
+    state = replace(state, missed=state.missed + _changes(file, state, roster))
     history.append(file, _started(request, state, roster))
     for result in rounds(channel, recipe, roster, state):
         state = result.state
@@ -136,6 +137,29 @@ def _heal_history(file: Path, state: RunState) -> None:
     known = {record.round for record in history.read(file) if isinstance(record, RoundDone)}
     if state.round not in known:
         history.append(file, RoundDone.model_validate_json(state.record))
+
+
+def _changes(file: Path, state: RunState, roster: tuple[Member, ...]) -> tuple[str, ...]:
+    """What a run that goes on finds changed, as sentences that its state does not hold yet."""
+    began = [record for record in history.read(file) if isinstance(record, RunStarted)]
+    began = [record for record in began if record.resumed_from_round == 0]
+    if not state.round or not began:
+        return ()
+    before = {facts.name: facts.patients for facts in began[-1].sites}
+    present = {member.name: member.facts.patients for member in roster}
+    sentences = [
+        *(
+            f"{name} was there when training began and is not any more"
+            for name in before.keys() - present.keys()
+        ),
+        *(f"{name} was not there when training began" for name in present.keys() - before.keys()),
+        *(
+            f"{name} has other patients than when training began"
+            for name in before.keys() & present.keys()
+            if before[name] != present[name]
+        ),
+    ]
+    return tuple(sentence for sentence in sorted(sentences) if sentence not in state.missed)
 
 
 def _started(request: RunRequest, state: RunState, roster: tuple[Member, ...]) -> RunStarted:

@@ -104,14 +104,17 @@ def call_roll(channel: Channel, expected_sites: int | None = None) -> tuple[Memb
 def draw(roster: Sequence[Member], experiment: Experiment, round_number: int) -> tuple[Member, ...]:
     """The sites that train in this round: a share of those with training patients, seeded by (seed, round), in roster order."""
     trainers = [member for member in roster if member.facts.patients["train"]]
-    wanted = max(
-        experiment.federation.minimum_sites, math.ceil(experiment.federation.fraction * len(trainers))
-    )
+    wanted = max(experiment.federation.minimum_sites, share_of(len(trainers), experiment.federation.fraction))
     if wanted >= len(trainers):
         return tuple(trainers)
     rng = np.random.default_rng([experiment.seed, round_number])
     chosen = sorted(rng.choice(len(trainers), size=wanted, replace=False))
     return tuple(trainers[index] for index in chosen)
+
+
+def share_of(sites: int, share: float) -> int:
+    """So many sites at least; 0.28 of 25 is 7, although their product as floats is a little more."""
+    return math.ceil(round(sites * share, 9))
 
 
 def exchange(

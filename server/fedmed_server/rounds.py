@@ -13,7 +13,7 @@ from fedmed_common import wire
 from fedmed_common.errors import QuorumError
 from fedmed_common.metrics import class_mean, merge
 from fedmed_common.params import Parameters, WeightedMean
-from fedmed_server.cohort import Channel, Member, draw, exchange
+from fedmed_server.cohort import Channel, Member, draw, exchange, share_of
 from fedmed_server.history import RoundDone, SiteResult
 from fedmed_server.state import RunState
 from fedmed_strategies.recipe import Recipe
@@ -66,8 +66,8 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
         evaluation = evaluate(channel, roster, parameters, number, "validation")
         new = replace(new, missed=new.missed + _missed(evaluation, number, "evaluation"))
         criterion = _criterion(channel, evaluation)
-        if criterion is not None and _is_better(channel, criterion, state.best_value):
-            new = replace(new, best_round=number, best_value=criterion, best_parameters=parameters)
+        if criterion is not None and _is_better(channel, evaluation, state):
+            new = replace(new, best_round=number, best_parameters=parameters)
     finished = time.perf_counter()
     record = RoundDone(
         time=now(),
@@ -84,7 +84,9 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
             "total": finished - started,
         },
     )
-    return RoundResult(state=replace(new, record=record.model_dump_json()), record=record)
+    line = record.model_dump_json()
+    best_line = line if record.is_best else state.best_record
+    return RoundResult(state=replace(new, record=line, best_record=best_line), record=record)
 
 
 def evaluate(
@@ -121,7 +123,8 @@ def _missed(results: Sequence[SiteResult], number: int, phase: str) -> tuple[str
 
 def _check_quorum(channel: Channel, results: Sequence[SiteResult], number: int) -> None:
     usable = sum(result.outcome == "ok" for result in results)
-    needed = max(1, math.ceil(channel.experiment.federation.quorum * len(results)))
+    federation = channel.experiment.federation
+    needed = max(federation.minimum_sites, share_of(len(results), federation.quorum))
     if usable < needed:
         problems = "; ".join(
             f"{r.site}: {r.outcome} ({r.code}{f', incident {r.incident}' if r.incident else ''})"
@@ -138,7 +141,17 @@ def _criterion(channel: Channel, evaluation: Sequence[SiteResult]) -> float | No
     return None if math.isnan(value) else value
 
 
-def _is_better(channel: Channel, value: float, best: float) -> bool:
-    if math.isnan(best):
+def _is_better(channel: Channel, evaluation: Sequence[SiteResult], state: RunState) -> bool:
+    """Whether this is the best round so far, over the sites that answered both: that a hard site was away is no merit."""
+    if not state.best_record:
         return True
+    before = RoundDone.model_validate_json(state.best_record).evaluation
+    both = {result.site for result in evaluation if result.outcome == "ok"}
+    both &= {result.site for result in before if result.outcome == "ok"}
+    value, best = (
+        _criterion(channel, [result for result in results if result.site in both])
+        for results in (evaluation, before)
+    )
+    if value is None or best is None:
+        return False
     return value <= best if channel.experiment.federation.best == "hd95_mm" else value >= best

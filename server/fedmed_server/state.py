@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +25,17 @@ class RunState:
     """A run between two rounds.
 
     ``best_round`` is 0 before the first evaluation. ``missed``: one sentence for each site and round that was lost.
-    ``record``: the last round's line of the history, so that a crash between checkpoint and history loses neither.
+    ``record``: the last round's line of the history, so that a crash between checkpoint and history loses neither;
+    ``best_record``: the best round's.
     """
 
     round: int
     parameters: Parameters
     best_round: int = 0
-    best_value: float = math.nan
     best_parameters: Parameters | None = None
     missed: tuple[str, ...] = ()
     record: str = ""
+    best_record: str = ""
 
 
 def save_state(folder: Path, state: RunState) -> None:
@@ -47,9 +47,9 @@ def save_state(folder: Path, state: RunState) -> None:
     fields = {
         "round": state.round,
         "best_round": state.best_round,
-        "best_value": None if math.isnan(state.best_value) else state.best_value,
         "missed": state.missed,
         "record": state.record,
+        "best_record": state.best_record,
         "names": list(state.parameters),
     }
     write_atomically(folder / CHECKPOINT, save(tensors, metadata={"state": json.dumps(fields)}))
@@ -73,15 +73,14 @@ def load_state(folder: Path) -> RunState | None:
         best: Parameters | None = None
         if fields["best_round"]:
             best = current if fields["best_round"] == fields["round"] else _named(tensors, _BEST, names)
-        value = fields["best_value"]
         return RunState(
             round=fields["round"],
             parameters=current,
             best_round=fields["best_round"],
-            best_value=math.nan if value is None else value,
             best_parameters=best,
             missed=tuple(fields["missed"]),
             record=fields["record"],
+            best_record=fields["best_record"],
         )
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this version ({type(error).__name__})") from error
