@@ -36,7 +36,9 @@ def simulate(
             help="Also train, with as many steps as one site takes: on all data pooled; at each site alone."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="In place of the experiment's seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="In place of the experiment's seed.")
+    ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow address; absent: SQLite in the runs folder.")
     ] = None,

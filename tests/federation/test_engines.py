@@ -21,7 +21,7 @@ from fedmed_server.history import RoundDone, RunEnded, RunStarted
 FEDMED = str(Path(sys.executable).with_name("fedmed"))
 
 
-def _fedmed(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+def _fedmed(*arguments: str | Path | int, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [FEDMED, *map(str, arguments)], capture_output=True, text=True, timeout=240, check=False
     )
@@ -204,3 +204,10 @@ def test_resume_goes_on_with_the_baselines(write_experiment, tmp_path: Path) -> 
     _fedmed("resume", run)
     assert (run / "comparison.json").read_bytes() == comparison
     assert "Beside its baselines" in (run / "report.html").read_text()
+
+
+def test_a_seed_beyond_what_an_experiment_can_hold_writes_nothing(write_experiment, tmp_path: Path) -> None:
+    done = _fedmed("simulate", write_experiment(), "--runs", tmp_path / "runs", "--seed", 2**63, check=False)
+    assert done.returncode == 2
+    assert "--seed" in done.stderr
+    assert not (tmp_path / "runs").exists()

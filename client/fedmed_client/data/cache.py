@@ -1,10 +1,10 @@
 """A site's cases, prepared once and kept as memory-mapped arrays.
 
 ``<folder>/cache/<key>/`` holds per case ``<id>.image.npy`` and ``<id>.label.npy``, and for all of them ``points.npy``
-and ``manifest.json``. The key covers the source files' sizes and times, the label table and the settings that shape
-the arrays: nothing else, so a changed seed or split makes no new cache. A cache is written aside and renamed when it
-is whole; a crash leaves none. The manifest names patients, so the folder is readable by its owner alone and never
-leaves the site.
+and ``manifest.json``. The key covers the source files' sizes and times, the label table, the installed DICOM decoders
+and the settings that shape the arrays: nothing else, so a changed seed or split makes no new cache. A cache is written
+aside and renamed when it is whole; a crash leaves none. The manifest names patients, so the folder is readable by its
+owner alone and never leaves the site.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from fedmed_common.files import sync_folder, write_atomically
 PREPARATION = 1
 """Raise when preprocessing changes what it writes: older caches are then no longer used."""
 POINTS_PER_CLASS = 2000
+_DECODERS = ("gdcm", "libjpeg", "openjpeg", "pylibjpeg", "rle")
 
 
 class Entry(BaseModel):
@@ -108,7 +110,7 @@ def ready_cache(
 
 
 def _key(site: Site, experiment: Experiment, files: Sequence[FileStamp]) -> str:
-    document = {
+    document: dict[str, Any] = {
         "preparation": PREPARATION,
         "files": files,
         "site": site.model_dump(
@@ -121,6 +123,8 @@ def _key(site: Site, experiment: Experiment, files: Sequence[FileStamp]) -> str:
         ),
         "task": experiment.task.model_dump(mode="json", include={"classes", "dimensions"}),
     }
+    if site.data.format == "dicom":  # a case that no decoder could read is prepared once there is one
+        document["decoders"] = [name for name in _DECODERS if find_spec(name) is not None]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 
 

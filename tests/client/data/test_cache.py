@@ -17,6 +17,8 @@ from fedmed_client.data.cache import POINTS_PER_CLASS, class_points, ready_cache
 from fedmed_client.data.cases import find_cases
 from fedmed_client.data.cohort import open_cohort
 from fedmed_client.data.preprocess import prepare
+from fedmed_client.data.scan import scan
+from fedmed_client.data.series import load_series
 from fedmed_client.data.workers import in_order
 from fedmed_common.config import Experiment, Site
 from fedmed_common.errors import DataError, LabelError
@@ -254,3 +256,26 @@ def test_slices_of_volumes_lie_together_for_2d(
     assert deep.image.flags.c_contiguous
     assert deep.oriented
     assert deep.spacing_mm == (1.0, 1.0, 2.0)
+
+
+def test_a_decoder_installed_later_is_used(
+    tmp_path: Path,
+    write_slice: Callable[..., Path],
+    make_site: MakeSite,
+    make_experiment: MakeExperiment,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import nibabel
+
+    root = tmp_path / "data"
+    root.mkdir()
+    for number in range(3):
+        stored = np.arange(64, dtype=np.uint16).reshape(8, 8)
+        write_slice(root / f"{number}.dcm", stored, ImagePositionPatient=[0.0, 0.0, float(number)])
+    volume = load_series(scan(root).series[0])
+    nibabel.save(nibabel.Nifti1Image(np.ones(volume.shape, np.uint8), volume.affine), root / "labels.nii.gz")
+    site = make_site(root, NUCLEUS, format="dicom")
+    with_all, _ = ready_cache(site, make_experiment(), tmp_path / "work")
+    monkeypatch.setitem(sys.modules, "gdcm", None)
+    without, _ = ready_cache(site, make_experiment(), tmp_path / "work")
+    assert without != with_all
