@@ -42,8 +42,17 @@ def check_patients(policy: Policy, patients: int) -> None:
 
 
 def releasable(policy: Policy, metrics: Metrics) -> Metrics:
-    """The metrics that may leave: those over at least ``least_patients`` patients. Their weights count patients."""
-    return {name: mean for name, mean in metrics.items() if mean.weight >= policy.least_patients}
+    """The metrics that may leave: those over at least ``least_patients`` patients. Their weights count patients.
+
+    Where fewer show a class, its false positives stay too: their weight would tell how many show it.
+    """
+    enough = {name: mean for name, mean in metrics.items() if mean.weight >= policy.least_patients}
+    kept_back = {name.partition("/")[2] for name in metrics.keys() - enough.keys() if not _where_absent(name)}
+    return {
+        name: mean
+        for name, mean in enough.items()
+        if not (_where_absent(name) and name.partition("/")[2] in kept_back)
+    }
 
 
 def releasable_counts(policy: Policy, counts: Mapping[str, int]) -> dict[str, int]:
@@ -51,3 +60,8 @@ def releasable_counts(policy: Policy, counts: Mapping[str, int]) -> dict[str, in
     return {
         name: count if count == 0 or count >= policy.least_patients else -1 for name, count in counts.items()
     }
+
+
+def _where_absent(metric: str) -> bool:
+    """Whether the metric is over the patients who do not show its class."""
+    return metric.startswith("false_positive/")

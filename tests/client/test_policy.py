@@ -56,6 +56,14 @@ def test_metrics_over_few_patients_stay() -> None:
     assert policy.releasable(Policy(), metrics) == {"dice/a": Mean(4.0, 5.0)}
 
 
+def test_no_other_metric_tells_how_few_show_a_class() -> None:
+    """Of 20 patients, 18 who do not show the class are 2 who do."""
+    few = {"dice/a": Mean(1.0, 2.0), "hd95_mm/a": Mean(9.0, 2.0), "false_positive/a": Mean(3.0, 18.0)}
+    none = {"false_positive/b": Mean(3.0, 20.0)}
+    many = {"dice/c": Mean(9.0, 18.0), "false_positive/c": Mean(0.0, 2.0)}
+    assert policy.releasable(Policy(), few | none | many) == none | {"dice/c": Mean(9.0, 18.0)}
+
+
 def test_small_counts_only_say_that_they_are_small() -> None:
     assert policy.releasable_counts(Policy(), {"a": 0, "b": 1, "c": 4, "d": 5}) == {
         "a": 0,
