@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmed_common import params
 from fedmed_common.config import Experiment
-from fedmed_common.errors import FedmedError, Interrupted
+from fedmed_common.errors import CheckpointError, FedmedError, Interrupted
 from fedmed_common.lookup import find
 from fedmed_common.models import build_model
 from fedmed_server import history
@@ -71,14 +71,20 @@ def run_federation(grid: Grid, request: RunRequest) -> RunEnded:
     file = request.folder / history.FILE
     try:
         ended = _run(grid, request, file)
-    except (FedmedError, KeyboardInterrupt) as error:
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        status = "interrupted" if stopped else f"failed: {error}"
+    except (Exception, KeyboardInterrupt) as error:
         state = load_state(request.folder)
-        history.append(file, RunEnded(time=now(), status=status, best_round=state.best_round if state else 0))
+        ended = RunEnded(time=now(), status=_status_after(error), best_round=state.best_round if state else 0)
+        history.append(file, ended)
         raise
     history.append(file, ended)
     return ended
+
+
+def _status_after(error: BaseException) -> str:
+    """How a run ended that did not finish; of errors that are not ours, the kind alone."""
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return "interrupted"
+    return f"failed: {error if isinstance(error, FedmedError) else type(error).__name__}"
 
 
 def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
@@ -87,9 +93,7 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     channel = Channel(
         grid=grid, experiment=experiment, run=request.run, watch=request.watch, stop=request.stop
     )
-    state = load_state(request.folder) or RunState(
-        round=0, parameters=params.from_model(build_model(experiment))
-    )
+    state = _initial_state(request)
     _heal_history(file, state)
     roster = call_roll(channel, request.sites)
     state = replace(state, missed=state.missed + _changes(file, state, roster))
@@ -100,6 +104,25 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
         history.append(file, result.record)
         request.on_round(result.record)
     return _finish(channel, request, roster, state)
+
+
+def _initial_state(request: RunRequest) -> RunState:
+    """The checkpoint's, or that of round 0.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or not of the experiment's network.
+    """
+    new = RunState(round=0, parameters=params.from_model(build_model(request.experiment)))
+    state = load_state(request.folder) or new
+    shapes, expected = (
+        {name: array.shape for name, array in each.parameters.items()} for each in (state, new)
+    )
+    if shapes != expected:
+        raise CheckpointError(
+            f"{request.folder}: the checkpoint is of another network than the experiment's\n"
+            "  fix: undo what was changed below [model], or start a new run"
+        )
+    return state
 
 
 def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], state: RunState) -> RunEnded:

@@ -13,10 +13,11 @@ from flwr.clientapp import ClientApp
 
 from fedmed_common import wire
 from fedmed_common.config import Experiment
-from fedmed_common.errors import Interrupted, QuorumError
+from fedmed_common.errors import CheckpointError, Interrupted, QuorumError
 from fedmed_common.metrics import Mean
+from fedmed_server import history
 from fedmed_server.app import RunRequest, run_federation
-from fedmed_server.history import RoundDone
+from fedmed_server.history import RoundDone, RunEnded
 from fedmed_simulations.grid import LocalGrid
 
 Dice = Callable[[str, int], float | None]
@@ -123,3 +124,27 @@ def test_a_run_that_goes_on_with_other_sites_is_not_completed(
         run_federation(again.grid(), stop_in_training)
     ended = run_federation(again.grid(), _request(tmp_path, again))
     assert ended.status == (f"degraded: {sentence}" if sentence else "completed")
+
+
+def test_an_unforeseen_fault_is_recorded_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    def full(_record: RoundDone) -> None:
+        raise OSError(28, "No space left on device", "/data/Jane^Doe")
+
+    sites = Sites({"a": 9, "b": 9}, lambda *_: 0.5)
+    with pytest.raises(OSError, match="No space"):
+        run_federation(sites.grid(), replace(_request(tmp_path, sites), on_round=full))
+    last = list(history.read(tmp_path / history.FILE))[-1]
+    assert isinstance(last, RunEnded)
+    assert last.status == "failed: OSError"
+    assert run_federation(sites.grid(), _request(tmp_path, sites)).status == "completed"
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    sites = Sites({"a": 9, "b": 9}, lambda *_: 0.5)
+    request = _request(tmp_path, sites)
+    with pytest.raises(Interrupted):
+        run_federation(sites.grid(), replace(request, on_round=lambda _record: request.stop.set()))
+    wider = request.experiment.model.model_copy(update={"channels": (4, 16)})
+    changed = request.experiment.model_copy(update={"model": wider})
+    with pytest.raises(CheckpointError, match="another network"):
+        run_federation(sites.grid(), replace(_request(tmp_path, sites), experiment=changed))
