@@ -106,7 +106,7 @@ def test_patients_of_sites_that_did_not_answer_are_not_counted(make_run: MakeRun
     made = make_run(rounds=1, late=())
     made.start()
     made.round(1)
-    ok = SiteResult(site="north", patients=9, metrics={"dice/liver": (8.1, 9.0)})
+    ok = SiteResult(site="north", patients=20, metrics={"dice/liver": (18.0, 20.0)})
     late = SiteResult(
         site="east", outcome="late", code="deadline", patients=50, metrics={"dice/liver": (5.0, 50.0)}
     )
@@ -117,7 +117,7 @@ def test_patients_of_sites_that_did_not_answer_are_not_counted(make_run: MakeRun
     run = read_run(made.folder)
     measured = scores(run)
     assert measured is not None
-    assert measured.patients == 9
+    assert measured.patients == 20
     assert headline(class_rows(run, measured)).dice == pytest.approx(0.9)
 
 

@@ -11,8 +11,8 @@ from fedmed_common.metrics import Mean, Metrics
 from fedmed_server.history import SiteFacts, SiteResult
 from fedmed_server.report.source import RunHistory, in_order, merged
 
-ENOUGH_PATIENTS = 5
-"""A class with fewer test patients is no part of the headline: its mean says little."""
+ENOUGH_PATIENTS = 10
+"""A class with fewer test patients is no part of the headline: the standard error of its mean would exceed 0.05 to 0.1."""
 
 MOST_SITES = 40
 _MOST_COLUMNS = 12
