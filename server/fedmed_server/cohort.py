@@ -171,7 +171,7 @@ def _exchange(
                 break
             attempt = replace(attempt, attempt=attempt.attempt + 1)
             sent[member.node] = _send(channel, member, attempt, packed)
-        channel.watch(member.name, result.outcome)
+        channel.watch(result.site, result.outcome)
         down = 0 if packed is None else sum(len(array.data) for array in packed.values())
         yield member, reply, result.model_copy(update={"bytes_down": down})
 
@@ -236,6 +236,7 @@ def _judge(
         outcome = "refused" if reply.code == "policy" else "failed"
         return None, blank.model_copy(
             update={
+                "site": reply.site,
                 "outcome": outcome,
                 "code": reply.rule or reply.code,
                 "incident": reply.incident,

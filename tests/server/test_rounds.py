@@ -28,9 +28,13 @@ class Sites:
     """Sites that train by adding one to every parameter, and measure what the script says."""
 
     def __init__(
-        self, patients: dict[str, int], dice: Dice, trains: Dice = lambda _site, _round: 1.0
+        self,
+        patients: dict[str, int],
+        dice: Dice,
+        trains: Dice = lambda _site, _round: 1.0,
+        joins: Callable[[str], bool] = lambda _site: True,
     ) -> None:
-        self.patients, self.dice, self.trains = patients, dice, trains
+        self.patients, self.dice, self.trains, self.joins = patients, dice, trains, joins
 
     def grid(self) -> LocalGrid:
         """These sites as a network."""
@@ -45,7 +49,7 @@ class Sites:
         order = wire.unpack_order(message.content, kind)
         reply = wire.Reply(site=site, run=order.run, round=order.round, attempt=order.attempt)
         count = self.patients[site]
-        if kind is wire.Kind.FACTS:
+        if kind is wire.Kind.FACTS and self.joins(site):
             patients = dict.fromkeys(("train", "validation", "test"), count)
             reply = replace(reply, facts=wire.Facts(patients=patients, presence={}, version="1"))
         elif kind is wire.Kind.TRAIN and self.trains(site, order.round) is not None:
@@ -148,3 +152,9 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     changed = request.experiment.model_copy(update={"model": wider})
     with pytest.raises(CheckpointError, match="another network"):
         run_federation(sites.grid(), replace(_request(tmp_path, sites), experiment=changed))
+
+
+def test_a_site_that_fails_the_roll_call_is_named(tmp_path: Path) -> None:
+    sites = Sites({"a": 9, "b": 9}, lambda *_: 0.5, joins=lambda site: site != "b")
+    with pytest.raises(QuorumError, match=r"roll call failed: b: failed \(internal, incident 0123\)"):
+        run_federation(sites.grid(), _request(tmp_path, sites))
