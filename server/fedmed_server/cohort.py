@@ -162,6 +162,8 @@ def _exchange(
         while True:
             message = _receive(channel, member, sent[member.node], end)
             reply, result = _judge(channel, member, attempt, template, message)
+            if not sent[member.node]:
+                result = result.model_copy(update={"outcome": "failed", "code": "undeliverable"})
             retry = result.outcome in {"failed", "rejected"} and result.code not in _FINAL_CODES
             if (
                 not retry
@@ -177,6 +179,7 @@ def _exchange(
 
 
 def _send(channel: Channel, member: Member, order: wire.Order, packed: ArrayRecord | None) -> str:
+    """The message's id; empty where Flower did not take it."""
     _check_stop(channel)
     seconds = channel.experiment.federation.deadline_seconds
     message = Message(
@@ -188,7 +191,7 @@ def _send(channel: Channel, member: Member, order: wire.Order, packed: ArrayReco
     )
     identifiers = list(channel.grid.push_messages([message]))
     channel.watch(member.name, "asked")
-    return identifiers[0] if identifiers else ""
+    return (identifiers[0] or "") if identifiers else ""
 
 
 def _receive(channel: Channel, member: Member, identifier: str, end: float) -> Message | None:

@@ -158,3 +158,15 @@ def test_a_site_that_fails_the_roll_call_is_named(tmp_path: Path) -> None:
     sites = Sites({"a": 9, "b": 9}, lambda *_: 0.5, joins=lambda site: site != "b")
     with pytest.raises(QuorumError, match=r"roll call failed: b: failed \(internal, incident 0123\)"):
         run_federation(sites.grid(), _request(tmp_path, sites))
+
+
+def test_an_order_that_flower_does_not_take_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = Sites({"a": 9, "b": 9}, lambda *_: 0.5)
+    grid = sites.grid()
+    push, calls = grid.push_messages, iter(range(1000))
+    monkeypatch.setattr(grid, "push_messages", lambda messages: [] if next(calls) == 3 else push(messages))
+    ended = run_federation(grid, _request(tmp_path, sites, retries=1))
+    assert next(calls) == 2 + 3 * 4 + 2 + 1
+    assert ended.status == "completed"
