@@ -102,7 +102,7 @@ def bare_loop(experiment: Experiment, homes: Sequence[SiteHome]) -> params.Param
                     optimizer.zero_grad(set_to_none=True)
                     loss = bench.task.loss(bench.model(image), label, annotated)
                     loss.backward()
-                    torch.nn.utils.clip_grad_norm_(bench.model.parameters(), settings.gradient_norm or 1e9)
+                    torch.nn.utils.clip_grad_norm_(bench.model.parameters(), settings.gradient_norm)
                     optimizer.step()
                     loss.item()
                 count = cohort.patients("train")

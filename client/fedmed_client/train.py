@@ -90,7 +90,7 @@ def _step(
     logits = bench.model(image.to(bench.device))
     loss = bench.task.loss(logits.float(), label.to(bench.device), annotated.to(bench.device))
     loss.backward()  # type: ignore[no-untyped-call]
-    if bench.experiment.train.gradient_norm is not None:
+    if bench.experiment.train.gradient_norm:
         torch.nn.utils.clip_grad_norm_(bench.model.parameters(), bench.experiment.train.gradient_norm)
     optimizer.step()
     return float(loss.detach())

@@ -126,7 +126,9 @@ class Training(Model):
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="learning rate over the whole run's rounds"
     )
-    gradient_norm: Positive | None = Field(12.0, description="clip each step's gradient to this norm")
+    gradient_norm: Annotated[float, Field(ge=0.0)] = Field(
+        12.0, description="clip each step's gradient to this norm; 0: do not clip"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(

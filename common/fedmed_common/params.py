@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmed_common.errors import WireError
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,14 +31,18 @@ def to_model(parameters: Mapping[str, NDArray[np.float32]], model: torch.nn.Modu
     """Copy parameters into the model, in place.
 
     Raises:
-        KeyError: the model has a floating-point tensor that ``parameters`` lacks.
+        WireError: ``parameters`` are not those of this model.
     """
     import torch
 
+    floating = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    if {name: tuple(tensor.shape) for name, tensor in floating.items()} != {
+        name: array.shape for name, array in parameters.items()
+    }:
+        raise WireError("the parameters are not those of this experiment's network")
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.tensor(parameters[name]))
+        for name, tensor in floating.items():
+            tensor.copy_(torch.tensor(parameters[name]))
 
 
 def delta(model: torch.nn.Module, start: Mapping[str, NDArray[np.float32]]) -> Parameters:

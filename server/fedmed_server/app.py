@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import threading
@@ -110,17 +111,18 @@ def _initial_state(request: RunRequest) -> RunState:
     """The checkpoint's, or that of round 0.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or not of the experiment's network.
+        CheckpointError: the checkpoint is damaged, or of another experiment.
     """
-    new = RunState(round=0, parameters=params.from_model(build_model(request.experiment)))
-    state = load_state(request.folder) or new
-    shapes, expected = (
-        {name: array.shape for name, array in each.parameters.items()} for each in (state, new)
-    )
-    if shapes != expected:
+    digest = hashlib.sha256(request.experiment.order_text().encode()).hexdigest()
+    state = load_state(request.folder)
+    if state is None:
+        return RunState(
+            round=0, parameters=params.from_model(build_model(request.experiment)), experiment=digest
+        )
+    if state.experiment != digest:
         raise CheckpointError(
-            f"{request.folder}: the checkpoint is of another network than the experiment's\n"
-            "  fix: undo what was changed below [model], or start a new run"
+            f"{request.folder}: the experiment was changed after round {state.round} of it was done\n"
+            "  fix: undo the change, or start a new run"
         )
     return state
 

@@ -26,11 +26,12 @@ class RunState:
 
     ``best_round`` is 0 before the first evaluation. ``missed``: one sentence for each site and round that was lost.
     ``record``: the last round's line of the history, so that a crash between checkpoint and history loses neither;
-    ``best_record``: the best round's.
+    ``best_record``: the best round's. ``experiment``: digest of what the sites were told of the experiment.
     """
 
     round: int
     parameters: Parameters
+    experiment: str = ""
     best_round: int = 0
     best_parameters: Parameters | None = None
     missed: tuple[str, ...] = ()
@@ -46,6 +47,7 @@ def save_state(folder: Path, state: RunState) -> None:
         tensors |= {_BEST + name: array for name, array in state.best_parameters.items()}
     fields = {
         "round": state.round,
+        "experiment": state.experiment,
         "best_round": state.best_round,
         "missed": state.missed,
         "record": state.record,
@@ -76,6 +78,7 @@ def load_state(folder: Path) -> RunState | None:
         return RunState(
             round=fields["round"],
             parameters=current,
+            experiment=fields["experiment"],
             best_round=fields["best_round"],
             best_parameters=best,
             missed=tuple(fields["missed"]),

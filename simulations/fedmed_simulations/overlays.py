@@ -55,7 +55,7 @@ def _figure(bench: Bench, site: str, case: Case) -> Figure:
     classes = bench.experiment.task.classes
     photograph = case.label.shape[2] == 1
     image = _grey(np.asarray(case.image[..., plane]))
-    canvas = Canvas(figsize=(9.6, 3.6), dpi=110, layout="constrained")
+    canvas = Canvas(figsize=(9.6, 4.0), dpi=110, layout="constrained")
     axes = canvas.subplots(1, 3)
     titles = ("image", "reference", "prediction")
     for axis, title, labels in zip(
@@ -63,7 +63,7 @@ def _figure(bench: Bench, site: str, case: Case) -> Figure:
     ):
         picture = image if labels is None else _paint(image, np.asarray(labels))
         axis.imshow(_upright(picture, case), aspect=_aspect(case, photograph))
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=15)
         axis.axis("off")
     shown = sorted(
         {int(k) for labels in (case.label[..., plane], prediction[..., plane]) for k in np.unique(labels)}
@@ -72,7 +72,11 @@ def _figure(bench: Bench, site: str, case: Case) -> Figure:
     handles = [Patch(color=_PALETTE[(k - 1) % len(_PALETTE)], label=classes[k - 1]) for k in shown]
     if handles:
         canvas.legend(
-            handles=handles, loc="outside lower center", ncols=min(9, len(handles)), frameon=False, fontsize=8
+            handles=handles,
+            loc="outside lower center",
+            ncols=min(5, len(handles)),
+            frameon=False,
+            fontsize=13,
         )
     stream = io.BytesIO()
     canvas.savefig(stream, format="png", metadata={"Software": None})

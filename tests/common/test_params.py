@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmed_common import params
+from fedmed_common.errors import WireError
 from fedmed_common.metrics import Mean, class_mean, merge
 from fedmed_common.params import WeightedMean
 
@@ -67,3 +68,14 @@ def test_metrics_add_before_they_divide() -> None:
     assert merged["dice/a"].value == 0.5
     assert class_mean(merged, "dice") == 0.75
     assert np.isnan(class_mean(merged, "nsd"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"0.bias": np.zeros(1, np.float32)}, {"extra": np.zeros(1, np.float32)}],
+    ids=["broadcastable", "extra"],
+)
+def test_parameters_of_another_model_are_refused(change: dict[str, np.ndarray]) -> None:
+    network = _network()
+    with pytest.raises(WireError):
+        params.to_model({**params.from_model(network), **change}, network)

@@ -33,7 +33,7 @@ def test_one_sgd_step_at_each_site_equals_one_on_the_pooled_batch(write_experime
     file = write_experiment(steps=1)
     text = file.read_text().replace(
         "learning_rate = 1e-2",
-        'learning_rate = 1e-2\noptimizer = "sgd"\nmomentum = 0.0\nweight_decay = 0.0\ngradient_norm = 1e9',
+        'learning_rate = 1e-2\noptimizer = "sgd"\nmomentum = 0.0\nweight_decay = 0.0\ngradient_norm = 0',
     )
     file.write_text(text)
     experiment = load_experiment(file)
