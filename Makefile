@@ -13,7 +13,7 @@ ifneq ($(FEDMED_DATA),)
 export FEDMED_DATA
 endif
 
-.PHONY: demo install test lint format clean
+.PHONY: demo install test lint format bench bench-overhead bench-real clean
 
 demo: $(INSTALLED)
 	$(BIN)/fedmed phantom demo/federation --sites 4 --seed 1
@@ -41,6 +41,14 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: bench-overhead bench-real
+
+bench-overhead: $(INSTALLED)
+	$(BIN)/python benchmarks/simulation_overhead.py --sites 8 100 --rounds 5 1 --steps 15 10 --repeats 5 --ray
+
+bench-real: $(INSTALLED)
+	$(BIN)/python benchmarks/real_data.py nuclei retina hippocampus --seeds 1 2 3
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -3,7 +3,7 @@
 Both train the same U-Net on the same drawn sites; their weights are compared. Beside them, the same work on Flower's Ray engine.
 The timed inline run is the whole of it: orders, the gate, checkpoints, history and MLflow.
 
-    python benchmarks/simulation_overhead.py --sites 8 100 --repeats 5 --ray
+    python benchmarks/simulation_overhead.py --sites 8 100 --rounds 5 1 --steps 15 10 --repeats 5 --ray
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ splits = {{ validation = 0.0, test = 0.0 }}
 channels = [16, 32, 64, 128]
 [train]
 steps = {steps}
-batch_size = 8
+batch_size = 4
 [simulation]
 partition = {{ kind = "even", sites = {sites} }}
 [[simulation.sites]]
@@ -132,11 +132,13 @@ def rounds_seconds(folder: Path) -> float:
     return sum(record.seconds["total"] for record in records if isinstance(record, RoundDone))
 
 
-def measure(sites: int, options: argparse.Namespace, work: Path) -> dict[str, object]:
+def measure(
+    sites: int, rounds: int, steps: int, options: argparse.Namespace, work: Path
+) -> dict[str, object]:
     """Alternate the bare loop and the inline engine; the ratio of each pair, and the Ray engine once."""
     file = work / f"overhead-{sites}.toml"
     root = json.dumps(str(work / "data"))[1:-1]
-    file.write_text(EXPERIMENT.format(sites=sites, rounds=options.rounds, steps=options.steps, root=root))
+    file.write_text(EXPERIMENT.format(sites=sites, rounds=rounds, steps=steps, root=root))
     experiment = load_experiment(file)
     homes = make_homes(experiment, check_experiment(experiment, file), work / "sites")
     for home in homes:
@@ -162,8 +164,8 @@ def measure(sites: int, options: argparse.Namespace, work: Path) -> dict[str, ob
             )
     result: dict[str, object] = {
         "sites": sites,
-        "rounds": options.rounds,
-        "steps": options.steps,
+        "rounds": rounds,
+        "steps": steps,
         "bare_seconds": statistics.median(bare),
         "inline_seconds": statistics.median(inline),
         "ratio_median": statistics.median(ratios),
@@ -190,15 +192,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sites", type=int, nargs="+", default=[8, 100])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, nargs="+", default=[5, 1], help="for each number of sites")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[15, 10], help="of a site in a round, likewise"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ray", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_pictures(work / "data", 4 * max(options.sites))
-        results = [measure(sites, options, work) for sites in options.sites]
+        results = [
+            measure(sites, rounds, steps, options, work)
+            for sites, rounds, steps in zip(options.sites, options.rounds, options.steps, strict=True)
+        ]
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", "benchmarks/simulation_overhead.py", *sys.argv[1:]]),

@@ -55,13 +55,12 @@ def delta(model: torch.nn.Module, start: Mapping[str, NDArray[np.float32]]) -> P
 
 
 def norm(parameters: Mapping[str, NDArray[np.float32]]) -> float:
-    """Euclidean length over all tensors, accumulated in double precision."""
-    return math.sqrt(
-        sum(
-            float(np.vdot(flat, flat))
-            for flat in (array.ravel().astype(np.float64) for array in parameters.values())
-        )
-    )
+    """Euclidean length over all tensors, accumulated in double precision.
+
+    Not by BLAS, whose threads go on spinning for a while and would slow down the training that follows.
+    """
+    flat = (array.ravel().astype(np.float64) for array in parameters.values())
+    return math.sqrt(sum(float(np.einsum("i,i->", values, values)) for values in flat))
 
 
 def count(parameters: Mapping[str, NDArray[np.float32]]) -> int:
