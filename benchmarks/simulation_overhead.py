@@ -1,7 +1,8 @@
 """Wall time of a simulated federation over a bare PyTorch loop that takes the same steps and averages.
 
-Both train the same U-Net on the same drawn sites; their weights are compared. Beside them, the same work on Flower's Ray engine.
-The timed inline run is the whole of it: orders, the gate, checkpoints, history and MLflow.
+Both train the same U-Net on the same drawn sites; their weights are compared. The inline run is timed whole: orders, the
+gate, checkpoints and history; and once more with MLflow following it in its thread. Beside them, the same work on Flower's
+Ray engine.
 
     python benchmarks/simulation_overhead.py --sites 8 100 --rounds 5 1 --steps 15 10 --repeats 5 --ray
 """
@@ -18,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -114,16 +116,17 @@ def bare_loop(experiment: Experiment, homes: Sequence[SiteHome]) -> params.Param
 
 
 def engine_run(
-    engine: Engine, experiment: Experiment, homes: Sequence[SiteHome], folder: Path
-) -> params.Parameters:
-    """The same work as a run of fedmed, tracked in MLflow."""
+    engine: Engine, experiment: Experiment, homes: Sequence[SiteHome], folder: Path, *, tracked: bool
+) -> tuple[float, params.Parameters]:
+    """The same work as a run of fedmed: its wall time, and the last weights."""
+    before = time.perf_counter()
     runfolder.create(folder, experiment, runfolder.Plan(engine=engine, command="benchmark"))
     request = RunRequest(
         experiment=experiment, folder=folder, command="benchmark", sites=len(homes), stop=threading.Event()
     )
-    with BackgroundTracker(folder, experiment):
+    with BackgroundTracker(folder, experiment) if tracked else nullcontext():
         ENGINES[engine](homes, request)
-    return load_file(folder / "models" / "last.safetensors")
+    return time.perf_counter() - before, load_file(folder / "models" / "last.safetensors")
 
 
 def rounds_seconds(folder: Path) -> float:
@@ -135,7 +138,7 @@ def rounds_seconds(folder: Path) -> float:
 def measure(
     sites: int, rounds: int, steps: int, options: argparse.Namespace, work: Path
 ) -> dict[str, object]:
-    """Alternate the bare loop and the inline engine; the ratio of each pair, and the Ray engine once."""
+    """Alternate the bare loop and the inline engine, without and with MLflow; then the Ray engine once."""
     file = work / f"overhead-{sites}.toml"
     root = json.dumps(str(work / "data"))[1:-1]
     file.write_text(EXPERIMENT.format(sites=sites, rounds=rounds, steps=steps, root=root))
@@ -144,45 +147,43 @@ def measure(
     for home in homes:
         COHORTS.get(home, experiment.order_text())
     start = params.from_model(bench_for(experiment.order_text()).model)
-    bare, inline, ratios = [], [], []
+    seconds: dict[str, list[float]] = {"bare": [], "inline": [], "inline_mlflow": []}
     for repeat in range(options.repeats + 1):
         params.to_model(start, bench_for(experiment.order_text()).model)
         before = time.perf_counter()
         expected = bare_loop(experiment, homes)
-        between = time.perf_counter()
-        found = engine_run("inline", experiment, homes, work / f"inline-{sites}-{repeat}")
-        after = time.perf_counter()
-        for name in expected:
-            np.testing.assert_array_equal(expected[name], found[name])
+        timed = {"bare": time.perf_counter() - before}
+        for name, tracked in (("inline", False), ("inline_mlflow", True)):
+            folder = work / f"{name}-{sites}-{repeat}"
+            timed[name], found = engine_run("inline", experiment, homes, folder, tracked=tracked)
+            for tensor in expected:
+                np.testing.assert_array_equal(expected[tensor], found[tensor])
         if repeat:
-            bare.append(between - before)
-            inline.append(after - between)
-            ratios.append(inline[-1] / bare[-1])
+            for name, value in timed.items():
+                seconds[name].append(value)
             print(
-                f"{sites} sites: bare {bare[-1]:.2f} s, inline {inline[-1]:.2f} s, ratio {ratios[-1]:.3f}",
+                f"{sites} sites:",
+                ", ".join(f"{name} {value:.2f} s" for name, value in timed.items()),
                 flush=True,
             )
-    result: dict[str, object] = {
-        "sites": sites,
-        "rounds": rounds,
-        "steps": steps,
-        "bare_seconds": statistics.median(bare),
-        "inline_seconds": statistics.median(inline),
-        "ratio_median": statistics.median(ratios),
-        "ratios": ratios,
-        "weights": "bit-identical",
-    }
+    result: dict[str, object] = {"sites": sites, "rounds": rounds, "steps": steps, "weights": "bit-identical"}
+    for name, values in seconds.items():
+        ratios = [value / bare for value, bare in zip(values, seconds["bare"], strict=True)]
+        result[name] = {
+            "seconds": values,
+            "median_ratio_to_bare": statistics.median(ratios),
+            "ratios": ratios,
+        }
     if options.ray:
         folder = work / f"ray-{sites}"
-        before = time.perf_counter()
-        found = engine_run("ray", experiment, homes, folder)
-        result["ray_seconds"] = time.perf_counter() - before
-        result["ray_seconds_in_rounds"] = rounds_seconds(folder)
-        result["ray_weights_equal"] = all(np.array_equal(expected[name], found[name]) for name in expected)
-        print(
-            f"{sites} sites: ray {result['ray_seconds']:.2f} s, in rounds {result['ray_seconds_in_rounds']:.2f} s",
-            flush=True,
-        )
+        total, found = engine_run("ray", experiment, homes, folder, tracked=False)
+        equal = all(np.array_equal(expected[tensor], found[tensor]) for tensor in expected)
+        result["ray"] = {
+            "seconds": total,
+            "seconds_in_rounds": rounds_seconds(folder),
+            "weights_equal": equal,
+        }
+        print(f"{sites} sites: ray {result['ray']}", flush=True)
     return result
 
 

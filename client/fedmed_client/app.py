@@ -19,6 +19,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedmed_client import policy
+from fedmed_client.data.splits import SPLITS
 from fedmed_client.evaluate import evaluate
 from fedmed_client.train import train
 from fedmed_client.workbench import COHORTS, SiteHome, bench_for, numerics, seed_for
@@ -64,7 +65,7 @@ def _answer(home: SiteHome, message: Message, kind: wire.Kind) -> Message:
 
 def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
     cohort, _ = COHORTS.get(home, order.experiment)
-    patients = {split: cohort.patients(split) for split in ("train", "validation", "test")}
+    patients: dict[str, int] = {split: cohort.patients(split) for split in SPLITS}
     presence = policy.releasable_counts(home.site.policy, cohort.presence("train"))
     return _reply(
         home, order, facts=wire.Facts(patients=patients, presence=presence, version=version("fedmed"))

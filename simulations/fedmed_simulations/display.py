@@ -84,17 +84,19 @@ def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:
     model = "best" if "best" in ended.test else "last"
     results = [result for result in ended.test.get(model, ()) if result.outcome == "ok"]
     table = Table(
-        title=f"Held-out test patients, {model} model: Dice (patients who show the class)",
+        title=f"Dice on held-out test patients, {model} model; in brackets: patients",
         title_justify="left",
+        show_edge=False,
+        pad_edge=False,
     )
-    table.add_column("class")
+    table.add_column("class", no_wrap=True)
     for result in results:
         table.add_column(result.site, justify="right")
-    table.add_column("all sites", justify="right", style="bold")
-    table.add_column("painted where absent", justify="right")
+    table.add_column("all sites", justify="right", style="bold", no_wrap=True)
+    table.add_column("painted where absent", justify="right", max_width=13)
     together = merge(result.means() for result in results)
     for name in experiment.task.classes:
-        cells = [_cell(result.means(), f"dice/{name}") for result in results]
+        cells = [_cell(result.means(), f"dice/{name}").partition(" ")[0] for result in results]
         table.add_row(
             name, *cells, _cell(together, f"dice/{name}"), _cell(together, f"false_positive/{name}")
         )
