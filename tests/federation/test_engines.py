@@ -110,7 +110,7 @@ def test_interrupt_says_how_to_go_on_and_resume_does(write_experiment, tmp_path:
     file = write_experiment(rounds=40, steps=20)
     runs = tmp_path / "runs"
     process = subprocess.Popen(
-        [FEDMED, "simulate", str(file), "--runs", str(runs)],
+        ["env", "--default-signal=INT", FEDMED, "simulate", str(file), "--runs", str(runs)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -131,7 +131,8 @@ def inside_by_definition(polygon: Points, x: int, y: int) -> bool:
 
 @given(st.lists(st.tuples(st.floats(-3, 12), st.floats(-3, 12)), min_size=3, max_size=9))
 def test_even_odd_by_definition(corners: list[tuple[float, float]]) -> None:
-    polygon = np.round(np.array(corners), 2) + 0.00317
+    off_the_grid = np.sqrt(np.array([2, 3])) / 500
+    polygon = np.round(np.array(corners), 2) + off_the_grid
     expected = [[inside_by_definition(polygon, x, y) for y in range(8)] for x in range(9)]
     np.testing.assert_array_equal(fill([polygon], [0], (9, 8, 1))[:, :, 0], expected)
 
