@@ -7,12 +7,14 @@ name and paths as tags.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
@@ -138,8 +140,9 @@ class _MlflowStore:
 
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
-        self._client = MlflowClient(tracking_uri=self.address)
-        self._group, self._searched = self._find_or_make_group(), False
+        with _alone(self.address):
+            self._client = MlflowClient(tracking_uri=self.address)
+            self._group, self._searched = self._find_or_make_group(), False
         known = cursor.parent and self._is_active(cursor.parent)
         return cursor if known else Cursor(store=cursor.store)
 
@@ -303,6 +306,18 @@ class _MlflowStore:
         ):
             for site, values in {"": part.federation, **part.sites}.items():
                 yield site, [(name, value, when, part.step) for name, value in values.items()]
+
+
+@contextmanager
+def _alone(address: str) -> Iterator[None]:
+    """Hold a SQLite store while its tables are made: two runs that make them at once leave them half made for ever."""
+    if not address.startswith("sqlite:///"):
+        yield
+        return
+    file = Path(unquote(address.removeprefix("sqlite:///")))
+    with file.with_name(f".{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _turn_tags(turn: RunStarted | RunEnded) -> dict[str, str]:
