@@ -23,7 +23,7 @@ from fedmed_common.models import build_model
 from fedmed_server import history
 from fedmed_server.cohort import Channel, Member, call_roll
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult
-from fedmed_server.rounds import evaluate, now, rounds
+from fedmed_server.rounds import evaluate, missed, now, rounds
 from fedmed_server.state import RunState, load_state, model_file, save_parameters, save_state
 from fedmed_strategies.presets import RECIPES
 
@@ -144,14 +144,13 @@ def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], s
             test[name] = test["last"]
         else:
             test[name] = evaluate(channel, roster, parameters, number, "test")
-    lost = tuple(
-        f"{result.site} missed the test of the {name} model ({result.outcome}: {result.code})"
+    lost = [
+        sentence
         for name, results in test.items()
-        for result in results
-        if result.outcome != "ok"
-    )
-    missed = state.missed + lost
-    status = "completed" if not missed else "degraded: " + "; ".join(missed)
+        for sentence in missed(results, f"test of the {name} model")
+    ]
+    sentences = [*state.missed, *lost]
+    status = "completed" if not sentences else "degraded: " + "; ".join(sentences)
     return RunEnded(time=now(), status=status, best_round=state.best_round, test=test)
 
 

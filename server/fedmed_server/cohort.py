@@ -77,9 +77,7 @@ def call_roll(channel: Channel, expected_sites: int | None = None) -> tuple[Memb
     )
     for member, reply, result in _exchange(channel, anonymous, order, None):
         if reply is None or reply.facts is None:
-            problems.append(
-                f"{result.site}: {result.outcome} ({result.code}{', incident ' + result.incident if result.incident else ''})"
-            )
+            problems.append(result.problem())
         elif reply.site in members:
             problems.append(f"{reply.site}: two nodes answer to this name")
         else:
@@ -156,6 +154,7 @@ def _exchange(
     packed: ArrayRecord | None = None,
 ) -> Iterator[tuple[Member, wire.Reply | None, SiteResult]]:
     end = time.monotonic() + channel.experiment.federation.deadline_seconds
+    down = 0 if packed is None else sum(len(array.data) for array in packed.values())
     sent = {member.node: _send(channel, member, order, packed) for member in members}
     for member in members:
         attempt = order
@@ -174,7 +173,6 @@ def _exchange(
             attempt = replace(attempt, attempt=attempt.attempt + 1)
             sent[member.node] = _send(channel, member, attempt, packed)
         channel.watch(result.site, result.outcome)
-        down = 0 if packed is None else sum(len(array.data) for array in packed.values())
         yield member, reply, result.model_copy(update={"bytes_down": down})
 
 

@@ -56,6 +56,11 @@ class SiteResult(BaseModel):
     bytes_down: int = 0
     bytes_up: int = 0
 
+    def problem(self) -> str:
+        """What went wrong at the site, for the coordinator."""
+        incident = f", incident {self.incident}" if self.incident else ""
+        return f"{self.site}: {self.outcome} ({self.code}{incident})"
+
     def means(self) -> Metrics:
         """The metrics as values that can be added."""
         return {name: Mean(*pair) for name, pair in self.metrics.items()}

@@ -55,16 +55,16 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
             before = time.perf_counter()
             mean.add(answer.delta, recipe.weigh(answer.member.facts.patients["train"]))
             aggregate_seconds += time.perf_counter() - before
-    missed = _missed(trained, number, "training")
+    lost = missed(trained, f"training of round {number}")
     _check_quorum(channel, trained, number)
     parameters = recipe.server_step(state.parameters, mean.mean())
     trained_at = time.perf_counter()
-    new = replace(state, round=number, parameters=parameters, missed=state.missed + missed)
+    new = replace(state, round=number, parameters=parameters, missed=state.missed + lost)
     evaluation: tuple[SiteResult, ...] = ()
     criterion: float | None = None
     if number % channel.experiment.federation.evaluate_every == 0 or number == channel.experiment.rounds:
         evaluation = evaluate(channel, roster, parameters, number, "validation")
-        new = replace(new, missed=new.missed + _missed(evaluation, number, "evaluation"))
+        new = replace(new, missed=new.missed + missed(evaluation, f"evaluation of round {number}"))
         criterion = _criterion(channel, evaluation)
         if criterion is not None and _is_better(channel, evaluation, state):
             new = replace(new, best_round=number, best_parameters=parameters)
@@ -113,9 +113,10 @@ def _order(channel: Channel, kind: wire.Kind, number: int) -> wire.Order:
     )
 
 
-def _missed(results: Sequence[SiteResult], number: int, phase: str) -> tuple[str, ...]:
+def missed(results: Sequence[SiteResult], what: str) -> tuple[str, ...]:
+    """One sentence for each site that did not do its part."""
     return tuple(
-        f"{result.site} missed the {phase} of round {number} ({result.outcome}: {result.code})"
+        f"{result.site} missed the {what} ({result.outcome}: {result.code})"
         for result in results
         if result.outcome != "ok"
     )
@@ -126,11 +127,7 @@ def _check_quorum(channel: Channel, results: Sequence[SiteResult], number: int) 
     federation = channel.experiment.federation
     needed = max(federation.minimum_sites, share_of(len(results), federation.quorum))
     if usable < needed:
-        problems = "; ".join(
-            f"{r.site}: {r.outcome} ({r.code}{f', incident {r.incident}' if r.incident else ''})"
-            for r in results
-            if r.outcome != "ok"
-        )
+        problems = "; ".join(result.problem() for result in results if result.outcome != "ok")
         raise QuorumError(
             f"round {number}: {usable} of {len(results)} sites gave a usable update, {needed} are needed. {problems}"
         )
