@@ -12,6 +12,24 @@ FedmedError                 internal
 │   └── RejectedReply       rejected-reply    the gate refused a site's reply
 ├── QuorumError             quorum            too few sites answered a round
 ├── CheckpointError         checkpoint        a run folder cannot be resumed as it is
+├── BundleRefused           bundle            what a run would have a site carry out is not what the consortium signed
+├── ProvisionError          provision         a certificate, key or kit is not what it must be; exit code 2
+├── WorkerLost              worker            the process that trains ended or hangs
+├── ConnectionProblem       connection        a site cannot work with its coordinator; each kind has its exit code
+│   ├── WrongAuthority      wrong-authority   10  the server's certificate is not from this consortium
+│   ├── ServerExpired       server-expired    11  the server's certificate has expired
+│   ├── OwnExpired          own-expired       12  this site's certificate has expired, or is not valid yet
+│   ├── WrongName           wrong-name        13  the server's certificate is for another name
+│   ├── NotRegistered       unregistered      14  the server does not know this site's key
+│   ├── Revoked             revoked           15  the consortium has revoked this site
+│   ├── ClockOff            clock             16  this machine's clock and the server's differ
+│   ├── ProxyRefuses        proxy             17  a proxy on the way refuses the connection
+│   ├── Unreachable         unreachable       18  nobody answers at the address
+│   ├── UnknownHost         unknown-host      19  the address's name cannot be looked up
+│   ├── VersionMismatch     version           20  server and site run different versions
+│   ├── KeyInUse            in-use            21  another machine is connected with this site's key
+│   ├── IdentityRefused     identity          22  the server refuses this site's signature, node or certificate
+│   └── NotTheCoordinator   not-coordinator   23  what answers is not a fedmed server
 ├── TrackingAway            tracking          the tracking store cannot be reached or refuses; the run is not harmed
 └── Interrupted             interrupted       the run was stopped on request; it can be resumed
 """
@@ -131,3 +149,131 @@ class Interrupted(FedmedError):
 
     code = "interrupted"
     exit_code = 130
+
+
+class BundleRefused(FedmedError):
+    """A run's bundle is not what the consortium signed; ``reason`` is a short phrase of our own."""
+
+    code = "bundle"
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the run's bundle is refused: {reason}")
+
+
+class ProvisionError(FedmedError):
+    """A certificate, key or kit is not what it must be."""
+
+    code = "provision"
+    exit_code = 2
+
+
+class WorkerLost(FedmedError):
+    """The process that trains ended, or does not move."""
+
+    code = "worker"
+
+
+class ConnectionProblem(FedmedError):
+    """A site cannot work with its coordinator; the message says what IT can do about it."""
+
+    code = "connection"
+    exit_code = 9
+
+
+class WrongAuthority(ConnectionProblem):
+    """The server's certificate is not from this consortium's authority."""
+
+    code = "wrong-authority"
+    exit_code = 10
+
+
+class ServerExpired(ConnectionProblem):
+    """The server's certificate has expired."""
+
+    code = "server-expired"
+    exit_code = 11
+
+
+class OwnExpired(ConnectionProblem):
+    """This site's certificate has expired, or is not valid yet."""
+
+    code = "own-expired"
+    exit_code = 12
+
+
+class WrongName(ConnectionProblem):
+    """The server's certificate is for another name."""
+
+    code = "wrong-name"
+    exit_code = 13
+
+
+class NotRegistered(ConnectionProblem):
+    """The server does not know this site's key."""
+
+    code = "unregistered"
+    exit_code = 14
+
+
+class Revoked(ConnectionProblem):
+    """The consortium has revoked this site."""
+
+    code = "revoked"
+    exit_code = 15
+
+
+class ClockOff(ConnectionProblem):
+    """This machine's clock and the server's differ too much."""
+
+    code = "clock"
+    exit_code = 16
+
+
+class ProxyRefuses(ConnectionProblem):
+    """A proxy on the way refuses the connection."""
+
+    code = "proxy"
+    exit_code = 17
+
+
+class Unreachable(ConnectionProblem):
+    """Nobody answers at the coordinator's address."""
+
+    code = "unreachable"
+    exit_code = 18
+
+
+class UnknownHost(ConnectionProblem):
+    """The name in the coordinator's address cannot be looked up."""
+
+    code = "unknown-host"
+    exit_code = 19
+
+
+class VersionMismatch(ConnectionProblem):
+    """Server and site run versions that do not work together."""
+
+    code = "version"
+    exit_code = 20
+
+
+class KeyInUse(ConnectionProblem):
+    """Another machine is connected with this site's key."""
+
+    code = "in-use"
+    exit_code = 21
+
+
+class IdentityRefused(ConnectionProblem):
+    """The server refuses this site's signature, node id or certificate."""
+
+    code = "identity"
+    exit_code = 22
+
+
+class NotTheCoordinator(ConnectionProblem):
+    """What answers at the address is not a fedmed server."""
+
+    code = "not-coordinator"
+    exit_code = 23
