@@ -128,9 +128,8 @@ class Supervisor:
             if process is None:
                 if time.monotonic() >= self._due[child.role]:
                     self._start(child)
-            elif process.poll() is not None:
-                if self._ended(child, process.returncode):
-                    return process.returncode
+            elif process.poll() is not None and self._ended(child, process.returncode):
+                return process.returncode
         return None
 
     def _start(self, child: Child) -> None:
