@@ -13,12 +13,17 @@ ifneq ($(FEDMED_DATA),)
 export FEDMED_DATA
 endif
 
-.PHONY: demo install test lint format bench bench-overhead bench-real clean
+.PHONY: demo rehearse install test test-faults lint format bench bench-overhead bench-real bench-load clean
 
 demo: $(INSTALLED)
 	$(BIN)/fedmed phantom demo/federation --sites 4 --seed 1
 	$(BIN)/fedmed simulate simulations/fedmed_simulations/experiments/demo.toml --runs demo/runs
 	@echo "Report: $$(ls -td $(CURDIR)/demo/runs/*/report.html | head -n 1)"
+
+# A whole consortium on loopback: certificates, a server, three hospitals, five rounds; compared with a simulation.
+rehearse: $(INSTALLED)
+	rm -rf rehearsal
+	$(BIN)/fedmed rehearse --sites 3 --rounds 5 --folder rehearsal
 
 install: $(INSTALLED)
 
@@ -50,5 +55,14 @@ bench-overhead: $(INSTALLED)
 bench-real: $(INSTALLED)
 	$(BIN)/python benchmarks/real_data.py nuclei retina hippocampus --seeds 1 2 3
 
+# Every way to end every process at every point, a long run under random faults, and invented secrets that must stay.
+test-faults: $(INSTALLED)
+	$(BIN)/python benchmarks/kill_matrix.py
+	$(BIN)/python benchmarks/chaos.py
+	$(BIN)/python benchmarks/canaries.py
+
+bench-load: $(INSTALLED)
+	$(BIN)/python benchmarks/load.py
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) demo rehearsal build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

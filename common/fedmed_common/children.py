@@ -48,9 +48,16 @@ def write_pid(home: Path, role: str) -> None:
 
 
 def start(
-    command: Sequence[str], *, environment: Mapping[str, str] | None = None, log: Path | None = None
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    own_group: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start a process that ends with this one; its output goes to ``log``, or where this process's goes."""
+    """Start a process that ends with this one; its output goes to ``log``, or where this process's goes.
+
+    ``own_group``: it leads a process group, which is ended as a whole and gets no Ctrl-C of this terminal.
+    """
     output = None
     if log is not None:
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,6 +69,7 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            start_new_session=own_group,
             preexec_fn=_end_with(os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509
         )
     finally:

@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "simulate": ("fedmed_simulations.cli:simulate", "Run an experiment file on this machine."),
     "resume": ("fedmed_simulations.cli:resume", "Go on with an interrupted run."),
+    "rehearse": (
+        "fedmed_simulations.rehearsal.cli:rehearse_command",
+        "Rehearse a whole consortium on this machine.",
+    ),
     "report": ("fedmed_server.cli_report:report_command", "Draw a run's report.html again."),
     "track": ("fedmed_server.cli_report:track_command", "Bring MLflow up to date with a run."),
     "site scan": (

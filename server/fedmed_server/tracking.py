@@ -67,6 +67,19 @@ def track(run: Path, experiment: Experiment, *, uri: str | None = None) -> int:
     return sent
 
 
+def tracked_rounds(run: Path, experiment: Experiment, *, uri: str | None = None) -> set[int]:
+    """The rounds of the run that its store holds.
+
+    Raises:
+        TrackingAway: the store cannot be reached.
+    """
+    store = _MlflowStore(run.absolute().name, experiment, uri or experiment.tracking.uri or default_uri(run))
+    try:
+        return store.rounds()
+    except Exception as error:
+        raise away(type(error).__name__, run) from error
+
+
 class BackgroundTracker:
     """Tracks a run in a daemon thread while the block runs; never delays and never fails it.
 
@@ -173,6 +186,16 @@ class _MlflowStore:
                 cursor.parent, str(file), str(path.parent) if path.parent.name else None
             )
         return cursor
+
+    def rounds(self) -> set[int]:
+        """The rounds of which the federation's run has the time."""
+        self.open(Cursor(store=""))
+        found = self._search({"fedmed.run_id": self.run_name, "fedmed.role": "federation"})
+        return {
+            metric.step
+            for run in found
+            for metric in self._client.get_metric_history(run.info.run_id, "seconds/total")
+        }
 
     def _find_or_make_group(self) -> str:
         """The id of MLflow's own 'experiment': a named group of runs."""
