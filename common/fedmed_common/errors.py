@@ -14,6 +14,7 @@ FedmedError                 internal
 ├── CheckpointError         checkpoint        a run folder cannot be resumed as it is
 ├── BundleRefused           bundle            what a run would have a site carry out is not what the consortium signed
 ├── ProvisionError          provision         a certificate, key or kit is not what it must be; exit code 2
+├── RequestRefused          request-refused   the server refuses a site's request, for one of a few reasons
 ├── WorkerLost              worker            the process that trains ended or hangs
 ├── ConnectionProblem       connection        a site cannot work with its coordinator; each kind has its exit code
 │   ├── WrongAuthority      wrong-authority   10  the server's certificate is not from this consortium
@@ -166,6 +167,16 @@ class ProvisionError(FedmedError):
 
     code = "provision"
     exit_code = 2
+
+
+class RequestRefused(FedmedError):
+    """The server refuses a site's request; ``reason`` is one of ``signed_requests.REFUSALS``."""
+
+    code = "request-refused"
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the request is refused: {reason}")
 
 
 class WorkerLost(FedmedError):

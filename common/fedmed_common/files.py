@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the folder. Two processes may write the same file; the later rename counts."""
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Temporary file, fsync, rename, fsync of the folder. Two processes may write the same file; the later rename counts.
+
+    ``mode``: the new file's permissions, from its first moment on, less the umask's.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

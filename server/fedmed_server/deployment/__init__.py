@@ -1,0 +1,1 @@
+"""The server of a federation of hospitals: Flower behind a guard, runs that survive faults, the commands."""
