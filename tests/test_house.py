@@ -16,6 +16,7 @@ from fedmed_common import errors, wire
 from fedmed_common.cli import COMMANDS
 from fedmed_common.config import Experiment, Policy, Site, SiteData
 from fedmed_common.models import MODELS
+from fedmed_common.site_config import Device, Limits, Network, Schedule
 from fedmed_common.tasks import LOSSES, TASKS
 from fedmed_strategies.presets import RECIPES
 
@@ -60,10 +61,14 @@ def test_every_documented_key_exists() -> None:
     assert documented - set(_keys(Experiment)) == set()
 
 
-@pytest.mark.parametrize("model", [Site, SiteData, Policy])
+@pytest.mark.parametrize("model", [Site, SiteData, Policy, Schedule, Limits, Device, Network])
 def test_every_key_of_a_site_is_documented(model: type[BaseModel]) -> None:
     text = (ROOT / "docs" / "site-data.md").read_text()
-    assert [name for name in model.model_fields if f"`{name}`" not in text and f"[{name}]" not in text] == []
+    table = model.__name__.lower()
+    forms = ("`{name}`", "[{name}]", f"`{table}.{{name}}`")
+    assert [
+        name for name in model.model_fields if not any(form.format(name=name) in text for form in forms)
+    ] == []
 
 
 @pytest.mark.parametrize(

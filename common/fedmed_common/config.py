@@ -1,33 +1,36 @@
 """The two files that people write: the experiment (what to train, on what, how) and a site's file (whose data, what it permits).
 
-Both are frozen and validated on construction; ``loading`` reads them from TOML.
+Both are frozen and validated on construction; ``loading`` reads them from TOML. The tables of a site's file lie in
+``site_config``.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
-Triple = tuple[Positive, Positive, Positive]
+from fedmed_common.fields import Fraction, Model, Name, Positive, Triple
+from fedmed_common.site_config import Policy, Site, SiteData
 
-
-class Model(BaseModel):
-    """Frozen, keyword-only, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+__all__ = [
+    "Architecture",
+    "Data",
+    "Experiment",
+    "Federation",
+    "Intensity",
+    "Partition",
+    "Policy",
+    "RecipeChoice",
+    "Simulation",
+    "Site",
+    "SiteData",
+    "Splits",
+    "Task",
+    "Tracking",
+    "Training",
+]
 
 
 class Task(Model):
@@ -169,89 +172,6 @@ class Tracking(Model):
 
     uri: str | None = None
     experiment: str | None = None
-
-
-ImageLabel = Literal["mask", "instances", "values"]
-
-
-class SiteData(Model):
-    """Where a site's data lie and how they are told apart.
-
-    dicom: any mixture of series, SEG, RTSTRUCT (and NIfTI labels named after a series' folder or UID) below ``root``.
-    nifti: ``root``/``images`` and ``root``/``labels`` with equal file names. images: the same with PNG, JPEG or TIFF files.
-    """
-
-    format: Literal["dicom", "nifti", "images"]
-    root: Path
-    images: str = "images"
-    labels: str = "labels"
-    image_labels: ImageLabel = Field(
-        "mask",
-        description="format images: mask: above zero is class 1; instances: the same for instance numbers; "
-        "values: the pixel value is the label's name",
-    )
-    patient_pattern: str | None = Field(
-        None,
-        description="regular expression on the file stem; group 1 is the patient. Absent: a file is a patient",
-    )
-    stored_type: str | None = Field(
-        None, description="format nifti: only images stored with this numpy type, as 'uint8'"
-    )
-    modality: str | None = Field(None, description="format dicom: only series of this modality")
-    series_description: str | None = Field(
-        None, description="format dicom: regular expression that a series description must match"
-    )
-    maximum_cases: Annotated[int, Field(ge=1)] | None = None
-
-    @field_validator("patient_pattern", "series_description")
-    @classmethod
-    def _compiles(cls, pattern: str | None, info: ValidationInfo) -> str | None:
-        if pattern is not None:
-            try:
-                groups = re.compile(pattern).groups
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from None
-            if info.field_name == "patient_pattern" and groups < 1:
-                raise ValueError("needs a group, as in '^(\\d+)'")
-        return pattern
-
-
-class Policy(Model):
-    """What this site permits. An order that asks for more is refused with the rule's name."""
-
-    least_patients: Annotated[int, Field(ge=1)] = Field(
-        5, description="a metric over fewer patients does not leave the site"
-    )
-    maximum_steps: Annotated[int, Field(ge=1)] = 100_000
-    tasks: tuple[str, ...] | None = Field(
-        None, description="permitted task names; absent: all that are installed"
-    )
-    models: tuple[str, ...] | None = None
-    recipes: tuple[str, ...] | None = None
-
-
-class Site(Model):
-    """``site.toml``: one hospital's data, label names and policy. Never leaves the site."""
-
-    name: Name
-    data: SiteData
-    labels: dict[str, tuple[str, ...]] = Field(
-        description="class of the experiment -> names or codes of this site's labels; a class left out is not annotated here"
-    )
-    ignore_labels: tuple[str, ...] = Field(
-        (), description="label names that stand for no class of the experiment"
-    )
-    policy: Policy = Policy()
-
-    @field_validator("labels")
-    @classmethod
-    def _unambiguous(cls, labels: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        owner: dict[str, str] = {}
-        for klass, names in labels.items():
-            for name in names:
-                if owner.setdefault(name.casefold(), klass) != klass:
-                    raise ValueError(f"'{name}' stands for both '{owner[name.casefold()]}' and '{klass}'")
-        return labels
 
 
 class Partition(Model):

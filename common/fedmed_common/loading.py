@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fedmed_common.config import Experiment, Model, Site
+from fedmed_common.config import Experiment, Site
 from fedmed_common.errors import ConfigError
+from fedmed_common.fields import Model
 
 M = TypeVar("M", bound=Model)
 
@@ -37,14 +38,26 @@ def load_experiment(path: Path) -> Experiment:
 
 
 def load_site(path: Path) -> Site:
-    """Read a ``site.toml``; a relative ``data.root`` is relative to the file.
+    """Read a ``site.toml``; a relative ``data.root`` or ``network.ca`` is relative to the file.
 
     Raises:
         ConfigError: names the file, the field and the fix.
     """
     document = _read_toml(path)
     _resolve_root(document, path, "data.root")
+    network = document.get("network")
+    if isinstance(network, dict) and isinstance(network.get("ca"), str):
+        network["ca"] = _resolve(network["ca"], path, "network.ca")
     return _validate(Site, document, path)
+
+
+def load_file(model: type[M], path: Path) -> M:
+    """Read a TOML file that holds one ``model``, with nothing in it relative to the file.
+
+    Raises:
+        ConfigError: names the file, the field and the fix.
+    """
+    return _validate(model, _read_toml(path), path)
 
 
 def experiment_from_order(text: str) -> Experiment:

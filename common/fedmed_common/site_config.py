@@ -1,0 +1,169 @@
+"""``site.toml``: one hospital's data, labels, policy and machine."""
+
+from __future__ import annotations
+
+import re
+from datetime import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from fedmed_common.fields import Model, Name, Positive
+
+ImageLabel = Literal["mask", "instances", "values"]
+_TIME = r"((?:[01]\d|2[0-3]):[0-5]\d)"
+_WINDOW = re.compile(rf"{_TIME}-{_TIME}", re.ASCII)
+
+
+class SiteData(Model):
+    """Where a site's data lie and how they are told apart.
+
+    dicom: any mixture of series, SEG, RTSTRUCT (and NIfTI labels named after a series' folder or UID) below ``root``.
+    nifti: ``root``/``images`` and ``root``/``labels`` with equal file names. images: the same with PNG, JPEG or TIFF files.
+    """
+
+    format: Literal["dicom", "nifti", "images"]
+    root: Path
+    images: str = "images"
+    labels: str = "labels"
+    image_labels: ImageLabel = Field(
+        "mask",
+        description="format images: mask: above zero is class 1; instances: the same for instance numbers; "
+        "values: the pixel value is the label's name",
+    )
+    patient_pattern: str | None = Field(
+        None,
+        description="regular expression on the file stem; group 1 is the patient. Absent: a file is a patient",
+    )
+    stored_type: str | None = Field(
+        None, description="format nifti: only images stored with this numpy type, as 'uint8'"
+    )
+    modality: str | None = Field(None, description="format dicom: only series of this modality")
+    series_description: str | None = Field(
+        None, description="format dicom: regular expression that a series description must match"
+    )
+    maximum_cases: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("patient_pattern", "series_description")
+    @classmethod
+    def _compiles(cls, pattern: str | None, info: ValidationInfo) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from None
+            if info.field_name == "patient_pattern" and groups < 1:
+                raise ValueError("needs a group, as in '^(\\d+)'")
+        return pattern
+
+
+class Policy(Model):
+    """What this site permits. An order that asks for more is refused with the rule's name."""
+
+    least_patients: Annotated[int, Field(ge=1)] = Field(
+        5, description="a metric over fewer patients does not leave the site"
+    )
+    maximum_steps: Annotated[int, Field(ge=1)] = 100_000
+    maximum_rounds: Annotated[int, Field(ge=1)] = 1_000_000
+    tasks: tuple[str, ...] | None = Field(
+        None, description="permitted task names; absent: all that are installed"
+    )
+    models: tuple[str, ...] | None = None
+    recipes: tuple[str, ...] | None = None
+    statistics: tuple[Literal["patients", "presence"], ...] | None = Field(
+        None, description="counts that may leave before training; absent: all"
+    )
+    metrics: tuple[str, ...] | None = Field(
+        None, description="metrics that may leave, as 'loss', 'dice' or 'dice/liver'; absent: all"
+    )
+
+
+class Schedule(Model):
+    """When this site trains."""
+
+    window: str | None = Field(
+        None, description="local time as '20:00-06:00'; orders wait outside it. Absent: always"
+    )
+
+    @field_validator("window")
+    @classmethod
+    def _two_times(cls, window: str | None) -> str | None:
+        match = _WINDOW.fullmatch(window) if window is not None else None
+        if window is not None and (match is None or match[1] == match[2]):
+            raise ValueError("needs two different times of the day, as '20:00-06:00'")
+        return window
+
+    @property
+    def hours(self) -> tuple[time, time] | None:
+        """From when until when; the end may lie on the next day."""
+        if self.window is None:
+            return None
+        begin, _, end = self.window.partition("-")
+        return time.fromisoformat(begin), time.fromisoformat(end)
+
+
+class Limits(Model):
+    """What an order may take of this machine."""
+
+    least_free_gb: Annotated[float, Field(ge=0.0)] = Field(
+        2.0, description="orders wait while the disk of the site's folder has less space free"
+    )
+    memory_gb: Positive | None = Field(None, description="of the process that trains; absent: no limit")
+    stall_seconds: Positive = Field(900.0, description="without a sign of progress, after which it is ended")
+    order_seconds: Positive = Field(86_400.0, description="the longest that one order may take")
+
+
+class Device(Model):
+    """What the process that trains computes on, whatever an order asks for."""
+
+    gpu: Annotated[str, Field(pattern=r"^(auto|none|\d{1,3}|(GPU|MIG)-[0-9A-Za-z/\-]+)$")] = Field(
+        "auto",
+        description="auto: the first GPU where there is one; none: the CPU; else a GPU's number or UUID",
+    )
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0, description="most CPU threads of an order; 0: all cores"
+    )
+
+
+class Network(Model):
+    """How the coordinator is reached. A proxy's password stays out of logs."""
+
+    proxy: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = Field(
+        None, repr=False, description="absent: what HTTPS_PROXY says"
+    )
+    no_proxy: tuple[str, ...] = Field((), description="hosts that are reached directly")
+    ca: Path | None = Field(
+        None, description="PEM file of an authority that an inspecting proxy signs with, trusted as well"
+    )
+
+
+class Site(Model):
+    """``site.toml``: one hospital's data, label names, policy and machine. Never leaves the site."""
+
+    name: Name
+    approve: Literal["ask", "consortium-signed", "never"] = Field(
+        "ask", description="who approves a new experiment: a person here, the consortium's signature, nobody"
+    )
+    data: SiteData
+    labels: dict[str, tuple[str, ...]] = Field(
+        description="class of the experiment -> names or codes of this site's labels; a class left out is not annotated here"
+    )
+    ignore_labels: tuple[str, ...] = Field(
+        (), description="label names that stand for no class of the experiment"
+    )
+    policy: Policy = Policy()
+    schedule: Schedule = Schedule()
+    limits: Limits = Limits()
+    device: Device = Device()
+    network: Network = Network()
+
+    @field_validator("labels")
+    @classmethod
+    def _unambiguous(cls, labels: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        owner: dict[str, str] = {}
+        for klass, names in labels.items():
+            for name in names:
+                if owner.setdefault(name.casefold(), klass) != klass:
+                    raise ValueError(f"'{name}' stands for both '{owner[name.casefold()]}' and '{klass}'")
+        return labels
