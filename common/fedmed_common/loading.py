@@ -34,7 +34,7 @@ def load_experiment(path: Path) -> Experiment:
         sites = simulation.get("sites")
         for number, site in enumerate(sites if isinstance(sites, list) else ()):
             _resolve_root(site, path, f"simulation.sites[{number}].data.root")
-    return _validate(Experiment, document, path)
+    return validate(Experiment, document, path)
 
 
 def load_site(path: Path) -> Site:
@@ -48,7 +48,7 @@ def load_site(path: Path) -> Site:
     network = document.get("network")
     if isinstance(network, dict) and isinstance(network.get("ca"), str):
         network["ca"] = _resolve(network["ca"], path, "network.ca")
-    return _validate(Site, document, path)
+    return validate(Site, document, path)
 
 
 def load_file(model: type[M], path: Path) -> M:
@@ -57,7 +57,19 @@ def load_file(model: type[M], path: Path) -> M:
     Raises:
         ConfigError: names the file, the field and the fix.
     """
-    return _validate(model, _read_toml(path), path)
+    return validate(model, _read_toml(path), path)
+
+
+def validate(model: type[M], document: Mapping[str, Any], file: Path | str) -> M:
+    """The ``model`` that a document read from ``file`` holds.
+
+    Raises:
+        ConfigError: names the file, the field and the fix.
+    """
+    try:
+        return model.model_validate_json(json.dumps(document, default=str), strict=True)
+    except ValidationError as error:
+        raise _as_config_error(model, error, file) from None
 
 
 def experiment_from_order(text: str) -> Experiment:
@@ -108,13 +120,6 @@ def _resolve(text: str, file: Path, field: str) -> str:
         return str(Path(value).absolute())
 
     return str((file.parent / re.sub(r"\$\{(\w+)\}", variable, text)).absolute())
-
-
-def _validate(model: type[M], document: Mapping[str, Any], file: Path) -> M:
-    try:
-        return model.model_validate_json(json.dumps(document, default=str), strict=True)
-    except ValidationError as error:
-        raise _as_config_error(model, error, file) from None
 
 
 def _as_config_error(model: type[Model], error: ValidationError, file: Path | str) -> ConfigError:

@@ -1,0 +1,1 @@
+"""A hospital's home folder, and the commands that its people run there."""
