@@ -92,6 +92,19 @@ class Consortium:
         document = _read(file) | own | {"approve": "consortium-signed"}
         write_atomically(file, tomli_w.dumps(document).encode())
 
+    def found(self, federation: Path) -> None:
+        """Provision, and bring every hospital in."""
+        self.provision()
+        for name in self.names:
+            self.join(name, federation)
+
+    def start(self) -> None:
+        """Start every machine and wait until the hospitals are connected."""
+        self.start_server()
+        for name in self.names:
+            self.start_site(name)
+        self.wait_connected()
+
     def set_server(self, **sections: Any) -> None:
         """Change the coordinator's ``server.toml``."""
         _change(self.server / "server.toml", sections)
@@ -103,7 +116,7 @@ class Consortium:
     def start_server(self) -> None:
         """Start the coordinator's machine and wait until it takes connections."""
         self._start(SERVER, "serve", "--home", str(self.server))
-        self._wait(
+        self.wait_until(
             lambda: (self.server / "run" / "superlink.pid").exists() and self._answers(),
             "the server takes connections",
             120.0,
@@ -134,10 +147,18 @@ class Consortium:
             return set()
         return {name for name, site in seen.items() if site["state"] == "connected"}
 
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
+        """Wait until ``condition`` holds.
+
+        Raises:
+            FedmedError: it does not in time, or a machine ended; with what it printed last.
+        """
+        wait_for(condition, what, seconds, tuple(self.machines.values()))
+
     def wait_connected(self, names: Sequence[str] | None = None, seconds: float = 180.0) -> None:
         """Wait until the hospitals (all by default) are connected."""
         wanted = set(self.names if names is None else names)
-        self._wait(lambda: wanted <= self.connected(), f"{len(wanted)} hospitals connect", seconds)
+        self.wait_until(lambda: wanted <= self.connected(), f"{len(wanted)} hospitals connect", seconds)
 
     def launch(self, experiment: Path, sites: Sequence[str] | None = None) -> str:
         """Ask for a run; its id."""
@@ -177,7 +198,7 @@ class Consortium:
                     on_round(record)
             return self.ended(run) is not None
 
-        self._wait(over, f"run {run} ends", seconds)
+        self.wait_until(over, f"run {run} ends", seconds)
         ended = self.ended(run)
         if ended is None:
             raise FedmedError(f"run {run} was resumed after its end")
@@ -186,7 +207,7 @@ class Consortium:
     def wait_reported(self, run: str, seconds: float = 60.0) -> Path:
         """Wait for the report, which the server draws after the run's end."""
         report = self.run_folder(run) / REPORT
-        self._wait(report.exists, f"the report of {run}", seconds)
+        self.wait_until(report.exists, f"the report of {run}", seconds)
         return report
 
     def fedmed(self, *arguments: str) -> str:
@@ -209,9 +230,6 @@ class Consortium:
     def _start(self, name: str, *arguments: str) -> None:
         log = self.folder / "log" / f"{name}.log"
         self.machines[name] = Machine([*FEDMED, *arguments], log=log, environment=self.environment)
-
-    def _wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
-        wait_for(condition, what, seconds, tuple(self.machines.values()))
 
 
 def write_experiment(experiment: Experiment, federation: Path, file: Path) -> None:
