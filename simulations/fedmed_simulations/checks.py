@@ -7,10 +7,7 @@ from pathlib import Path
 from fedmed_common.config import Experiment, Site
 from fedmed_common.errors import ConfigError
 from fedmed_common.loading import load_site
-from fedmed_common.lookup import find
-from fedmed_common.models import MODELS
-from fedmed_common.tasks import LOSSES, TASKS
-from fedmed_strategies.presets import RECIPES
+from fedmed_server.names import check_names
 
 
 def check_experiment(experiment: Experiment, file: Path) -> tuple[Site, ...]:
@@ -19,11 +16,8 @@ def check_experiment(experiment: Experiment, file: Path) -> tuple[Site, ...]:
     Raises:
         ConfigError: names the file, the field and the fix.
     """
+    check_names(experiment, file)
     try:
-        find(MODELS, experiment.model.name, field="model.name")
-        find(TASKS, experiment.task.name, field="task.name")
-        find(LOSSES, experiment.task.loss, field="task.loss")
-        find(RECIPES, experiment.recipe.name, field="recipe.name")
         sites = _listed_sites(experiment)
         for site in sites:
             _check_site(site, experiment)

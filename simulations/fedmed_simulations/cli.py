@@ -53,6 +53,7 @@ def simulate(
 
     from rich.console import Console
 
+    from fedmed_server.folders import new_run_id
     from fedmed_simulations import runfolder
     from fedmed_simulations.run import carry_out_with_baselines
 
@@ -61,7 +62,7 @@ def simulate(
         changes["tracking"] = loaded.tracking.model_copy(update={"uri": tracking_uri})
     loaded = loaded.model_copy(update=changes)
     command = shlex.join(["fedmed", *sys.argv[1:]])
-    folder = runs.absolute() / runfolder.new_run_id(loaded)
+    folder = runs.absolute() / new_run_id(loaded)
     baselines = tuple(dict.fromkeys(choice.value for choice in baseline or ()))
     runfolder.create(folder, loaded, runfolder.Plan(engine=engine, command=command, baselines=baselines))
     carry_out_with_baselines(folder, Console())

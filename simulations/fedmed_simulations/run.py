@@ -18,6 +18,7 @@ from fedmed_common.files import write_atomically
 from fedmed_common.metrics import Metrics, merge
 from fedmed_server import history
 from fedmed_server.app import RunRequest
+from fedmed_server.folders import locked
 from fedmed_server.history import RunEnded
 from fedmed_server.report import COMPARISON, REPORT, write_report
 from fedmed_server.state import load_state, model_file
@@ -65,7 +66,7 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
         FedmedError: the run could not end; what was done is kept and can be resumed.
     """
     experiment, plan = runfolder.open_run(folder)
-    with runfolder.locked(folder):
+    with locked(folder):
         ended = _ended(folder)
         if ended is None or not (folder / REPORT).exists():
             homes = homes_for(experiment, folder, plan.baseline)
@@ -110,7 +111,7 @@ def carry_out_with_baselines(folder: Path, console: Console) -> None:
             name: {metric: [mean.total, mean.weight] for metric, mean in metrics.items()}
             for name, metrics in rows
         }
-        with runfolder.locked(folder):
+        with locked(folder):
             write_atomically(folder / COMPARISON, json.dumps(comparison, indent=2).encode())
             write_report(folder)
             _complete_tracking(folder, experiment, console)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 import tomli_w
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError
-from fedmed_common.files import write_atomically
 from fedmed_common.loading import load_experiment
+from fedmed_server import folders
 from fedmed_simulations.engines import ENGINES, Engine
 
 EXPERIMENT, PLAN = "experiment.toml", "simulation.json"
@@ -37,19 +31,14 @@ class Plan:
     baselines: tuple[str, ...] = ()
 
 
-def new_run_id(experiment: Experiment) -> str:
-    """A name that sorts by time and tells runs apart."""
-    return f"{datetime.now():%Y%m%d-%H%M%S}-{experiment.name}-{secrets.token_hex(2)}"
-
-
 def create(folder: Path, experiment: Experiment, plan: Plan) -> None:
     """Make the run's folder with the resolved experiment and the plan: whole, or not at all."""
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    unfinished.mkdir(parents=True)
     document = experiment.model_dump(mode="json", exclude_none=True)
-    write_atomically(unfinished / EXPERIMENT, tomli_w.dumps(document).encode())
-    write_atomically(unfinished / PLAN, json.dumps(asdict(plan), indent=2).encode())
-    unfinished.rename(folder)
+    files = {
+        EXPERIMENT: tomli_w.dumps(document).encode(),
+        PLAN: json.dumps(asdict(plan), indent=2).encode(),
+    }
+    folders.create(folder, files)
 
 
 def open_run(folder: Path) -> tuple[Experiment, Plan]:
@@ -68,18 +57,3 @@ def open_run(folder: Path) -> tuple[Experiment, Plan]:
     if plan.engine not in ENGINES:
         raise CheckpointError(f"{folder / PLAN}: unknown engine '{plan.engine}'")
     return load_experiment(folder / EXPERIMENT), plan
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        CheckpointError: another process is running it.
-    """
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"{folder}: another process is running this run") from None
-        yield
