@@ -70,7 +70,7 @@ class AuditLog:
             moment = datetime.now(UTC).isoformat(timespec="milliseconds")
             line = json.dumps({"time": moment, "event": event, **details, "previous": head.sha256})
             content = line.encode() + b"\n"
-            with self._log.open("ab") as log:
+            with open(self._log, "ab", opener=_private) as log:
                 log.write(content)
                 log.flush()
                 os.fsync(log.fileno())
@@ -84,18 +84,16 @@ class AuditLog:
         """
         with self._alone():
             head = self._recovered()
-            previous, number = _FIRST, 0
-            with self._log.open("rb") if self._log.exists() else open(os.devnull, "rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if _previous(line) != previous:
-                        raise FedmedError(_broken(number))
-                    previous = _digest(line)
-                    if number == head.lines and previous != head.sha256:
-                        raise FedmedError(_broken(number))
-        if number < head.lines:
-            raise FedmedError(f"{LOG} ends after line {number}; {HEAD} knows {head.lines} lines")
-        if number > head.lines:
-            raise FedmedError(_broken(head.lines + 1))
+            lines = self._log.read_bytes().splitlines(keepends=True) if self._log.exists() else []
+        previous = _FIRST
+        for number, line in enumerate(lines, start=1):
+            if number > head.lines or _previous(line) != previous:
+                raise FedmedError(_broken(number))
+            previous = _digest(line)
+        if len(lines) < head.lines:
+            raise FedmedError(f"the end of {LOG} is missing: {len(lines)} of {head.lines} lines are there")
+        if previous != head.sha256:
+            raise FedmedError(_broken(len(lines)))
         return head
 
     @contextmanager
@@ -129,6 +127,10 @@ class AuditLog:
 
     def _keep(self, head: Head) -> None:
         write_atomically(self._head, json.dumps(asdict(head)).encode())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _digest(line: bytes) -> str:
