@@ -151,6 +151,10 @@ class Federation(Model):
     )
     retries: Annotated[int, Field(ge=0, le=100)] = 2
     deadline_seconds: Positive = 3600.0
+    roll_call_seconds: Positive = Field(
+        300.0,
+        description="how long a deployed run waits at its start for the sites that it was launched with",
+    )
     evaluate_every: Annotated[int, Field(ge=1)] = Field(
         1, description="rounds between evaluations; the last round is always evaluated"
     )

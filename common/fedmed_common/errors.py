@@ -32,7 +32,9 @@ FedmedError                 internal
 │   ├── IdentityRefused     identity          22  the server refuses this site's signature, node or certificate
 │   └── NotTheCoordinator   not-coordinator   23  what answers is not a fedmed server
 ├── TrackingAway            tracking          the tracking store cannot be reached or refuses; the run is not harmed
+├── TransportAway           transport-away    the server's own Flower part does not answer just now
 └── Interrupted             interrupted       the run was stopped on request; it can be resumed
+    └── TransportLost       transport-lost    the run can no longer reach its sites through Flower; it can be resumed
 """
 
 from __future__ import annotations
@@ -150,6 +152,19 @@ class Interrupted(FedmedError):
 
     code = "interrupted"
     exit_code = 130
+
+
+class TransportAway(FedmedError):
+    """Flower's server does not answer just now; what was asked of it may be asked again."""
+
+    code = "transport-away"
+
+
+class TransportLost(Interrupted):
+    """A run can no longer reach its sites through Flower: its Flower run was ended, or the server stays away."""
+
+    code = "transport-lost"
+    exit_code = 1
 
 
 class BundleRefused(FedmedError):

@@ -23,6 +23,8 @@ from fedmed_common.metrics import Mean, Metrics
 from fedmed_common.params import Parameters
 
 VERSION = 1
+WAITING_RULES = frozenset({"approval_pending", "window", "disk"})
+"""Rules by which a site refuses an order for now: it may be asked again until the deadline."""
 _NPY_HEADER_LIMIT = 512
 _ORDER, _REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS = (
     "order",

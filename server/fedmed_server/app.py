@@ -36,12 +36,17 @@ def _ignore(_site: str, _phase: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """One run to start, or to go on with where its folder holds a checkpoint."""
+    """One run to start, or to go on with where its folder holds a checkpoint.
+
+    ``sites``: wait for so many nodes. ``expected``: the registered names of the sites that a deployed run was launched with;
+    only these are asked, and the run goes on without those that do not come, as far as the quorum allows.
+    """
 
     experiment: Experiment
     folder: Path
     command: str
     sites: int | None = None
+    expected: tuple[str, ...] | None = None
     watch: Callable[[str, str], None] = _ignore
     on_round: Callable[[RoundDone], None] = lambda _record: None
     stop: threading.Event = field(default_factory=threading.Event)

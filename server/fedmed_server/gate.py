@@ -18,6 +18,9 @@ from fedmed_common import params, wire
 from fedmed_common.errors import RejectedReply, WireError
 from fedmed_common.metrics import Metrics
 
+UNREADABLE, OVERSIZED = "unreadable objects", "more than was asked for"
+UNREAD = {901: UNREADABLE, 902: OVERSIZED}
+"""Codes by which a grid says that a reply was rejected before it was a record, and why."""
 _LARGEST_COUNT = 10_000_000
 _LARGEST_SECONDS = 1e9
 _TRAINING_METRICS = frozenset({"loss"})

@@ -1,0 +1,106 @@
+"""A reply out of Flower's object store: read one object at a time, and never more than a reply may be."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_object_body,
+    get_object_head_values_from_object_content,
+)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+
+from fedmed_common.errors import RejectedReply, TransportAway, TransportLost
+from fedmed_server import gate
+
+_LEVELS: tuple[tuple[type[InflatableObject], ...], ...] = (
+    (Message,),
+    (RecordDict,),
+    (ArrayRecord, ConfigRecord, MetricRecord),
+    (Array,),
+)
+_NPY_HEADER = 512
+_LEAST_CHUNK = 2**20
+_RECORDS, _PER_ARRAY, _PER_OBJECT = 2**16, 2048, 128
+Pull = Callable[[str], bytes]
+
+
+@dataclass(slots=True, kw_only=True)
+class Budget:
+    """What is left for a reply to take: bytes of arrays, bytes of all else, objects."""
+
+    arrays: int
+    rest: int
+    objects: int
+
+    @classmethod
+    def of(cls, size: int, arrays: int) -> Budget:
+        """Room for so many bytes in so many arrays, and for what Flower wraps around them."""
+        size += _NPY_HEADER * arrays
+        objects = 16 + 2 * arrays + size // _LEAST_CHUNK
+        return cls(arrays=size, rest=_RECORDS + _PER_ARRAY * arrays + _PER_OBJECT * objects, objects=objects)
+
+    def take(self, *, arrays: int = 0, rest: int = 0, objects: int = 0) -> None:
+        """Raises :class:`RejectedReply` when there is less."""
+        self.arrays -= arrays
+        self.rest -= rest
+        self.objects -= objects
+        if min(self.arrays, self.rest, self.objects) < 0:
+            raise RejectedReply(gate.OVERSIZED)
+
+
+def read_message(pull: Pull, message_id: str, budget: Budget) -> Message:
+    """The message whose objects ``pull`` gives by their ids. Of large objects it holds the arrays and one array's chunks.
+
+    Raises:
+        RejectedReply: the objects are not a message, or more than ``budget``.
+        ObjectUnavailableError: an object has not been uploaded yet.
+        ObjectPullError: an object is gone.
+        TransportAway, TransportLost: from ``pull``.
+    """
+    try:
+        return cast(Message, _read(pull, message_id, budget, {}, 0))
+    except (RejectedReply, ObjectUnavailableError, ObjectPullError, TransportAway, TransportLost):
+        raise
+    except Exception:
+        raise RejectedReply(gate.UNREADABLE) from None
+
+
+def _read(
+    pull: Pull, object_id: str, budget: Budget, known: dict[str, InflatableObject], level: int
+) -> InflatableObject:
+    if object_id in known:
+        return known[object_id]
+    content = pull(object_id)
+    budget.take(rest=len(content), objects=1)
+    name, parts, _ = get_object_head_values_from_object_content(content)
+    kind = {kind.__qualname__: kind for kind in _LEVELS[level]}[name]
+    if kind is Array:
+        made: InflatableObject = Array.inflate(content, _read_chunks(pull, content, parts, budget))
+    elif parts and kind in (ConfigRecord, MetricRecord):
+        raise RejectedReply(gate.UNREADABLE)
+    else:
+        made = kind.inflate(content, {part: _read(pull, part, budget, known, level + 1) for part in parts})
+    known[object_id] = made
+    return made
+
+
+def _read_chunks(pull: Pull, array: bytes, parts: list[str], budget: Budget) -> dict[str, InflatableObject]:
+    """An array's chunks, each charged as often as the array says that it occurs."""
+    occurring = json.loads(get_object_body(array, Array))["arraychunk_ids"]
+    if not all(type(index) is int and 0 <= index < len(parts) for index in occurring):
+        raise RejectedReply(gate.UNREADABLE)
+    times = Counter(occurring)
+    chunks: dict[str, InflatableObject] = {}
+    for index, part in enumerate(parts):
+        chunk = ArrayChunk.inflate(pull(part))
+        budget.take(arrays=len(chunk.data) * max(times[index], 1), objects=1)
+        chunks[part] = chunk
+    return chunks
