@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 from fedmed_common.errors import FedmedError
 from fedmed_simulations.rehearsal.equality import difference
 from fedmed_simulations.rehearsal.machines import Machine, fedmed, free_ports, wait_for
+from fedmed_simulations.rehearsal.namespaces import Namespaces
 from fedmed_simulations.rehearsal.relay import Relay
 
 WITH_CHILD = (
@@ -132,3 +134,24 @@ def test_weights_are_equal_to_the_last_bit_or_named(tmp_path: Path) -> None:
     assert difference(tmp_path / "one", tmp_path / "one") == ""
     assert difference(tmp_path / "one", tmp_path / "other").startswith("a: ")
     assert difference(tmp_path / "one", tmp_path / "less") == "other names: ['b']"
+
+
+@pytest.mark.skipif(not Namespaces.permitted(), reason="networks cannot be made here")
+def test_a_hospital_s_network_reaches_the_server_and_nothing_else() -> None:
+    program = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
+    with (
+        Namespaces(["north", "south"]) as networks,
+        socket.create_server(("0.0.0.0", 0)) as server,  # noqa: S104
+        socket.create_server(("127.0.0.1", 0)) as private,
+    ):
+        ports = {"server": server.getsockname()[1], "private": private.getsockname()[1]}
+        for cable in networks.cables.values():
+
+            def reaches(host: str, port: str, prefix: tuple[str, ...] = cable.prefix) -> bool:
+                command = [*prefix, sys.executable, "-c", program, host, str(ports[port])]
+                return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+            assert reaches(cable.server, "server")
+            assert not reaches(cable.server, "private")
+            assert not reaches("127.0.0.1", "server")
+            assert not reaches("198.51.100.1", "server")

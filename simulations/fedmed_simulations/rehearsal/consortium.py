@@ -22,6 +22,7 @@ from fedmed_server import history
 from fedmed_server.history import RoundDone, RunEnded
 from fedmed_server.report import REPORT
 from fedmed_simulations.rehearsal.machines import FEDMED, Machine, fedmed, free_ports, wait_for
+from fedmed_simulations.rehearsal.namespaces import Namespaces
 
 SERVER = "server"
 _ENDS = ("completed", "degraded", "failed")
@@ -31,14 +32,20 @@ class Consortium:
     """The machines of one consortium; leaving the block stops all of them.
 
     ``environment`` is added to that of every process. ``names``: the hospitals. ``machines``: by name, those that run.
+    ``networks``: where given, each hospital is in its own, and reaches the server and nothing else.
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[str], environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        names: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        networks: Namespaces | None = None,
     ) -> None:
         self.folder, self.names = folder.absolute(), tuple(names)
         self.environment: dict[str, str] = {"PYTHONUNBUFFERED": "1", **(environment or {})}
         self.machines: dict[str, Machine] = {}
+        self._cables = networks.cables if networks else {}
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +73,10 @@ class Consortium:
         public, private, health = free_ports(3)
         document = {
             "name": "rehearsal",
-            "coordinator": {"address": f"127.0.0.1:{public}"},
+            "coordinator": {
+                "address": f"127.0.0.1:{public}",
+                "names": [cable.server for cable in self._cables.values()],
+            },
             "sites": [{"name": name, "contact": f"it@{name}.example"} for name in self.names],
         }
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +84,9 @@ class Consortium:
         file.write_text(tomli_w.dumps(document))
         self.fedmed("provision", str(file), "--out", str(self.server.parent))
         self.set_server(
-            public={"host": "127.0.0.1", "port": public}, private={"port": private, "health": health}
+            public={"host": "0.0.0.0" if self._cables else "127.0.0.1", "port": public},  # noqa: S104
+            private={"port": private},
+            health={"port": health},
         )
 
     def join(self, name: str, federation: Path) -> None:
@@ -91,6 +103,8 @@ class Consortium:
         file = home / "site.toml"
         document = _read(file) | own | {"approve": "consortium-signed"}
         write_atomically(file, tomli_w.dumps(document).encode())
+        if name in self._cables:
+            self.route(name, self.public_port(), self._cables[name].server)
 
     def found(self, federation: Path) -> None:
         """Provision, and bring every hospital in."""
@@ -109,22 +123,34 @@ class Consortium:
         """Change the coordinator's ``server.toml``."""
         _change(self.server / "server.toml", sections)
 
+    def public_port(self) -> int:
+        """Where the coordinator listens for hospitals."""
+        return int(_read(self.server / "server.toml")["public"]["port"])
+
+    def route(self, name: str, port: int, host: str = "127.0.0.1") -> None:
+        """Have a hospital reach the coordinator by another address, before its machine starts."""
+        file = self.site(name) / "connection.json"
+        document = json.loads(file.read_text())
+        write_atomically(file, json.dumps({**document, "address": f"{host}:{port}"}).encode())
+
     def set_site(self, name: str, **sections: Any) -> None:
         """Change a hospital's ``site.toml``."""
         _change(self.site(name) / "site.toml", sections)
 
     def start_server(self) -> None:
         """Start the coordinator's machine and wait until it takes connections."""
-        self._start(SERVER, "serve", "--home", str(self.server))
+        self._start(SERVER, [*FEDMED, "serve", "--home", str(self.server)], {})
         self.wait_until(
             lambda: (self.server / "run" / "superlink.pid").exists() and self._answers(),
             "the server takes connections",
             120.0,
         )
 
-    def start_site(self, name: str) -> None:
+    def start_site(self, name: str, environment: Mapping[str, str] | None = None) -> None:
         """Start a hospital's machine."""
-        self._start(name, "site", "start", "--home", str(self.site(name)))
+        prefix = self._cables[name].prefix if name in self._cables else ()
+        command = [*prefix, *FEDMED, "site", "start", "--home", str(self.site(name))]
+        self._start(name, command, environment or {})
 
     def stop(self, name: str) -> int:
         """Stop a machine as its administrator does; its exit code."""
@@ -227,9 +253,9 @@ class Consortium:
     def _answer(self, name: str) -> Path:
         return self.server.parent / f"{name}.answer.json"
 
-    def _start(self, name: str, *arguments: str) -> None:
+    def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         log = self.folder / "log" / f"{name}.log"
-        self.machines[name] = Machine([*FEDMED, *arguments], log=log, environment=self.environment)
+        self.machines[name] = Machine(command, log=log, environment={**self.environment, **environment})
 
 
 def write_experiment(experiment: Experiment, federation: Path, file: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from fedmed_simulations.phantom.write import write_federation
 from fedmed_simulations.rehearsal.consortium import Consortium, write_experiment
 from fedmed_simulations.rehearsal.equality import difference
 from fedmed_simulations.rehearsal.machines import fedmed
+from fedmed_simulations.rehearsal.namespaces import Namespaces
 
 SHIPPED = Path(__file__).parents[1] / "experiments" / "rehearsal.toml"
 
@@ -98,7 +99,11 @@ def rehearse(folder: Path, *, sites: int, rounds: int, patients: int, console: C
         write_federation(federation, settings)
     experiment = load_experiment(SHIPPED).model_copy(update={"rounds": rounds})
     write_experiment(experiment, federation, file)
-    with Consortium(folder, names) as consortium:
+    with ExitStack() as stack:
+        networks = stack.enter_context(Namespaces(names)) if Namespaces.permitted() else None
+        consortium = stack.enter_context(Consortium(folder, names, networks=networks))
+        if networks is None:
+            console.print("[dim]no network of its own for each hospital: that needs Linux, root and ip[/]")
         run, ended = _deployed(consortium, federation, file, steps)
     with steps.step("the same experiment on the inline engine"):
         inline = inline_run(file, folder / "inline")
