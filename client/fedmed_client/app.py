@@ -7,6 +7,7 @@ holds a code and the random id of an incident, whose text is in the site's ``inc
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
 import traceback
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -21,49 +23,108 @@ from flwr.clientapp import ClientApp
 from fedmed_client import policy
 from fedmed_client.data.splits import SPLITS
 from fedmed_client.evaluate import evaluate
+from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.train import train
-from fedmed_client.workbench import COHORTS, SiteHome, bench_for, numerics, seed_for
+from fedmed_client.work.outbox import Outbox
+from fedmed_client.workbench import (
+    COHORTS,
+    Bench,
+    SiteHome,
+    bench_for,
+    experiment_of,
+    numerics,
+    seed_for,
+)
 from fedmed_common import wire
 from fedmed_common.errors import FedmedError, PolicyRefusal
-from fedmed_common.loading import experiment_from_order
+from fedmed_common.failpoints import reach
+from fedmed_common.loading import load_site
 
 INCIDENTS = "incidents.log"
+HOME_VARIABLE = "FEDMED_HOME"
+_UNKNOWN = "unknown"
 _log = logging.getLogger(__name__)
 
 
 def make_client_app(find_home: Callable[[Context], SiteHome]) -> ClientApp:
     """The ClientApp of the sites that ``find_home`` knows; it has one per SuperNode in hospitals, many in a simulation."""
-    app = ClientApp()
+    client_app = ClientApp()
 
-    @app.query("facts")
+    @client_app.query("facts")
     def facts(message: Message, context: Context) -> Message:
-        return _answer(find_home(context), message, wire.Kind.FACTS)
+        return _answer(find_home, message, context, wire.Kind.FACTS)
 
-    @app.train()
+    @client_app.train()
     def on_train(message: Message, context: Context) -> Message:
-        return _answer(find_home(context), message, wire.Kind.TRAIN)
+        return _answer(find_home, message, context, wire.Kind.TRAIN)
 
-    @app.evaluate()
+    @client_app.evaluate()
     def on_evaluate(message: Message, context: Context) -> Message:
-        return _answer(find_home(context), message, wire.Kind.EVALUATE)
+        return _answer(find_home, message, context, wire.Kind.EVALUATE)
 
-    return app
+    return client_app
 
 
-def _answer(home: SiteHome, message: Message, kind: wire.Kind) -> Message:
+def home_of(folder: Path) -> SiteHome:
+    """A hospital's site as its folder says. Its ``site.toml`` is read anew, so that a stricter policy holds at once.
+
+    Raises:
+        ConfigError: names the file, the field and the fix.
+    """
+    site = load_site(folder / "site.toml")
+    outbox = Outbox(folder=folder / "outbox", terms=site.policy.model_dump_json())
+    return SiteHome(site=site, folder=folder, outbox=outbox, audit=AuditLog(folder))
+
+
+def _home_of_this_process(_context: Context) -> SiteHome:
+    return home_of(Path(os.environ[HOME_VARIABLE]))
+
+
+app = make_client_app(_home_of_this_process)
+"""The ClientApp of the site whose folder ``FEDMED_HOME`` names, under the name that a run's bundle gives."""
+
+
+def _answer(
+    find_home: Callable[[Context], SiteHome], message: Message, context: Context, kind: wire.Kind
+) -> Message:
     started = time.perf_counter()
+    home: SiteHome | None = None
     order: wire.Order | None = None
     try:
+        home = find_home(context)
         order = wire.unpack_order(message.content, kind)
-        policy.check(home.site.policy, experiment_from_order(order.experiment))
-        reply = _HANDLERS[kind](home, order)
+        experiment = experiment_of(order.experiment)
+        policy.check(home.site.policy, experiment, order.round)
+        policy.check_device(home.site.device, experiment)
+        reply = _once(home, order, started)
     except Exception as error:
-        reply = _refuse(home, order, error)
-    reply = replace(reply, seconds={**reply.seconds, "site": time.perf_counter() - started})
+        reply = _timed(_refuse(home, order, error), started)
     return Message(wire.pack_reply(reply), reply_to=message)
 
 
+def _once(home: SiteHome, order: wire.Order, started: float) -> wire.Reply:
+    """Carry the order out and seal the reply; where a reply to the same is sealed already, that one again."""
+    carry_out = _HANDLERS[order.kind]
+    if home.outbox is None or order.kind is wire.Kind.FACTS:
+        return _timed(carry_out(home, order), started)
+    sealed = home.outbox.find(order)
+    if sealed is not None:
+        return sealed
+    reply = _timed(carry_out(home, order), started)
+    reach("before-seal", round=order.round, site=home.site.name)
+    home.outbox.seal(order, reply)
+    reach("after-seal", round=order.round, site=home.site.name)
+    if home.audit is not None:
+        home.audit.append("sealed", run=order.run, round=order.round, kind=order.kind.value)
+    return reply
+
+
+def _timed(reply: wire.Reply, started: float) -> wire.Reply:
+    return replace(reply, seconds={**reply.seconds, "site": time.perf_counter() - started})
+
+
 def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
+    policy.check_statistics(home.site.policy)
     cohort, _ = COHORTS.get(home, order.experiment)
     patients: dict[str, int] = {split: cohort.patients(split) for split in SPLITS}
     presence = policy.releasable_counts(home.site.policy, cohort.presence("train"))
@@ -77,32 +138,30 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
     policy.check_patients(home.site.policy, cohort.patients("train"))
     if sampler is None:
         raise PolicyRefusal("least_patients", "the site has no training patients")
-    bench = bench_for(order.experiment)
+    bench = _bench(home, order)
     before = time.perf_counter()
-    with numerics(bench.experiment, bench.device):
+
+    def on_step(step: int) -> None:
+        reach("training", round=order.round, site=home.site.name)
+        home.on_step(home.site.name, step)
+
+    with numerics(bench.experiment, bench.device, home.site.device.threads):
         seed = seed_for(bench.experiment.seed, order.round, home.site.name)
-        update = train(
-            bench,
-            sampler,
-            order.parameters,
-            order.round,
-            seed,
-            lambda step: home.on_step(home.site.name, step),
-        )
+        update = train(bench, sampler, order.parameters, order.round, seed, on_step)
     return _reply(
         home,
         order,
         delta=update.delta,
-        metrics={"loss": update.loss},
+        metrics=policy.permitted(home.site.policy, {"loss": update.loss}),
         seconds={"train": time.perf_counter() - before},
     )
 
 
 def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:
-    bench = bench_for(order.experiment)
+    bench = _bench(home, order)
     cohort, _ = COHORTS.get(home, order.experiment)
     before = time.perf_counter()
-    with numerics(bench.experiment, bench.device):
+    with numerics(bench.experiment, bench.device, home.site.device.threads):
         metrics = evaluate(bench, cohort.of(order.split), order.parameters)
     return _reply(
         home,
@@ -112,6 +171,10 @@ def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:
     )
 
 
+def _bench(home: SiteHome, order: wire.Order) -> Bench:
+    return bench_for(order.experiment, gpu=home.site.device.gpu != "none")
+
+
 _HANDLERS: dict[wire.Kind, Callable[[SiteHome, wire.Order], wire.Reply]] = {
     wire.Kind.FACTS: _facts,
     wire.Kind.TRAIN: _train,
@@ -119,22 +182,30 @@ _HANDLERS: dict[wire.Kind, Callable[[SiteHome, wire.Order], wire.Reply]] = {
 }
 
 
-def _reply(home: SiteHome, order: wire.Order | None, **fields: object) -> wire.Reply:
+def _reply(home: SiteHome | None, order: wire.Order | None, **fields: object) -> wire.Reply:
     identity = (order.run, order.round, order.attempt) if order is not None else ("", 0, 0)
     run, number, attempt = identity
-    return wire.Reply(site=home.site.name, run=run, round=number, attempt=attempt, **fields)  # type: ignore[arg-type]
+    site = home.site.name if home is not None else _UNKNOWN
+    return wire.Reply(site=site, run=run, round=number, attempt=attempt, **fields)  # type: ignore[arg-type]
 
 
-def _refuse(home: SiteHome, order: wire.Order | None, error: Exception) -> wire.Reply:
+def _refuse(home: SiteHome | None, order: wire.Order | None, error: Exception) -> wire.Reply:
     """Nothing may be raised here: Flower would send its text."""
-    incident = secrets.token_hex(8)
-    try:
-        _keep(home, incident, error)
-    except OSError as problem:
-        _log.error("an incident (%s) could not be kept: %s", type(error).__name__, type(problem).__name__)
-        incident = ""
     code = error.code if isinstance(error, FedmedError) else "internal"
     rule = error.rule if isinstance(error, PolicyRefusal) else ""
+    incident = secrets.token_hex(8)
+    try:
+        if home is None:
+            raise error
+        _keep(home, incident, error)
+        if home.audit is not None and order is not None:
+            event: Event = "refused" if rule else "failed"
+            home.audit.append(
+                event, run=order.run, round=order.round, kind=order.kind.value, code=code, rule=rule
+            )
+    except Exception as problem:
+        _log.error("an incident (%s) could not be kept: %s", type(error).__name__, type(problem).__name__)
+        incident = ""
     return _reply(home, order, code=code, rule=rule, incident=incident)
 
 

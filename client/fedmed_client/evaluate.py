@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedmed_client import pulse
 from fedmed_client.data.cohort import Case
 from fedmed_client.workbench import Bench
 from fedmed_common import params
@@ -21,4 +22,5 @@ def evaluate(bench: Bench, cases: Sequence[Case], parameters: Parameters) -> Met
         prediction = bench.task.predict(bench.model, case.image, bench.device)
         scores = bench.task.score(prediction, case.label, case.annotated, case.spacing_mm)
         by_patient.setdefault(case.patient, []).append(scores)
+        pulse.beat()
     return merge(patient_mean(scores) for scores in by_patient.values())

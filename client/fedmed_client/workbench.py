@@ -14,7 +14,10 @@ import torch
 
 from fedmed_client.data.cohort import Cohort, open_cohort
 from fedmed_client.data.sampler import PatchSampler
+from fedmed_client.site.audit import AuditLog
+from fedmed_client.work.outbox import Outbox
 from fedmed_common.config import Experiment, Site
+from fedmed_common.errors import ConfigError
 from fedmed_common.loading import experiment_from_order
 from fedmed_common.models import build_model
 from fedmed_common.processes import allow_many_open_files, cores
@@ -31,13 +34,16 @@ class SiteHome:
     """One site as this process sees it.
 
     ``folder`` is the site's own working folder. ``open`` makes the cohort; a simulation puts drawn partitions in its place.
-    ``on_step(site, step)`` is told of each training step.
+    ``on_step(site, step)`` is told of each training step. ``outbox`` and ``audit`` are a deployed site's; a simulation has
+    neither.
     """
 
     site: Site
     folder: Path
     open: Callable[[Experiment], Cohort] | None = None
     on_step: Callable[[str, int], None] = _no_step
+    outbox: Outbox | None = None
+    audit: AuditLog | None = None
 
     def cohort(self, experiment: Experiment) -> Cohort:
         """The site's cases for the experiment."""
@@ -54,15 +60,25 @@ class Bench:
     device: torch.device
 
 
+@lru_cache(maxsize=4)
+def experiment_of(order_text: str) -> Experiment:
+    """The experiment of an order, read at its first order.
+
+    Raises:
+        ConfigError: it is not valid here.
+    """
+    return experiment_from_order(order_text)
+
+
 @lru_cache(maxsize=2)
-def bench_for(order_text: str) -> Bench:
-    """The bench of an experiment, built at its first order.
+def bench_for(order_text: str, *, gpu: bool = True) -> Bench:
+    """The bench of an experiment, built at its first order. ``gpu``: whether it may use one.
 
     Raises:
         ConfigError: the experiment is not valid here, or asks for a GPU that is not there.
     """
-    experiment = experiment_from_order(order_text)
-    device = pick_device(experiment.train.device)
+    experiment = experiment_of(order_text)
+    device = pick_device(experiment.train.device, gpu=gpu)
     return Bench(
         experiment=experiment,
         model=build_model(experiment).to(device),
@@ -85,7 +101,7 @@ class Cohorts:
         what = repr((home.site, home.folder, home.open, order_text))
         key = hashlib.sha256(what.encode()).hexdigest()
         if key not in self._open:
-            experiment = experiment_from_order(order_text)
+            experiment = experiment_of(order_text)
             allow_many_open_files()
             cohort = home.cohort(experiment)
             cases = cohort.of("train")
@@ -96,11 +112,18 @@ class Cohorts:
 COHORTS = Cohorts()
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA GPU where there is one, else the CPU."""
-    return (
-        torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-    )
+def pick_device(name: str, *, gpu: bool = True) -> torch.device:
+    """``auto`` is the first CUDA GPU where there is one and ``gpu`` permits it, else the CPU.
+
+    Raises:
+        ConfigError: a GPU is named that is not there, or not permitted.
+    """
+    if name == "auto":
+        return torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not (gpu and (device.index or 0) < torch.cuda.device_count()):
+        raise ConfigError(f"'{name}' is not there", field="train.device", fix="use 'auto'")
+    return device
 
 
 def seed_for(seed: int, round_number: int, site: str) -> np.random.SeedSequence:
@@ -110,11 +133,15 @@ def seed_for(seed: int, round_number: int, site: str) -> np.random.SeedSequence:
 
 
 @contextmanager
-def numerics(experiment: Experiment, device: torch.device) -> Iterator[None]:
-    """Threads, determinism and precision of one order's arithmetic; the caller's settings come back afterwards."""
+def numerics(experiment: Experiment, device: torch.device, most_threads: int = 0) -> Iterator[None]:
+    """Threads, determinism and precision of one order's arithmetic; the caller's settings come back afterwards.
+
+    ``most_threads``: what the site gives; 0: all cores.
+    """
     threads = torch.get_num_threads()
     deterministic, benchmark = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.set_num_threads(experiment.train.threads or cores())
+    wanted = experiment.train.threads or cores()
+    torch.set_num_threads(min(wanted, most_threads or wanted))
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=experiment.train.precision == "bf16"):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from flwr.app import Context, Message, RecordDict
 from PIL import Image
 
-from fedmed_client.app import INCIDENTS, make_client_app
+from fedmed_client.app import INCIDENTS, app, make_client_app
+from fedmed_client.site.audit import AuditLog
+from fedmed_client.work.outbox import Outbox
 from fedmed_client.workbench import SiteHome
 from fedmed_common import params, wire
 from fedmed_common.config import Experiment, Site
 from fedmed_common.models import build_model
+from fedmed_common.site_config import Device
+from fedmed_server.gate import Expected, admit, allowed_metrics
 from fedmed_simulations.grid import LocalGrid
 
 CANARIES = ("Jane^Doe", "1.2.840.99999.1", "/secret/folder")
@@ -26,6 +32,13 @@ def _ask(home: SiteHome, order: wire.Order) -> wire.Reply:
     (message,) = grid.send_and_receive([Message(wire.pack_order(order), node, order.kind.value)])
     template = order.parameters if order.kind is wire.Kind.TRAIN else None
     return wire.unpack_reply(message.content, template)
+
+
+def _packed(reply: wire.Reply) -> list[tuple[str, bytes]]:
+    """All bytes of a reply as Flower would send them."""
+    return [(name, record.deflate()) for name, record in wire.pack_reply(reply).items()] + [
+        (name, array.tobytes()) for name, array in reply.delta.items()
+    ]
 
 
 @pytest.fixture
@@ -169,10 +182,84 @@ def test_a_context_names_its_partition() -> None:
 
     def find(context: Context) -> SiteHome:
         seen.append(int(context.node_config["partition-id"]))
-        raise LookupError
+        raise LookupError(CANARIES[0])
 
     grid = LocalGrid(make_client_app(find), 3)
     for node in grid.get_node_ids():
-        with pytest.raises(LookupError):
-            grid.send_and_receive([Message(RecordDict({}), node, "train")])
+        (message,) = grid.send_and_receive([Message(RecordDict({}), node, "train")])
+        reply = wire.unpack_reply(message.content, None)
+        assert (reply.site, reply.code, reply.incident) == ("unknown", "internal", "")
+        assert CANARIES[0] not in repr(message.content)
     assert seen == [0, 1, 2]
+
+
+def test_the_deployed_app_reads_its_site_at_each_order(
+    home: SiteHome, order: wire.Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = home.site.model_dump(mode="json", exclude_none=True)
+    file = tmp_path / "site.toml"
+    monkeypatch.setenv("FEDMED_HOME", str(tmp_path))
+    replies = []
+    for steps in (2, 1):
+        settings["policy"]["maximum_steps"] = steps
+        file.write_text(tomli_w.dumps(settings))
+        (message,) = LocalGrid(app, 1).send_and_receive([Message(wire.pack_order(order), 100, "train")])
+        replies.append(wire.unpack_reply(message.content, order.parameters))
+    assert [(reply.code, reply.rule) for reply in replies] == [("", ""), ("policy", "maximum_steps")]
+    events = [json.loads(line)["event"] for line in (tmp_path / "audit.log").read_text().splitlines()]
+    assert events == ["sealed", "refused"]
+    assert AuditLog(tmp_path).verify().lines == 2
+
+
+def test_a_sealed_order_is_not_carried_out_again(home: SiteHome, order: wire.Order, tmp_path: Path) -> None:
+    """Asked again, whatever the attempt, the site sends the same bytes, also after a restart without its data."""
+    sealing = replace(home, outbox=Outbox(folder=tmp_path / "outbox"))
+    evaluation = replace(order, kind=wire.Kind.EVALUATE)
+    for asked in (order, evaluation):
+        first = _ask(sealing, asked)
+        opened: list[Experiment] = []
+        bare = replace(sealing, open=opened.append)  # type: ignore[arg-type]
+        again, later = _ask(bare, asked), _ask(bare, replace(asked, attempt=3))
+        assert opened == []
+        assert _packed(again) == _packed(first)
+        assert _packed(later) == _packed(replace(first, attempt=3))
+        expected = Expected(
+            site="alpha",
+            run="run",
+            round=1,
+            attempt=3,
+            kind=asked.kind,
+            classes=("disc",),
+            metrics=allowed_metrics(asked.kind, ("disc",), False),
+            template=order.parameters if asked is order else None,
+        )
+        assert admit(wire.pack_reply(later), expected).attempt == 3
+
+
+def test_a_reply_that_cannot_be_sealed_is_not_sent(home: SiteHome, order: wire.Order, tmp_path: Path) -> None:
+    (tmp_path / "outbox").write_text("a file where the folder should be")
+    reply = _ask(replace(home, outbox=Outbox(folder=tmp_path / "outbox")), order)
+    assert (reply.code, dict(reply.delta)) == ("internal", {})
+
+
+def test_metrics_that_are_not_permitted_stay(home: SiteHome, order: wire.Order) -> None:
+    def ruled(**rules: object) -> SiteHome:
+        kept = home.site.policy.model_copy(update=rules)
+        return replace(home, site=home.site.model_copy(update={"policy": kept}))
+
+    assert set(_ask(ruled(metrics=("dice",)), order).metrics) == set()
+    evaluation = replace(order, kind=wire.Kind.EVALUATE)
+    metrics = _ask(ruled(metrics=("dice",), least_patients=1), evaluation).metrics
+    assert set(metrics) == {"dice/disc"}
+    facts = replace(order, kind=wire.Kind.FACTS, parameters={})
+    few = _ask(ruled(statistics=("patients",)), facts)
+    assert few.facts is not None
+    assert few.facts.presence == {}
+    assert _ask(ruled(statistics=()), facts).rule == "statistics"
+
+
+def test_a_gpu_is_not_taken_where_none_is_given(home: SiteHome, order: wire.Order) -> None:
+    frugal = replace(home, site=home.site.model_copy(update={"device": Device(gpu="none", threads=1)}))
+    assert _ask(frugal, order).code == ""
+    text = order.experiment.replace('"device":"auto"', '"device":"cuda"')
+    assert _ask(frugal, replace(order, experiment=text)).rule == "gpu"

@@ -15,7 +15,7 @@ def experiment() -> Experiment:
     return Experiment.model_validate(
         {
             "name": "x",
-            "rounds": 1,
+            "rounds": 3,
             "task": {"classes": ["a"]},
             "data": {"patch": [16, 16, 16]},
             "train": {"steps": 30},
@@ -30,6 +30,7 @@ def experiment() -> Experiment:
         ({"tasks": ["classification"]}, "tasks"),
         ({"models": ["vnet"]}, "models"),
         ({"recipes": []}, "recipes"),
+        ({"maximum_rounds": 2}, "maximum_rounds"),
     ],
 )
 def test_an_order_outside_is_refused_by_name(
@@ -38,6 +39,21 @@ def test_an_order_outside_is_refused_by_name(
     with pytest.raises(PolicyRefusal) as refused:
         policy.check(Policy.model_validate(rules), experiment)
     assert refused.value.rule == rule
+
+
+def test_a_round_after_the_last_is_refused(experiment: Experiment) -> None:
+    policy.check(Policy(maximum_rounds=3), experiment, 3)
+    with pytest.raises(PolicyRefusal) as refused:
+        policy.check(Policy(maximum_rounds=3), experiment, 4)
+    assert refused.value.rule == "maximum_rounds"
+
+
+def test_metrics_are_permitted_by_name_or_by_what_stands_before_the_class() -> None:
+    metrics = {name: Mean(3.0, 6.0) for name in ("dice/a", "dice/b", "nsd/a", "loss")}
+    assert set(policy.permitted(Policy(), metrics)) == set(metrics)
+    assert set(policy.permitted(Policy(metrics=("dice", "nsd/a")), metrics)) == {"dice/a", "dice/b", "nsd/a"}
+    assert policy.releasable(Policy(metrics=("dice/b",)), metrics) == {"dice/b": Mean(3.0, 6.0)}
+    assert policy.permitted(Policy(metrics=()), metrics) == {}
 
 
 def test_training_on_few_patients_is_refused() -> None:

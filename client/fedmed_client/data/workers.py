@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from fedmed_client import pulse
 from fedmed_common.processes import cores, prepare_worker
 
 Item = TypeVar("Item")
@@ -32,8 +33,14 @@ def in_order(
     Workers are fresh processes, so ``work`` and the items must be such as can be sent. ``crashed`` gives the result of
     an item that no worker survives (a decoder's fault, memory gone). Where no worker can start, all is done here.
     """
-    results = _results(work, items, crashed, worthwhile_seconds)
+    results = _beating(_results(work, items, crashed, worthwhile_seconds))
     return list(_bar(results, len(items), title) if progress else results)
+
+
+def _beating(results: Iterable[Result]) -> Iterator[Result]:
+    for result in results:
+        pulse.beat()
+        yield result
 
 
 def _results(

@@ -57,7 +57,7 @@ class WorkerChannel:
         self._carried = message.metadata.message_id
         with _connected(self._home) as channel:
             call = channel.stream_stream(frames.CARRY)(
-                frames.pieces(message, message=self._carried), wait_for_ready=True
+                frames.pieces(message, order=self._carried), wait_for_ready=True
             )
             try:
                 return self._answer(_Answers(call), on_step, allowed)
@@ -73,7 +73,7 @@ class WorkerChannel:
         carried = self._carried
         if carried:
             with suppress(grpc.RpcError), _connected(self._home) as channel:
-                channel.unary_unary(frames.CANCEL)(frames.head(message=carried), timeout=_GRACE_SECONDS)
+                channel.unary_unary(frames.CANCEL)(frames.head(order=carried), timeout=_GRACE_SECONDS)
 
     def _answer(self, answers: _Answers, on_step: Callable[[int], None], seconds: float) -> Message:
         try:

@@ -1,0 +1,106 @@
+"""Sealed replies: what a site has answered, so that asked again, whatever happened in between, it answers the same.
+
+A reply is known by what was asked (run, kind, round, split, experiment, parameters) and by the site's terms, not by the
+attempt. It is one safetensors file, written atomically before anything of it is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fedmed_common import wire
+from fedmed_common.files import remove_leftovers, write_atomically
+from fedmed_common.metrics import Mean
+
+_ROUNDS, _RUNS = 2, 16
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outbox:
+    """A site's sealed replies below ``folder``: of each run the newest two rounds, of runs the newest 16.
+
+    ``terms``: what of the site's own rules shapes a reply. After a change of them the site answers anew.
+    """
+
+    folder: Path
+    terms: str = ""
+
+    def find(self, order: wire.Order) -> wire.Reply | None:
+        """The sealed reply to what the order asks, with the order's attempt; None where there is none that can be read."""
+        path = self._path(order)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                fields: dict[str, Any] = json.loads((file.metadata() or {})["reply"])
+                delta = {name: file.get_tensor(name) for name in fields["names"]}
+            return wire.Reply(
+                site=fields["site"],
+                run=order.run,
+                round=order.round,
+                attempt=order.attempt,
+                delta=delta,
+                metrics={name: Mean(total, weight) for name, (total, weight) in fields["metrics"].items()},
+                seconds=fields["seconds"],
+            )
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as problem:
+            _log.error("a sealed reply is damaged (%s); the work is done again", type(problem).__name__)
+            return None
+
+    def seal(self, order: wire.Order, reply: wire.Reply) -> None:
+        """Keep the reply to what the order asks; it is on disk when this returns.
+
+        Raises:
+            OSError: it cannot be kept, so it must not be sent.
+        """
+        fields = {
+            "site": reply.site,
+            "names": list(reply.delta),
+            "metrics": {name: (mean.total, mean.weight) for name, mean in reply.metrics.items()},
+            "seconds": reply.seconds,
+        }
+        path = self._path(order)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        remove_leftovers(path)
+        write_atomically(path, save(dict(reply.delta), metadata={"reply": json.dumps(fields)}))
+        self._forget(path)
+
+    def _path(self, order: wire.Order) -> Path:
+        run = hashlib.sha256(order.run.encode()).hexdigest()[:32]
+        return self.folder / run / f"{order.round:020}-{_digest(order, self.terms)}.safetensors"
+
+    def _forget(self, newest: Path) -> None:
+        """Delete what nobody asks for any more, never ``newest``."""
+        replies = list(newest.parent.glob("*.safetensors"))
+        kept = {*sorted({_round(path) for path in replies})[-_ROUNDS:], _round(newest)}
+        for path in replies:
+            if _round(path) not in kept:
+                path.unlink()
+        runs = sorted(self.folder.iterdir(), key=lambda folder: folder.stat().st_mtime)
+        for folder in runs[:-_RUNS]:
+            if folder != newest.parent:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _round(path: Path) -> str:
+    return path.name.partition("-")[0]
+
+
+def _digest(order: wire.Order, terms: str) -> str:
+    """What is asked, in 64 hexadecimal digits."""
+    digest = hashlib.sha256(repr((order.kind.value, order.split, order.experiment, terms)).encode())
+    for name, array in order.parameters.items():
+        digest.update(repr((name, array.shape)).encode())
+        digest.update(array.data if array.flags.c_contiguous else array.tobytes())
+    return digest.hexdigest()
