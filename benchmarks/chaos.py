@@ -209,10 +209,7 @@ def main() -> None:
         "",
         "| checked afterwards, from what lies on disk | |",
         "|---|---|",
-        *(
-            f"| {check.what} | {'holds' + check.detail if not check.problems else '; '.join(check.problems)} |"
-            for check in found
-        ),
+        *(f"| {check.what} | {'; '.join(check.problems) or f'holds ({check.count})'} |" for check in found),
     ]
     text = "\n".join(lines) + "\n"
     print(text)
