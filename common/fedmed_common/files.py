@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+def write_atomically(
+    path: Path, content: bytes, *, mode: int = 0o666, before_rename: Callable[[], None] | None = None
+) -> None:
     """Temporary file, fsync, rename, fsync of the folder. Two processes may write the same file; the later rename counts.
 
-    ``mode``: the new file's permissions, from its first moment on, less the umask's.
+    ``mode``: the new file's permissions, from its first moment on, less the umask's. ``before_rename`` is called when the
+    temporary file is whole: the moment that a fault test wants.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -17,6 +21,8 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
+        if before_rename is not None:
+            before_rename()
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -17,16 +17,18 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmed_common import params
 from fedmed_common.config import Experiment
-from fedmed_common.errors import CheckpointError, FedmedError, Interrupted
+from fedmed_common.errors import CheckpointError, FedmedError, Interrupted, TransportLost
 from fedmed_common.lookup import find
 from fedmed_common.models import build_model
 from fedmed_server import history
-from fedmed_server.cohort import Channel, Member, call_roll
+from fedmed_server.channel import Channel, Member
+from fedmed_server.cohort import Roll, call_roll
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult
 from fedmed_server.rounds import evaluate, missed, now, rounds
 from fedmed_server.state import RunState, load_state, model_file, save_parameters, save_state
 from fedmed_strategies.presets import RECIPES
 
+_POLL_SECONDS, _DEPLOYED_POLL_SECONDS = 0.05, 0.25
 _PACKAGES = ("fedmed", "flwr", "torch", "monai", "numpy")
 
 
@@ -79,15 +81,18 @@ def run_federation(grid: Grid, request: RunRequest) -> RunEnded:
         ended = _run(grid, request, file)
     except (Exception, KeyboardInterrupt) as error:
         state = load_state(request.folder)
-        ended = RunEnded(time=now(), status=_status_after(error), best_round=state.best_round if state else 0)
+        status = _status_after(error, request.stop.is_set())
+        ended = RunEnded(time=now(), status=status, best_round=state.best_round if state else 0)
         history.append(file, ended)
         raise
     history.append(file, ended)
     return ended
 
 
-def _status_after(error: BaseException) -> str:
+def _status_after(error: BaseException, stopped: bool) -> str:
     """How a run ended that did not finish; of errors that are not ours, the kind alone."""
+    if isinstance(error, TransportLost) and not stopped:
+        return f"interrupted: {error}"
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return "interrupted"
     return f"failed: {error if isinstance(error, FedmedError) else type(error).__name__}"
@@ -97,12 +102,19 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     experiment = request.experiment
     recipe = find(RECIPES, experiment.recipe.name, field="recipe.name")
     channel = Channel(
-        grid=grid, experiment=experiment, run=request.run, watch=request.watch, stop=request.stop
+        grid=grid,
+        experiment=experiment,
+        run=request.run,
+        watch=request.watch,
+        stop=request.stop,
+        expected=request.expected,
+        poll_seconds=_POLL_SECONDS if request.expected is None else _DEPLOYED_POLL_SECONDS,
     )
     state = _initial_state(request)
     _heal_history(file, state)
-    roster = call_roll(channel, request.sites)
-    state = replace(state, missed=state.missed + _changes(file, state, roster))
+    roll = call_roll(channel, request.sites)
+    roster = roll.members
+    state = replace(state, missed=state.missed + _changes(file, state, roll, experiment.rounds))
     history.append(file, _started(request, state, roster))
     for result in rounds(channel, recipe, roster, state):
         state = result.state
@@ -152,7 +164,7 @@ def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], s
     lost = [
         sentence
         for name, results in test.items()
-        for sentence in missed(results, f"test of the {name} model")
+        for sentence in missed(results, f"test of the {name} model, of round {models[name][0]}")
     ]
     sentences = [*state.missed, *lost]
     status = "completed" if not sentences else "degraded: " + "; ".join(sentences)
@@ -168,26 +180,25 @@ def _heal_history(file: Path, state: RunState) -> None:
         history.append(file, RoundDone.model_validate_json(state.record))
 
 
-def _changes(file: Path, state: RunState, roster: tuple[Member, ...]) -> tuple[str, ...]:
-    """What a run that goes on finds changed, as sentences that its state does not hold yet."""
+def _changes(file: Path, state: RunState, roll: Roll, rounds: int) -> tuple[str, ...]:
+    """Who is not there as the run goes on, and what else has changed, as sentences that its state does not hold yet."""
+    what = f"round {state.round + 1}" if state.round < rounds else "the test"
+    sentences = [f"{name} missed the roll call of {what} ({why})" for name, why in roll.absent.items()]
     began = [record for record in history.read(file) if isinstance(record, RunStarted)]
     began = [record for record in began if record.resumed_from_round == 0]
-    if not state.round or not began:
-        return ()
-    before = {facts.name: facts.patients for facts in began[-1].sites}
-    present = {member.name: member.facts.patients for member in roster}
-    sentences = [
-        *(
+    if state.round and began:
+        before = {facts.name: facts.patients for facts in began[-1].sites}
+        present = {member.name: member.facts.patients for member in roll.members}
+        sentences += [
             f"{name} was there when training began and is not any more"
-            for name in before.keys() - present.keys()
-        ),
-        *(f"{name} was not there when training began" for name in present.keys() - before.keys()),
-        *(
+            for name in before.keys() - present.keys() - roll.absent.keys()
+        ]
+        sentences += [f"{name} was not there when training began" for name in present.keys() - before.keys()]
+        sentences += [
             f"{name} has other patients than when training began"
             for name in before.keys() & present.keys()
             if before[name] != present[name]
-        ),
-    ]
+        ]
     return tuple(sentence for sentence in sorted(sentences) if sentence not in state.missed)
 
 

@@ -1,102 +1,62 @@
-"""Who takes part: the roster of sites, the draw of a round's sites, and the exchange of one round's messages with them."""
+"""Who takes part: the roll call of a run's sites, and the draw of a round's."""
 
 from __future__ import annotations
 
+import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
-from flwr.serverapp import Grid
 
 from fedmed_common import wire
 from fedmed_common.config import Experiment
-from fedmed_common.errors import Interrupted, QuorumError, RejectedReply
-from fedmed_common.params import Parameters
-from fedmed_server import gate
-from fedmed_server.history import SiteFacts, SiteResult
+from fedmed_common.errors import QuorumError
+from fedmed_server.channel import Channel, Member
+from fedmed_server.exchange import exchange
+from fedmed_server.history import SiteFacts
 
-_POLL_SECONDS = 0.05
-_FINAL_CODES = frozenset({"policy", "config", "labels", "data"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One site of the run's roster."""
-
-    node: int
-    facts: SiteFacts
-
-    @property
-    def name(self) -> str:
-        """The site's name."""
-        return self.facts.name
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Channel:
-    """What every exchange of a run needs.
+class Roll:
+    """Who answered the roll call, in the order of names; and by name of each site that was expected and did not, why."""
 
-    ``watch(site, phase)`` is told who is asked and who has answered; ``stop`` ends the run.
-    """
-
-    grid: Grid
-    experiment: Experiment
-    run: str
-    watch: Callable[[str, str], None]
-    stop: threading.Event
+    members: tuple[Member, ...]
+    absent: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One site's part in an exchange: the result to record and, where all went well in training, its update."""
+def call_roll(channel: Channel, sites: int | None = None) -> Roll:
+    """Ask the sites for their facts: those that the channel expects, or else every connected node.
 
-    member: Member
-    result: SiteResult
-    delta: Parameters
-
-
-def call_roll(channel: Channel, expected_sites: int | None = None) -> tuple[Member, ...]:
-    """Ask every connected node for its site's facts; the roster in order of names.
+    A simulation is strict: all its sites answer. A deployed run goes on without those that do not connect in time, refuse or
+    fail, as far as the experiment's quorum allows; such a site can take part from the next resume on.
 
     Raises:
-        QuorumError: a site refuses or fails, two nodes give the same name, or fewer than ``federation.minimum_sites`` can train.
+        QuorumError: too few sites take part.
     """
-    nodes = _await_nodes(channel, expected_sites or channel.experiment.federation.minimum_sites)
-    anonymous = [
-        Member(node=node, facts=SiteFacts(name=f"node {node}", patients={}, presence={}, version=""))
-        for node in nodes
-    ]
-    members: dict[str, Member] = {}
-    problems: list[str] = []
-    order = wire.Order(
-        kind=wire.Kind.FACTS, run=channel.run, round=0, attempt=0, experiment=channel.experiment.order_text()
-    )
-    for member, reply, result in _exchange(channel, anonymous, order, None):
-        if reply is None or reply.facts is None:
-            problems.append(result.problem())
-        elif reply.site in members:
-            problems.append(f"{reply.site}: two nodes answer to this name")
-        else:
-            facts = SiteFacts(
-                name=reply.site,
-                patients=reply.facts.patients,
-                presence=reply.facts.presence,
-                version=reply.facts.version,
+    federation = channel.experiment.federation
+    if channel.expected is None:
+        roll = _ask(channel, _await_nodes(channel, sites or federation.minimum_sites))
+        if roll.absent:
+            raise QuorumError("the roll call failed: " + "; ".join(_sentences(roll)))
+    else:
+        roll = _call_expected(channel, channel.expected)
+        needed = share_of(len(channel.expected), federation.quorum)
+        if len(roll.members) < needed:
+            raise QuorumError(
+                f"the roll call: {len(roll.members)} of {len(channel.expected)} sites take part, {needed} are needed. "
+                + "; ".join(_sentences(roll))
             )
-            members[reply.site] = Member(node=member.node, facts=facts)
-    if problems:
-        raise QuorumError("the roll call failed: " + "; ".join(problems))
-    roster = tuple(members[name] for name in sorted(members))
-    trainers = sum(member.facts.patients["train"] > 0 for member in roster)
-    if trainers < channel.experiment.federation.minimum_sites:
+    trainers = sum(member.facts.patients["train"] > 0 for member in roll.members)
+    if trainers < federation.minimum_sites:
         raise QuorumError(
-            f"{trainers} sites can train; federation.minimum_sites is {channel.experiment.federation.minimum_sites}"
+            f"{trainers} sites can train; federation.minimum_sites is {federation.minimum_sites}"
         )
-    return roster
+    return roll
 
 
 def draw(roster: Sequence[Member], experiment: Experiment, round_number: int) -> tuple[Member, ...]:
@@ -115,148 +75,79 @@ def share_of(sites: int, share: float) -> int:
     return math.ceil(round(sites * share, 9))
 
 
-def exchange(
-    channel: Channel,
-    members: Sequence[Member],
-    order: wire.Order,
-    parameters: Parameters,
-) -> Iterator[Answer]:
-    """Send the order to the members and yield their answers one at a time, in the given order of members.
-
-    All work at once; a reply that comes early waits in Flower's store, so this side holds one at a time, and sums of
-    floats do not depend on who is fast. A site that fails is asked again at its turn, ``federation.retries`` times; one
-    that refuses is not.
-    """
-    template = parameters if order.kind is wire.Kind.TRAIN else None
-    packed = wire.pack_parameters(parameters)
-    for member, reply, result in _exchange(channel, members, order, template, packed):
-        yield Answer(member=member, result=result, delta=reply.delta if reply is not None else {})
+def _call_expected(channel: Channel, expected: Sequence[str]) -> Roll:
+    connected = _await_names(channel, expected)
+    roll = _ask(channel, connected)
+    absent = dict.fromkeys(sorted(set(expected) - connected.keys()), "not connected") | roll.absent
+    members = []
+    for member in roll.members:
+        if _series(member.facts.version) == _series(version("fedmed")):
+            members.append(member)
+        else:
+            absent[member.name] = f"it runs fedmed {member.facts.version}, this server {version('fedmed')}"
+    for name, why in absent.items():
+        _log.warning("%s missed the roll call (%s)", name, why)
+    return Roll(members=tuple(members), absent=absent)
 
 
-def _await_nodes(channel: Channel, wanted: int) -> list[int]:
-    end = time.monotonic() + channel.experiment.federation.deadline_seconds
-    while True:
-        nodes = sorted(channel.grid.get_node_ids())
-        if len(nodes) >= wanted:
-            return nodes
-        if time.monotonic() > end:
-            raise QuorumError(
-                f"{len(nodes)} of {wanted} sites are connected after {channel.experiment.federation.deadline_seconds:g} s"
+def _ask(channel: Channel, nodes: dict[str, int]) -> Roll:
+    """The facts of the nodes' sites. The nodes' names are those that are registered, or stand in until the sites say theirs."""
+    asked = [
+        Member(node=node, facts=SiteFacts(name=name, patients={}, presence={}, version=""))
+        for name, node in nodes.items()
+    ]
+    order = wire.Order(
+        kind=wire.Kind.FACTS, run=channel.run, round=0, attempt=0, experiment=channel.experiment.order_text()
+    )
+    members: dict[str, Member] = {}
+    absent: dict[str, str] = {}
+    for answer in exchange(channel, asked, order):
+        reply = answer.reply
+        if reply is None or reply.facts is None:
+            absent[answer.result.site] = answer.result.reason()
+        elif reply.site in members:
+            absent[reply.site] = "two nodes answer to this name"
+        else:
+            facts = SiteFacts(
+                name=reply.site,
+                patients=reply.facts.patients,
+                presence=reply.facts.presence,
+                version=reply.facts.version,
             )
-        _pause(channel)
+            members[reply.site] = Member(node=answer.member.node, facts=facts)
+    return Roll(members=tuple(members[name] for name in sorted(members)), absent=absent)
 
 
-def _exchange(
-    channel: Channel,
-    members: Sequence[Member],
-    order: wire.Order,
-    template: Parameters | None,
-    packed: ArrayRecord | None = None,
-) -> Iterator[tuple[Member, wire.Reply | None, SiteResult]]:
-    end = time.monotonic() + channel.experiment.federation.deadline_seconds
-    down = 0 if packed is None else sum(len(array.data) for array in packed.values())
-    sent = {member.node: _send(channel, member, order, packed) for member in members}
-    for member in members:
-        attempt = order
-        while True:
-            message = _receive(channel, member, sent[member.node], end)
-            reply, result = _judge(channel, member, attempt, template, message)
-            if not sent[member.node]:
-                result = result.model_copy(update={"outcome": "failed", "code": "undeliverable"})
-            retry = result.outcome in {"failed", "rejected"} and result.code not in _FINAL_CODES
-            if (
-                not retry
-                or attempt.attempt - order.attempt >= channel.experiment.federation.retries
-                or time.monotonic() > end
-            ):
-                break
-            attempt = replace(attempt, attempt=attempt.attempt + 1)
-            sent[member.node] = _send(channel, member, attempt, packed)
-        channel.watch(result.site, result.outcome)
-        yield member, reply, result.model_copy(update={"bytes_down": down})
+def _sentences(roll: Roll) -> list[str]:
+    return [f"{name}: {why}" for name, why in roll.absent.items()]
 
 
-def _send(channel: Channel, member: Member, order: wire.Order, packed: ArrayRecord | None) -> str:
-    """The message's id; empty where Flower did not take it."""
-    _check_stop(channel)
+def _await_nodes(channel: Channel, wanted: int) -> dict[str, int]:
     seconds = channel.experiment.federation.deadline_seconds
-    message = Message(
-        wire.pack_order(order, packed),
-        member.node,
-        order.kind.value,
-        group_id=str(order.round),
-        ttl=max(seconds, 1.0) + 60.0,
-    )
-    identifiers = list(channel.grid.push_messages([message]))
-    channel.watch(member.name, "asked")
-    return (identifiers[0] or "") if identifiers else ""
-
-
-def _receive(channel: Channel, member: Member, identifier: str, end: float) -> Message | None:
-    channel.watch(member.name, "awaited")
-    while identifier:
-        _check_stop(channel)
-        for message in channel.grid.pull_messages([identifier]):
-            return message
+    end = time.monotonic() + seconds
+    while True:
+        nodes = sorted(channel.through(channel.grid.get_node_ids, end))
+        if len(nodes) >= wanted:
+            return {f"node {node}": node for node in nodes}
         if time.monotonic() > end:
-            break
-        _pause(channel)
-    return None
+            raise QuorumError(f"{len(nodes)} of {wanted} sites are connected after {seconds:g} s")
+        channel.pause()
 
 
-def _judge(
-    channel: Channel, member: Member, order: wire.Order, template: Parameters | None, message: Message | None
-) -> tuple[wire.Reply | None, SiteResult]:
-    anonymous = order.kind is wire.Kind.FACTS
-    blank = SiteResult(site=member.name, patients=_patients(member, order))
-    if message is None:
-        return None, blank.model_copy(update={"outcome": "late", "code": "deadline"})
-    if message.has_error():
-        return None, blank.model_copy(update={"outcome": "failed", "code": f"transport-{message.error.code}"})
-    expected = gate.Expected(
-        site=None if anonymous else member.name,
-        run=order.run,
-        round=order.round,
-        attempt=order.attempt,
-        kind=order.kind,
-        classes=channel.experiment.task.classes,
-        metrics=gate.allowed_metrics(
-            order.kind, channel.experiment.task.classes, channel.experiment.task.surface_metrics
-        ),
-        patients=None if anonymous else _patients(member, order),
-        steps=channel.experiment.train.steps,
-        template=template,
-        norm_limit=channel.experiment.federation.update_norm_limit,
-    )
-    size = wire.parameter_bytes(message.content)
-    try:
-        reply = gate.admit(message.content, expected)
-    except RejectedReply as error:
-        return None, blank.model_copy(update={"outcome": "rejected", "code": error.reason, "bytes_up": size})
-    if reply.code:
-        outcome = "refused" if reply.code == "policy" else "failed"
-        return None, blank.model_copy(
-            update={
-                "site": reply.site,
-                "outcome": outcome,
-                "code": reply.rule or reply.code,
-                "incident": reply.incident,
-                "bytes_up": size,
-            }
-        )
-    metrics = {name: (mean.total, mean.weight) for name, mean in reply.metrics.items()}
-    return reply, blank.model_copy(update={"metrics": metrics, "seconds": reply.seconds, "bytes_up": size})
+def _await_names(channel: Channel, expected: Sequence[str]) -> dict[str, int]:
+    """The nodes of the expected sites by registered name, once all are connected or the time for that is over."""
+    end = time.monotonic() + channel.experiment.federation.roll_call_seconds
+    while True:
+        nodes = {node.name: node.node_id for node in channel.through(channel.grid.get_nodes, end)}
+        connected = {name: nodes[name] for name in sorted(expected) if name in nodes}
+        if len(connected) == len(set(expected)) or time.monotonic() > end:
+            return connected
+        for name in expected:
+            if name not in connected:
+                channel.watch(name, "not connected")
+        channel.pause()
 
 
-def _patients(member: Member, order: wire.Order) -> int:
-    return member.facts.patients.get("train" if order.kind is wire.Kind.TRAIN else order.split, 0)
-
-
-def _check_stop(channel: Channel) -> None:
-    if channel.stop.is_set():
-        raise Interrupted("stopped on request")
-
-
-def _pause(channel: Channel) -> None:
-    _check_stop(channel)
-    channel.stop.wait(_POLL_SECONDS)
+def _series(text: str) -> list[str]:
+    """Major and minor version: sites and server of one series work together."""
+    return text.split(".")[:2]

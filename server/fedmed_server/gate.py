@@ -96,8 +96,14 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
 def _check_identity(reply: wire.Reply, expected: Expected) -> None:
     if expected.site is not None and reply.site != expected.site:
         raise RejectedReply("another site's name")
-    if (reply.run, reply.round, reply.attempt) != (expected.run, expected.round, expected.attempt):
-        raise RejectedReply("answers another order")
+    if reply.run != expected.run:
+        raise RejectedReply("another run's reply")
+    if reply.round != expected.round:
+        old = reply.round < expected.round
+        raise RejectedReply("reply of an old round" if old else "reply of a round to come")
+    if reply.attempt != expected.attempt:
+        old = reply.attempt < expected.attempt
+        raise RejectedReply("stale attempt" if old else "attempt that was not made")
 
 
 def _check_words(reply: wire.Reply) -> None:

@@ -56,10 +56,14 @@ class SiteResult(BaseModel):
     bytes_down: int = 0
     bytes_up: int = 0
 
-    def problem(self) -> str:
-        """What went wrong at the site, for the coordinator."""
+    def reason(self) -> str:
+        """What went wrong, for the coordinator."""
         incident = f", incident {self.incident}" if self.incident else ""
-        return f"{self.site}: {self.outcome} ({self.code}{incident})"
+        return f"{self.outcome} ({self.code}{incident})"
+
+    def problem(self) -> str:
+        """The same with the site's name."""
+        return f"{self.site}: {self.reason()}"
 
     def means(self) -> Metrics:
         """The metrics as values that can be added."""

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from fedmed_common import wire
+from fedmed_common import failpoints, wire
 from fedmed_common.errors import QuorumError
 from fedmed_common.metrics import class_mean, merge
 from fedmed_common.params import Parameters, WeightedMean
-from fedmed_server.cohort import Channel, Member, draw, exchange, share_of
+from fedmed_server.channel import Channel, Member
+from fedmed_server.cohort import draw, share_of
+from fedmed_server.exchange import exchange
 from fedmed_server.history import RoundDone, SiteResult
 from fedmed_server.state import RunState
 from fedmed_strategies.recipe import Recipe
@@ -51,10 +53,12 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
     aggregate_seconds = 0.0
     for answer in exchange(channel, draw(roster, channel.experiment, number), order, state.parameters):
         trained.append(answer.result)
-        if answer.result.outcome == "ok":
+        if answer.reply is not None:
             before = time.perf_counter()
-            mean.add(answer.delta, recipe.weigh(answer.member.facts.patients["train"]))
+            mean.add(answer.reply.delta, recipe.weigh(answer.member.facts.patients["train"]))
             aggregate_seconds += time.perf_counter() - before
+            failpoints.reach("aggregating", round=number, site=answer.member.name)
+        del answer
     lost = missed(trained, f"training of round {number}")
     _check_quorum(channel, trained, number)
     parameters = recipe.server_step(state.parameters, mean.mean())

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fedmed_common import failpoints
 from fedmed_common.errors import CheckpointError
 from fedmed_common.files import remove_leftovers, write_atomically
 from fedmed_common.params import Parameters
@@ -54,7 +55,11 @@ def save_state(folder: Path, state: RunState) -> None:
         "best_record": state.best_record,
         "names": list(state.parameters),
     }
-    write_atomically(folder / CHECKPOINT, save(tensors, metadata={"state": json.dumps(fields)}))
+    write_atomically(
+        folder / CHECKPOINT,
+        save(tensors, metadata={"state": json.dumps(fields)}),
+        before_rename=lambda: failpoints.reach("writing-checkpoint", round=state.round),
+    )
 
 
 def load_state(folder: Path) -> RunState | None:

@@ -93,10 +93,10 @@ class GuardedGrid(HttpGrid):
                 messages.append(message)
         return messages
 
-    def without_arrays(self, message_ids: Collection[str]) -> list[str]:
-        """Those messages whose reply is there and announces no arrays: it can be pulled without holding a model."""
+    def arrived(self, message_ids: Collection[str]) -> dict[str, bool]:
+        """Those messages whose reply is there, and whether it announces arrays."""
         self._claim(message_ids)
-        return [name for name in message_ids if name in self._claims and self._claims[name].bare]
+        return {name: not self._claims[name].bare for name in message_ids if name in self._claims}
 
     def _claim(self, message_ids: Collection[str]) -> None:
         """Take over what has come in. A reply in hand is not lost when its site, or the server, goes away."""

@@ -1,0 +1,83 @@
+"""What a run has to do with its network: who is on it, and how to wait for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+from flwr.serverapp import Grid
+
+from fedmed_common.config import Experiment
+from fedmed_common.errors import Interrupted, TransportAway, TransportLost
+from fedmed_server.history import SiteFacts
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """A grid that bounds replies before it reads them, and can say what has come without reading it."""
+
+    def set_limit(self, size: int, arrays: int) -> None:
+        """A reply holds at most so many bytes in so many arrays."""
+
+    def arrived(self, message_ids: Collection[str]) -> dict[str, bool]:
+        """The messages that are answered, and whether the answer holds arrays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One site of the run's roster."""
+
+    node: int
+    facts: SiteFacts
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self.facts.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """What every exchange of a run needs.
+
+    ``watch(site, phase)`` is told who is asked and who has answered; ``stop`` ends the run. ``expected``: the registered names
+    of the sites that the run was launched with; None in a simulation, whose sites say their names themselves.
+    """
+
+    grid: Grid
+    experiment: Experiment
+    run: str
+    watch: Callable[[str, str], None]
+    stop: threading.Event
+    expected: tuple[str, ...] | None = None
+    poll_seconds: float = 0.05
+
+    def check_stop(self) -> None:
+        """Raises :class:`Interrupted` when the run is to stop."""
+        if self.stop.is_set():
+            raise Interrupted("stopped on request")
+
+    def pause(self) -> None:
+        """Wait for the next look at the network."""
+        self.check_stop()
+        self.stop.wait(self.poll_seconds)
+
+    def through(self, call: Callable[[], T], end: float) -> T:
+        """What the call gives, tried until ``end`` while the network is away.
+
+        Raises:
+            TransportLost: it stayed away.
+        """
+        while True:
+            self.check_stop()
+            try:
+                return call()
+            except TransportAway as away:
+                if time.monotonic() > end:
+                    raise TransportLost(str(away)) from None
+            self.pause()

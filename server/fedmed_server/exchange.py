@@ -1,0 +1,250 @@
+"""One order to many sites: all are asked at once, and their answers come one at a time, in the order of the roster.
+
+A site may be asked again until the deadline, each time as a further attempt. What the network did to an order, or a site
+that says "not now", costs it nothing; what went wrong at the site counts against ``federation.retries``. Only the answer
+to the latest attempt is taken: what comes to an older one, or after the deadline, is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from flwr.app import Message
+
+from fedmed_common import failpoints, wire
+from fedmed_common.errors import RejectedReply, TransportAway, TransportLost
+from fedmed_common.params import Parameters
+from fedmed_server import gate
+from fedmed_server.channel import Channel, Guarded, Member
+from fedmed_server.history import SiteResult
+
+_FINAL_CODES = frozenset({"policy", "config", "labels", "data"})
+_UNDELIVERED = frozenset({"transport-3", "transport-4", "transport-5"})
+"""Flower's errors for an order or a reply that is gone, and for a node that is."""
+_FIRST_PAUSE_POLLS, _LONGEST_PAUSE_SECONDS = 4, 30.0
+_SPARE_SECONDS = 60.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One site's part in an exchange: the result to record and, where all went well, its reply."""
+
+    member: Member
+    result: SiteResult
+    reply: wire.Reply | None
+
+
+def exchange(
+    channel: Channel, members: Sequence[Member], order: wire.Order, parameters: Parameters | None = None
+) -> Iterator[Answer]:
+    """Send the order to the members and yield their answers one at a time, in the given order of members.
+
+    All work at once; an answer that comes early waits in Flower's store, so this side holds one update at a time, and sums of
+    floats do not depend on who is fast. Let go of an answer before asking for the next.
+
+    Raises:
+        TransportLost: the network stayed away until the deadline, or the Flower run was ended.
+    """
+    return _Exchange(channel, members, order, parameters or {}).answers()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Part:
+    """A member's part in an exchange. ``identifier``: the message that is out, ``due``: when to send the next one."""
+
+    member: Member
+    order: wire.Order
+    identifier: str = ""
+    sent: int = 0
+    activated: str = ""
+    due: float = 0.0
+    failures: int = 0
+    pauses: int = 0
+    problem: SiteResult | None = None
+    answer: Answer | None = None
+
+
+class _Exchange:
+    def __init__(
+        self, channel: Channel, members: Sequence[Member], order: wire.Order, parameters: Parameters
+    ) -> None:
+        self._channel, self._grid = channel, channel.grid
+        self._template = parameters if order.kind is wire.Kind.TRAIN else None
+        self._packed = wire.pack_parameters(parameters) if parameters else None
+        self._bytes_down = sum(len(array.data) for array in (self._packed or {}).values())
+        self._end = time.monotonic() + channel.experiment.federation.deadline_seconds
+        self._connected: dict[int, str] = {}
+        self._parts = [_Part(member=member, order=order) for member in members]
+
+    def answers(self) -> Iterator[Answer]:
+        if isinstance(self._grid, Guarded):
+            template = self._template or {}
+            self._grid.set_limit(sum(array.nbytes for array in template.values()), len(template))
+        self._connected = self._channel.through(self._activated, self._end)
+        for part in self._parts:
+            self._channel.through(partial(self._send, part), self._end)
+        waiting = list(self._parts)
+        while waiting:
+            part = waiting.pop(0)
+            yield self._await(part, waiting)
+
+    def _await(self, part: _Part, later: Sequence[_Part]) -> Answer:
+        """The part's answer, to which nothing here refers any more: an update is as large as the model."""
+        self._channel.watch(part.member.name, "awaited")
+        while part.answer is None:
+            self._look(part, later)
+        answer, part.answer = part.answer, None
+        self._channel.watch(answer.result.site, answer.result.outcome)
+        result = answer.result.model_copy(update={"bytes_down": self._bytes_down})
+        return replace(answer, result=result)
+
+    def _look(self, turn: _Part, later: Sequence[_Part]) -> None:
+        """See what has come; ask again whom it takes; where nothing has come for the one whose turn it is, wait."""
+        self._channel.check_stop()
+        over = time.monotonic() > self._end
+        try:
+            self._collect(turn, over)
+            if turn.answer is None and not over:
+                self._tend([turn, *(part for part in later if part.answer is None)])
+        except TransportAway as away:
+            if over:
+                raise TransportLost(str(away)) from None
+        if turn.answer is None and over:
+            self._give_up(turn)
+        elif turn.answer is None:
+            self._channel.pause()
+
+    def _tend(self, parts: Sequence[_Part]) -> None:
+        arrived, self._connected = self._arrived(parts), self._activated()
+        for part in parts:
+            now = self._connected.get(part.member.node)
+            if part.identifier in arrived and part is not parts[0]:
+                if not arrived[part.identifier]:
+                    self._collect(part, over=False)
+            elif part.identifier and now is not None and now != part.activated:
+                self._again(part, "it connected anew", pause=part.pauses > 0)
+            if (
+                part.answer is None
+                and not part.identifier
+                and now is not None
+                and part.due <= time.monotonic()
+            ):
+                self._send(part)
+
+    def _arrived(self, parts: Sequence[_Part]) -> dict[str, bool]:
+        """Whose answers are there, and whether they hold arrays: those without need not wait for their turn."""
+        out = [part.identifier for part in parts if part.identifier]
+        return self._grid.arrived(out) if out and isinstance(self._grid, Guarded) else {}
+
+    def _activated(self) -> dict[int, str]:
+        """By connected node: since when."""
+        return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
+
+    def _send(self, part: _Part) -> None:
+        """Send the order, as a further attempt where it was sent before. Flower may not take it: then it is due again."""
+        self._channel.check_stop()
+        failpoints.reach("before-dispatch", round=part.order.round, site=part.member.name)
+        if part.sent:
+            part.order = replace(part.order, attempt=part.order.attempt + 1)
+        part.activated = self._connected.get(part.member.node, "")
+        message = Message(
+            wire.pack_order(part.order, self._packed),
+            part.member.node,
+            part.order.kind.value,
+            group_id=str(part.order.round),
+            ttl=self._channel.experiment.federation.deadline_seconds + _SPARE_SECONDS,
+        )
+        identifiers = list(self._grid.push_messages([message]))
+        part.sent += 1
+        part.identifier = (identifiers[0] or "") if identifiers else ""
+        self._channel.watch(part.member.name, "asked")
+        if not part.identifier:
+            part.problem = self._blank(part, "failed", "undeliverable")
+            self._again(part, "Flower did not take the order", pause=True)
+
+    def _collect(self, part: _Part, over: bool) -> None:
+        if not part.identifier:
+            return
+        for message in self._grid.pull_messages([part.identifier]):
+            if message.metadata.reply_to_message_id == part.identifier:
+                self._weigh(part, *self._judge(part, message), over)
+                return
+
+    def _weigh(self, part: _Part, reply: wire.Reply | None, result: SiteResult, over: bool) -> None:
+        """Take the answer, or ask again."""
+        waits = result.code in wire.WAITING_RULES or result.code in _UNDELIVERED
+        fails = result.outcome in {"failed", "rejected"} and result.code not in _FINAL_CODES and not waits
+        part.failures += fails
+        tired = fails and (over or part.failures > self._channel.experiment.federation.retries)
+        if tired or not (waits or fails):
+            part.answer = Answer(member=part.member, result=result, reply=reply)
+            return
+        part.problem = result
+        self._again(part, f"{result.outcome}: {result.code}", pause=waits)
+
+    def _again(self, part: _Part, why: str, pause: bool) -> None:
+        part.identifier = ""
+        seconds = 0.0
+        if pause:
+            seconds = self._channel.poll_seconds * _FIRST_PAUSE_POLLS * 2.0 ** min(part.pauses, 20)
+        part.pauses += 1
+        part.due = time.monotonic() + min(seconds, _LONGEST_PAUSE_SECONDS)
+        _log.info("%s is asked again (%s)", part.member.name, why)
+
+    def _give_up(self, part: _Part) -> None:
+        """The deadline has passed: the site is late, or what kept it from being asked is why it is missed."""
+        result = self._blank(part, "late", "deadline")
+        if part.member.node not in self._connected:
+            result = self._blank(part, "late", "not connected")
+        elif not part.identifier and part.problem is not None:
+            result = part.problem
+        part.answer = Answer(member=part.member, result=result, reply=None)
+
+    def _blank(self, part: _Part, outcome: str = "ok", code: str = "") -> SiteResult:
+        result = SiteResult(site=part.member.name, patients=_patients(part.member, part.order))
+        return result.model_copy(update={"outcome": outcome, "code": code})
+
+    def _judge(self, part: _Part, message: Message) -> tuple[wire.Reply | None, SiteResult]:
+        if message.has_error():
+            code = message.error.code
+            if code in gate.UNREAD:
+                return None, self._blank(part, "rejected", gate.UNREAD[code])
+            return None, self._blank(part, "failed", f"transport-{code}")
+        size = wire.parameter_bytes(message.content)
+        try:
+            reply = gate.admit(message.content, self._expected(part))
+        except RejectedReply as error:
+            return None, self._blank(part, "rejected", error.reason).model_copy(update={"bytes_up": size})
+        if reply.code:
+            outcome = "refused" if reply.code == "policy" else "failed"
+            about: dict[str, object] = {"site": reply.site, "incident": reply.incident, "bytes_up": size}
+            return None, self._blank(part, outcome, reply.rule or reply.code).model_copy(update=about)
+        metrics = {name: (mean.total, mean.weight) for name, mean in reply.metrics.items()}
+        about = {"metrics": metrics, "seconds": reply.seconds, "bytes_up": size}
+        return reply, self._blank(part).model_copy(update=about)
+
+    def _expected(self, part: _Part) -> gate.Expected:
+        order, task = part.order, self._channel.experiment.task
+        unknown = order.kind is wire.Kind.FACTS
+        return gate.Expected(
+            site=None if unknown and self._channel.expected is None else part.member.name,
+            run=order.run,
+            round=order.round,
+            attempt=order.attempt,
+            kind=order.kind,
+            classes=task.classes,
+            metrics=gate.allowed_metrics(order.kind, task.classes, task.surface_metrics),
+            patients=None if unknown else _patients(part.member, order),
+            steps=self._channel.experiment.train.steps,
+            template=self._template,
+            norm_limit=self._channel.experiment.federation.update_norm_limit,
+        )
+
+
+def _patients(member: Member, order: wire.Order) -> int:
+    return member.facts.patients.get("train" if order.kind is wire.Kind.TRAIN else order.split, 0)
