@@ -1,0 +1,163 @@
+"""What stands between the network and Flower: an ASGI application around Flower's, outermost on the port that sites reach.
+
+Only the calls that a site makes are served. A request is read up to a bound, admitted or refused as a whole, and handed on
+unaltered. A refusal says one word, from ``signed_requests.REFUSALS``, and the server's time and version.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fedmed_common.errors import RequestRefused
+from fedmed_common.signed_requests import (
+    REFUSAL_HEADER,
+    SERVER_TIME_HEADER,
+    SERVER_VERSION_HEADER,
+    installed_version,
+)
+from fedmed_server.deployment.admission import Admission, Request
+
+HEALTH = "/health"
+FLEET_PATHS = frozenset(
+    f"/v1/fleet/{call}"
+    for call in (
+        "activate-node",
+        "deactivate-node",
+        "send-node-heartbeat",
+        "pull-messages",
+        "push-messages",
+        "get-run",
+        "get-fab",
+        "push-object",
+        "pull-object",
+        "confirm-message-received",
+    )
+)
+"""The calls of a site. Flower has two more, with which a node registers and removes itself; here the registry does."""
+
+_DROPPED = 4
+_STATUS = {"unknown-path": 404, "too-large": 413}
+_log = logging.getLogger(__name__)
+
+
+class Guard:
+    """Serves sites, and nothing but what sites may ask."""
+
+    def __init__(self, app: ASGIApp, admission: Admission, *, body_bytes: int) -> None:
+        self._app, self._admission, self._body_bytes = app, admission, body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if not _is_health(scope):
+                receive = _once(await self._admitted(scope, receive), receive)
+        except RequestRefused as refusal:
+            await _refuse(refusal.reason, send)
+            return
+        except ClientDisconnect:
+            return
+        await self._app(scope, receive, send)
+
+    async def _admitted(self, scope: Scope, receive: Receive) -> bytes:
+        """The body of a request that may pass."""
+        path, headers = scope["path"], _headers(scope)
+        if scope["method"] != "POST" or path not in FLEET_PATHS or scope["query_string"]:
+            raise RequestRefused("unknown-path")
+        try:
+            site = await self._admission.known(headers)
+            body = await self._read(headers, receive)
+            await self._admission.admit(site, Request(method="POST", path=path, headers=headers, body=body))
+        except RequestRefused as refusal:
+            peer = scope["client"][0] if scope.get("client") else "?"
+            name = headers.get("fedmed-site", "")[:64]
+            _log.warning("%s, in the name of %r, is refused at %s: %s", peer, name, path, refusal.reason)
+            raise
+        return body
+
+    async def _read(self, headers: dict[str, str], receive: Receive) -> bytes:
+        """The body. Of one that is a little too large the rest is taken and dropped, so that the sender hears why."""
+        announced = headers.get("content-length", "0")
+        if not announced.isdecimal() or int(announced) > _DROPPED * self._body_bytes:
+            raise RequestRefused("too-large")
+        body, size, more = bytearray(), 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size <= self._body_bytes:
+                body += part
+            elif not more or size > _DROPPED * self._body_bytes:
+                raise RequestRefused("too-large")
+        return bytes(body)
+
+
+class ControlGuard:
+    """On the private port: Flower's own pages are off, and every call of its Control API needs the token.
+
+    Flower itself asks for the token at all of these calls but those with which a person logs in.
+    """
+
+    _SERVED = ("/v1/control/", "/v1/runtime/")
+    _LOGIN = frozenset(
+        f"/v1/control/{call}" for call in ("get-login-details", "get-auth-tokens", "refresh-auth-tokens")
+    )
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in self._LOGIN:
+            await _answer(401, {}, send)
+        elif scope["type"] == "lifespan" or _is_health(scope) or scope["path"].startswith(self._SERVED):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await _refuse("unknown-path", send)
+
+
+def _is_health(scope: Scope) -> bool:
+    return bool(scope["type"] == "http" and scope["path"] == HEALTH and scope["method"] in {"GET", "HEAD"})
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Lower-case names. A name given twice has both values, which no signature fits."""
+    found: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    """The body that was read already, then whatever comes after."""
+    given = False
+
+    async def again() -> MutableMapping[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _refuse(reason: str, send: Send) -> None:
+    headers = {
+        REFUSAL_HEADER: reason,
+        SERVER_TIME_HEADER: f"{time.time():.3f}",
+        SERVER_VERSION_HEADER: installed_version(),
+    }
+    await _answer(_STATUS.get(reason, 403), headers, send)
+
+
+async def _answer(status: int, headers: dict[str, str], send: Send) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in {**headers, "content-length": "0"}.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": b""})
