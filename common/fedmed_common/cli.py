@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,44 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "report": ("fedmed_server.cli_report:report_command", "Draw a run's report.html again."),
     "track": ("fedmed_server.cli_report:track_command", "Bring MLflow up to date with a run."),
+    "launch": ("fedmed_server.deployment.cli:launch", "Start a run in the hospitals."),
+    "status": (
+        "fedmed_server.deployment.cli:show_status",
+        "Show how far the runs in the hospitals are, and who is late.",
+    ),
+    "log": ("fedmed_server.deployment.cli:show_log", "Print what the server says about a run."),
+    "stop": ("fedmed_server.deployment.cli:stop", "Interrupt a run in the hospitals."),
+    "sites": (
+        "fedmed_server.deployment.cli:show_sites",
+        "Show which sites are connected, and why others are not.",
+    ),
+    "serve": ("fedmed_server.deployment.serve:serve_command", "Run a consortium's server."),
+    "provision create": (
+        "fedmed_server.provision.cli:create_command",
+        "Make what a consortium file asks for: authority, server, a kit for each site.",
+    ),
+    "provision sign": (
+        "fedmed_server.provision.cli:sign_command",
+        "Certify a site that sent its request.",
+    ),
+    "provision renew": (
+        "fedmed_server.provision.cli:renew_command",
+        "Make a new certificate for a site, or for the server.",
+    ),
+    "provision revoke": ("fedmed_server.provision.cli:revoke_command", "Shut a site out at once."),
+    "provision show": ("fedmed_server.provision.cli:show_command", "List the certificates, and what to do."),
+    "site init": (
+        "fedmed_client.site.cli_join:init_command",
+        "Open a kit: make this site's key, and the request to send back.",
+    ),
+    "site join": (
+        "fedmed_client.site.cli_join:join_command",
+        "Install the certificate that the coordinator sent.",
+    ),
+    "site rotate": (
+        "fedmed_client.site.cli_join:rotate_command",
+        "Make a new key, and the request to have it certified.",
+    ),
     "site scan": (
         "fedmed_client.cli_scan:scan_command",
         "Index a folder of DICOM and list what cannot be used.",
@@ -38,7 +77,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """By command line: the function, and one line of help. A blank separates a group from its command."""
 
-GROUPS: dict[str, str] = {"site": "What a hospital runs on its own data."}
+GROUPS: dict[str, str] = {
+    "provision": "Certificates and kits of a consortium. 'fedmed provision FILE' is 'fedmed provision create FILE'.",
+    "site": "What a hospital runs on its own data.",
+}
+
+DEFAULTS: dict[str, str] = {"provision": "create"}
+"""By group: the command that is meant where the line names none."""
 
 ENVIRONMENT: dict[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -87,6 +132,14 @@ class LazyGroup(TyperGroup):
             suggest_commands=False,
             **settings,
         )
+        self.default = DEFAULTS.get(name)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The group's own options, and the rest; a rest that begins with a file or an option is the default command's."""
+        first = args[0] if args else ""
+        if self.default and first not in self.get_help_option_names(ctx) and re.search(r"^-|[./\\]", first):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -91,11 +91,11 @@ class Consortium(Model):
     @field_validator("sites")
     @classmethod
     def _distinct(cls, sites: tuple[ConsortiumSite, ...]) -> tuple[ConsortiumSite, ...]:
-        seen: set[str] = set()
+        seen = {"server"}  # what 'fedmed provision renew' calls the coordinator's own certificate
         for site in sites:
             # Kits and answers are files named after sites, and not every file system tells cases apart.
             if site.name.casefold() in seen:
-                raise ValueError(f"two sites are named '{site.name}', upper and lower case alike")
+                raise ValueError(f"the name '{site.name}' is taken; upper and lower case count as the same")
             seen.add(site.name.casefold())
         return sites
 
