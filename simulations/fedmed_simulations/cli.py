@@ -68,8 +68,19 @@ def simulate(
     carry_out_with_baselines(folder, Console())
 
 
-def resume(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+def resume(
+    run: Annotated[Path, typer.Argument(help="The run's folder; of a run in the hospitals, its id as well.")],
+    home: Annotated[
+        Path, typer.Option(envvar="FEDMED_HOME", help="The server's folder, for a run in the hospitals.")
+    ] = Path(),
+) -> None:
     """Go on with a run, and its baselines, that was interrupted or killed; it ends as if it had never stopped."""
+    from fedmed_server.deployment.cli import resume_launched
+    from fedmed_simulations import runfolder
+
+    if not (run / runfolder.PLAN).exists() and resume_launched(str(run), home):
+        return
+
     from rich.console import Console
 
     from fedmed_simulations.run import carry_out_with_baselines
