@@ -36,7 +36,7 @@ from fedmed_client.workbench import (
     seed_for,
 )
 from fedmed_common import wire
-from fedmed_common.errors import FedmedError, PolicyRefusal
+from fedmed_common.errors import FedmedError, Interrupted, PolicyRefusal
 from fedmed_common.failpoints import reach
 from fedmed_common.loading import load_site
 
@@ -199,7 +199,7 @@ def _refuse(home: SiteHome | None, order: wire.Order | None, error: Exception) -
             raise error
         _keep(home, incident, error)
         if home.audit is not None and order is not None:
-            event: Event = "refused" if rule else "failed"
+            event: Event = "cancelled" if code == Interrupted.code else "refused" if rule else "failed"
             home.audit.append(
                 event, run=order.run, round=order.round, kind=order.kind.value, code=code, rule=rule
             )

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 from flwr.app import Message
 
+from fedmed_client.site.home import SiteFolder
 from fedmed_client.work import frames
 from fedmed_common.children import pid_file
 from fedmed_common.errors import WireError, WorkerLost
@@ -151,4 +152,4 @@ def _connected(home: Path) -> Any:
         ("grpc.enable_http_proxy", 0),
         ("grpc.max_reconnect_backoff_ms", 500),
     ]
-    return grpc.insecure_channel(f"unix:{frames.socket_path(home)}", options=options)
+    return grpc.insecure_channel(frames.address(SiteFolder(home).worker_socket.absolute()), options=options)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from flwr.app import Message
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -16,18 +14,14 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from fedmed_common.errors import WireError
 
-CARRY, CANCEL = "/fedmed.Worker/Carry", "/fedmed.Worker/Cancel"
+SERVICE = "fedmed.Worker"
+CARRY, CANCEL = f"/{SERVICE}/Carry", f"/{SERVICE}/Cancel"
 _PIECE = 1 << 20
-_LONGEST_SOCKET = 100
 
 
-def socket_path(home: Path) -> Path:
-    """The worker's socket. A path that the system would not take is replaced by a short one, of this user and home alone."""
-    path = home.absolute() / "run" / "worker.sock"
-    if len(os.fsencode(path)) <= _LONGEST_SOCKET:
-        return path
-    digest = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"fedmed-{os.getuid()}-{digest}" / "worker.sock"
+def address(socket: Path) -> str:
+    """A Unix socket as gRPC names it."""
+    return f"unix:{quote(str(socket))}"
 
 
 def pieces(message: Message, **fields: int | str) -> Iterator[bytes]:
