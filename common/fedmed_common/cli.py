@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Show which sites are connected, and why others are not.",
     ),
     "serve": ("fedmed_server.deployment.serve:serve_command", "Run a consortium's server."),
+    "health": ("fedmed_server.deployment.cli_health:health_command", "Say whether the server serves."),
     "provision create": (
         "fedmed_server.provision.cli:create_command",
         "Make what a consortium file asks for: authority, server, a kit for each site.",
