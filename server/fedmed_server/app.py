@@ -183,7 +183,7 @@ def _heal_history(file: Path, state: RunState) -> None:
 def _changes(file: Path, state: RunState, roll: Roll, rounds: int) -> tuple[str, ...]:
     """Who is not there as the run goes on, and what else has changed, as sentences that its state does not hold yet."""
     what = f"round {state.round + 1}" if state.round < rounds else "the test"
-    sentences = [f"{name} missed the roll call of {what} ({why})" for name, why in roll.absent.items()]
+    sentences = [f"{name} missed the roll call of {what}: {why}" for name, why in roll.absent.items()]
     began = [record for record in history.read(file) if isinstance(record, RunStarted)]
     began = [record for record in began if record.resumed_from_round == 0]
     if state.round and began:

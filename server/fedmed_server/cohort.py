@@ -86,7 +86,7 @@ def _call_expected(channel: Channel, expected: Sequence[str]) -> Roll:
         else:
             absent[member.name] = f"it runs fedmed {member.facts.version}, this server {version('fedmed')}"
     for name, why in absent.items():
-        _log.warning("%s missed the roll call (%s)", name, why)
+        _log.warning("%s missed the roll call: %s", name, why)
     return Roll(members=tuple(members), absent=absent)
 
 
