@@ -51,9 +51,9 @@ def sign(
         ConfigError: the file is no request.
         ProvisionError: the request is not of this consortium or of one of its sites, or its proof does not hold.
     """
+    consortium, request = folder.recorded(), load_request(file)
     with folder.locked():
-        consortium, sites = folder.recorded(), load_registry(folder.server.registry)
-        request = load_request(file)
+        sites = load_registry(folder.server.registry)
         key = _checked_key(folder, consortium, sites, request, file)
         present = sites.get(request.site)
         if present is not None:
@@ -76,8 +76,8 @@ def renew(folder: ConsortiumFolder, name: str, *, now: datetime | None = None) -
     Raises:
         ProvisionError: the site is not registered, or is revoked.
     """
+    consortium = folder.recorded()
     with folder.locked():
-        consortium = folder.recorded()
         if name == SERVER:
             renew_server(folder, consortium, now)
             home = folder.server
@@ -101,9 +101,10 @@ def revoke(folder: ConsortiumFolder, name: str, *, now: datetime | None = None) 
     Raises:
         ProvisionError: the site is not registered.
     """
+    consortium = folder.recorded()
     with folder.locked():
         sites = load_registry(folder.server.registry)
-        present = _registered(sites, folder.recorded(), name)
+        present = _registered(sites, consortium, name)
         if present.revoked:
             return present
         revoked = replace(present, revoked=(now or datetime.now(UTC)).isoformat(timespec="seconds"))

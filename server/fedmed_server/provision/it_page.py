@@ -49,7 +49,7 @@ def draw_page(connection: Connection, certificates: Certificates) -> str:
         version=version("fedmed"),
         signature=SIGNATURE_HEADER,
         stamp=told(Stamp, STAMP_TOLD),
-        reply=told(Reply, REPLY_TOLD),
+        reply=told(Reply, {**REPLY_TOLD, ("facts",): "once, when a run begins: the three rows below"}),
         facts=told(Facts, FACTS_TOLD),
         order=told(Order, ORDER_TOLD),
     )
