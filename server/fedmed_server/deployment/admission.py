@@ -28,6 +28,7 @@ from fedmed_server.provision.registry import RegisteredSite, load_registry
 
 ACTIVATE = "/v1/fleet/activate-node"
 
+_ROUNDED_SECONDS = 0.01
 _log = logging.getLogger(__name__)
 
 
@@ -195,7 +196,9 @@ class Nonces:
     def __init__(self, states: Mapping[str, SiteState], skew_seconds: float) -> None:
         self._kept_seconds = 2 * skew_seconds
         self._from = {
-            name: seconds_of(state.last_seen) + state.clock_skew_seconds for name, state in states.items()
+            name: seconds_of(state.last_seen) + state.clock_skew_seconds + _ROUNDED_SECONDS
+            for name, state in states.items()
+            if state.last_seen
         }
         self._until: dict[tuple[str, str], float] = {}
 
