@@ -71,6 +71,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fedmed_client.site.cli_join:rotate_command",
         "Make a new key, and the request to have it certified.",
     ),
+    "site start": ("fedmed_client.site.cli_start:start_command", "Run this hospital's site."),
+    "site stop": ("fedmed_client.site.cli_start:stop_command", "Stop this hospital's site."),
+    "site status": ("fedmed_client.site.cli_start:status_command", "Show how this hospital's site is."),
+    "site health": (
+        "fedmed_client.site.cli_start:health_command",
+        "Say whether this hospital's site runs as it should.",
+    ),
+    "site audit": (
+        "fedmed_client.site.cli_start:audit_command",
+        "Check that this site's audit log is whole.",
+    ),
     "site scan": (
         "fedmed_client.cli_scan:scan_command",
         "Index a folder of DICOM and list what cannot be used.",

@@ -87,13 +87,13 @@ class AuditLog:
             lines = self._log.read_bytes().splitlines(keepends=True) if self._log.exists() else []
         previous = _FIRST
         for number, line in enumerate(lines, start=1):
-            if number > head.lines or _previous(line) != previous:
-                raise FedmedError(_broken(number))
+            if _previous(line) != previous or number > head.lines:
+                raise FedmedError(f"{LOG} was changed: {_where(number, line, head)}")
             previous = _digest(line)
         if len(lines) < head.lines:
             raise FedmedError(f"the end of {LOG} is missing: {len(lines)} of {head.lines} lines are there")
         if previous != head.sha256:
-            raise FedmedError(_broken(len(lines)))
+            raise FedmedError(f"{LOG} was changed: line {len(lines)} is not as it was written")
         return head
 
     @contextmanager
@@ -145,5 +145,12 @@ def _previous(line: bytes) -> object:
     return document.get("previous") if isinstance(document, dict) else None
 
 
-def _broken(number: int) -> str:
-    return f"{LOG} was changed: line {number} is the first that is not as it was written"
+def _where(number: int, line: bytes, head: Head) -> str:
+    """What is wrong before or at a line that does not follow from the one before it."""
+    if _previous(line) is None:
+        return f"line {number} is not as it was written"
+    if number > head.lines:
+        return f"line {number} was put in"
+    if number == 1:
+        return "line 1 is not the first that was written"
+    return f"line {number - 1} is not as it was written, or a line after it was removed or put in"

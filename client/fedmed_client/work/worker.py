@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -23,6 +22,7 @@ from flwr.app import Context, Message, RecordDict
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedmed_client import pulse
+from fedmed_client.site.health import make_private
 from fedmed_client.site.home import SiteFolder
 from fedmed_client.work import frames, limits
 from fedmed_common import logs, wire
@@ -174,25 +174,11 @@ def _server(orders: Orders, socket: Path) -> grpc.Server:
     state = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     state.set("", health_pb2.HealthCheckResponse.SERVING)
-    _make_private(socket.parent)
+    make_private(socket.parent)
     socket.unlink(missing_ok=True)
     if not server.add_insecure_port(frames.address(socket)):
         raise WorkerLost(f"the socket {socket} cannot be made\n  fix: check that the folder can be written")
     return server
-
-
-def _make_private(folder: Path) -> None:
-    """A folder that is this user's alone. In a temporary folder, somebody else may have made it before.
-
-    Raises:
-        WorkerLost: it is not.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state = folder.lstat()
-    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o022:
-        raise WorkerLost(
-            f"{folder} can be written by others\n  fix: delete it, or set TMPDIR to another folder"
-        )
 
 
 def main() -> None:

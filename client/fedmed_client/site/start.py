@@ -1,0 +1,100 @@
+"""A site's main process: it keeps the link and the worker alive until it is told to stop.
+
+It writes below the site's folder and the temporary folder alone, listens at no port, and needs no rights.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from importlib.metadata import version
+
+from fedmed_client.site import health
+from fedmed_client.site.audit import AuditLog
+from fedmed_client.site.home import SiteFolder
+from fedmed_client.work.limits import visible_gpu
+from fedmed_common import children, errors
+from fedmed_common.children import Child, Supervisor
+from fedmed_common.config import Site
+from fedmed_common.errors import ConfigError, ConnectionProblem, FedmedError, ProvisionError
+
+_LONGEST_STOP_SECONDS = 20.0
+_PROBLEMS: dict[int, type[ConnectionProblem]] = {
+    kind.exit_code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, ConnectionProblem)
+}
+_FINAL = frozenset({*_PROBLEMS, ConfigError.exit_code})
+
+
+def start(home: SiteFolder) -> int:
+    """Run the site until SIGTERM or Ctrl-C; the exit code of a part after whose end it makes no sense to go on, or 0.
+
+    Raises:
+        ConfigError, ProvisionError: the folder is not that of a site that can connect, or its site runs already.
+    """
+    site = home.site()
+    for needed in (home.connection, home.key, home.certificate):
+        needed()
+    os.umask(0o077)
+    audit = AuditLog(home.path)
+    with home.locked("start"):
+        supervisor = Supervisor(home.path, _parts(home, site))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: supervisor.stop())
+        children.write_pid(home.path, "start")
+        audit.append("started", version=version("fedmed"))
+        try:
+            with health.told(home):
+                code = supervisor.run()
+        finally:
+            children.pid_file(home.path, "start").unlink(missing_ok=True)
+        audit.append("stopped", code=code)
+    return code
+
+
+def stop(home: SiteFolder) -> bool:
+    """Stop the folder's site and wait for its end; False where none runs.
+
+    Raises:
+        FedmedError: it does not end.
+    """
+    end = time.monotonic() + _LONGEST_STOP_SECONDS
+    asked = False
+    while is_running(home):
+        if not asked:
+            with suppress(OSError, ValueError):
+                os.kill(int(children.pid_file(home.path, "start").read_text()), signal.SIGTERM)
+                asked = True
+        if time.monotonic() > end:
+            raise FedmedError(f"the site in {home.path} does not stop\n  fix: end its process by hand")
+        time.sleep(0.05)
+    return asked
+
+
+def is_running(home: SiteFolder) -> bool:
+    """Whether the folder's site runs."""
+    if not home.run.exists():
+        return False
+    try:
+        with home.locked("start"):
+            return False
+    except ProvisionError:
+        return True
+
+
+def _parts(home: SiteFolder, site: Site) -> tuple[Child, Child]:
+    environment = {"FEDMED_HOME": str(home.path), "FLWR_HOME": str(home.run), **visible_gpu(site.device)}
+    link, worker = (
+        Child(
+            role=role,
+            command=(sys.executable, "-m", module, str(home.path)),
+            environment=environment,
+            final_codes=_FINAL,
+        )
+        for role, module in (("link", "fedmed_client.link.link"), ("worker", "fedmed_client.work.worker"))
+    )
+    return link, worker
