@@ -7,6 +7,7 @@ hospital below ``sites/``, and what the machines print below ``log/``.
 from __future__ import annotations
 
 import json
+import socket
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -140,11 +141,7 @@ class Consortium:
     def start_server(self) -> None:
         """Start the coordinator's machine and wait until it takes connections."""
         self._start(SERVER, [*FEDMED, "serve", "--home", str(self.server)], {})
-        self.wait_until(
-            lambda: (self.server / "run" / "superlink.pid").exists() and self._answers(),
-            "the server takes connections",
-            120.0,
-        )
+        self.wait_until(self._answers, "the server takes connections", 120.0)
 
     def start_site(self, name: str, environment: Mapping[str, str] | None = None) -> None:
         """Start a hospital's machine."""
@@ -248,7 +245,11 @@ class Consortium:
             return None
 
     def _answers(self) -> bool:
-        raise NotImplementedError
+        try:
+            socket.create_connection(("127.0.0.1", self.public_port()), 5).close()
+        except OSError:
+            return False
+        return True
 
     def _answer(self, name: str) -> Path:
         return self.server.parent / f"{name}.answer.json"
