@@ -63,6 +63,7 @@ test-faults: $(INSTALLED)
 
 bench-load: $(INSTALLED)
 	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/warm_order.py
 
 clean:
 	rm -rf $(VENV) demo rehearsal build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
