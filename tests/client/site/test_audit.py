@@ -51,7 +51,7 @@ def test_each_line_holds_the_hash_of_the_line_before(log: AuditLog, tmp_path: Pa
         (lambda lines: [*lines[:4], *lines[3:]], "line 4 is not"),
         (lambda lines: [*lines[:2], lines[3], lines[2], lines[4]], "line 2 is not"),
         (lambda lines: [*lines[:2], b"nothing\n", *lines[3:]], "line 3 is not"),
-        (lambda lines: [*lines[:4], lines[4].replace(b"4", b"5")], "line 5 is not"),
+        (lambda lines: [*lines[:4], lines[4].replace(b'"round": 4', b'"round": 5')], "line 5 is not"),
         (lambda lines: lines[:3], "3 of 5 lines"),
         (lambda lines: [], "0 of 5 lines"),
         (lambda lines: [*lines, *lines], "line 5 is not|line 6 was put in"),
