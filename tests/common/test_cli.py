@@ -42,7 +42,9 @@ def _modules_after(arguments: list[str]) -> tuple[int, str, set[str]]:
     return exit_code, output, set(modules)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["site", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["site", "--help"], ["provision", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     exit_code, output, modules = _modules_after(arguments)
     assert exit_code == 0
@@ -140,6 +142,33 @@ def test_an_interruption_has_its_own_exit_code() -> None:
 def test_a_misspelt_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(cli.root_command(), ["simulat"]) == 2
     assert "simulate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"), [(["a.toml"], "create"), (["--out", "x"], "create"), (["sign"], "sign")]
+)
+def test_a_group_s_default_is_meant_where_the_line_names_no_command(
+    words: list[str], meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, list[str]]] = []
+    commands: dict[str, click.Command] = {name: _noting(name, seen) for name in ("create", "sign")}
+    monkeypatch.setitem(cli.DEFAULTS, "some", "create")
+    group = cli.LazyGroup("fedmed", "All.", {"some": cli.LazyGroup("some", "Some.", commands)})
+    assert cli.run(group, ["some", *words]) == 0
+    assert seen == [(meant, [word for word in words if word != meant])]
+
+
+def _noting(name: str, seen: list[tuple[str, list[str]]]) -> click.Command:
+    @click.command(name, context_settings={"ignore_unknown_options": True})
+    @click.argument("words", nargs=-1, type=click.UNPROCESSED)
+    def note(words: tuple[str, ...]) -> None:
+        seen.append((name, list(words)))
+
+    return note
+
+
+def test_a_default_is_a_command_of_its_group() -> None:
+    assert {f"{group} {name}" for group, name in cli.DEFAULTS.items()} <= cli.COMMANDS.keys()
 
 
 def test_a_package_that_is_not_installed_is_named(

@@ -114,14 +114,10 @@ def test_a_site_cannot_ask_in_another_site_s_name(coordinator: Coordinator) -> N
 
 def test_a_csr_that_was_altered_is_refused(coordinator: Coordinator) -> None:
     """The proof is over the very CSR: one of another key does not pass with it."""
-    file = coordinator.request("north")
     other = json.loads(coordinator.request("north").read_text())["csr"]
-    first = json.loads(file.read_text())
-    first["csr"] = other
-    first["proof"] = "0" * 64
-    file.write_text(json.dumps(first))
+    request = _edited(coordinator.request("north"), csr=other)
     with pytest.raises(ProvisionError, match="proof: "):
-        sign(coordinator.folder, file)
+        sign(coordinator.folder, request)
 
 
 def test_a_key_serves_one_site_only(coordinator: Coordinator) -> None:
