@@ -19,6 +19,7 @@ from fedmed_common.signed_requests import (
     REFUSAL_HEADER,
     SERVER_TIME_HEADER,
     SERVER_VERSION_HEADER,
+    header_of,
     installed_version,
 )
 from fedmed_server.deployment.admission import Admission, Request
@@ -74,8 +75,8 @@ class Guard:
             await self._admission.admit(site, Request(method="POST", path=path, headers=headers, body=body))
         except RequestRefused as refusal:
             peer = scope["client"][0] if scope.get("client") else "?"
-            name = headers.get("fedmed-site", "")[:64]
-            _log.warning("%s, in the name of %r, is refused at %s: %s", peer, name, path, refusal.reason)
+            name, call = headers.get(header_of("site"), "")[:64], path.rpartition("/")[2]
+            _log.warning("%s of %r from %s is refused: %s", call, name, peer, refusal.reason)
             raise
         return body
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
+from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedmed_common import identity
 from fedmed_common.signed_requests import REFUSAL_HEADER, installed_version
+from fedmed_server.deployment.home import read_secret
 from fedmed_server.deployment.serve import WRONG_HOME
 from fedmed_server.provision.create import renew_server
 from fedmed_simulations.rehearsal.machines import wait_for
@@ -102,6 +105,15 @@ def test_the_states_say_who_is_there(server: Any) -> None:
     assert server.state("shut-out").refusal.code == "revoked"
 
 
+def test_a_revoked_site_that_says_nothing_is_no_node_any_more(server: Any) -> None:
+    one = server.hospital("revoked-in-silence")
+    server.register(one)
+    assert reason(one.activate()) == OK
+    assert one.name in _nodes(server)
+    server.revoke(one.name)
+    wait_for(lambda: one.name not in _nodes(server), "the node is removed", 30.0)
+
+
 def test_a_registry_that_cannot_be_read_leaves_the_last_one_in_force(server: Any) -> None:
     one = server.hospital("kept")
     server.register(one)
@@ -113,6 +125,20 @@ def test_a_registry_that_cannot_be_read_leaves_the_last_one_in_force(server: Any
     finally:
         server.home.registry.write_bytes(good)
     assert reason(one.beat()) == OK
+
+
+def _nodes(server: Any) -> set[str]:
+    """The names of the nodes that Flower counts on."""
+    client = server.private(
+        {
+            "content-type": PROTOBUF_MEDIA_TYPE,
+            "accept": PROTOBUF_MEDIA_TYPE,
+            "authorization": f"Bearer {read_secret(server.home.control_token)}",
+        }
+    )
+    answer = client.post("/v1/control/list-nodes", content=ListNodesRequest().SerializeToString())
+    nodes = ListNodesResponse.FromString(answer.content).nodes_info
+    return {node.name for node in nodes if node.status != "unregistered"}
 
 
 def _presented(server: Any) -> int:
