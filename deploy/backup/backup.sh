@@ -28,17 +28,21 @@ copy() {
   cp -RLp "$home/$1" "$into/$1"
 }
 
-# The same, again until none of the named files below it changed meanwhile: they belong together.
+# Several paths, again until none of the named files below them changed meanwhile: they belong together.
 copy_settled() {
-  path=$1
+  paths=$1
   shift
   for _ in 1 2 3 4 5 6 7 8 9 10; do
-    if copy "$path" 2>/dev/null && ! changed "$path" "$@"; then
+    if copy_all "$paths" 2>/dev/null && ! changed "$paths" "$@"; then
       return 0
     fi
     set_mark
   done
-  fail "$home/$path keeps changing; fix: stop the service and back up again"
+  fail "$home: $paths: keeps changing; fix: stop the service and back up again"
+}
+
+copy_all() {
+  for path in $1; do copy "$path" || return 1; done
 }
 
 # What changes from now on is newer than the mark; a second is more than any file system's grain of time.
@@ -48,11 +52,13 @@ set_mark() {
 }
 
 changed() {
-  where=$home/$1
+  paths=$1
   shift
-  [ -e "$where" ] || return 1
-  for name in "$@"; do
-    [ -z "$(find "$where" -name "$name" -newer "$mark" 2>/dev/null)" ] || return 0
+  for path in $paths; do
+    [ -e "$home/$path" ] || continue
+    for name in "$@"; do
+      [ -z "$(find "$home/$path" -name "$name" -newer "$mark" 2>/dev/null)" ] || return 0
+    done
   done
   return 1
 }
@@ -89,7 +95,7 @@ back_up_server() {
 back_up_site() {
   for path in site.toml connection.json ca.pem site.pem request.json approvals incidents.log; do copy "$path"; done
   copy_settled outbox '*'
-  copy_settled audit.log 'audit.log*'
+  copy_settled 'audit.log audit.head' 'audit.*'
   if [ "$keys" = yes ]; then
     for path in site.key site.key.next; do copy "$path"; done
   fi
@@ -104,10 +110,10 @@ else
 fi
 
 mkdir -p "$target"
-name=fedmed-$kind-$(date -u +%Y%m%dT%H%M%SZ)
-into=$target/.$name.part
-mark=$target/.$name.mark
-[ ! -e "$target/$name" ] || fail "$target/$name is there already; fix: wait a second and back up again"
+title=fedmed-$kind-$(date -u +%Y%m%dT%H%M%SZ)
+into=$target/.$title.part
+mark=$target/.$title.mark
+[ ! -e "$target/$title" ] || fail "$target/$title is there already; fix: wait a second and back up again"
 trap 'rm -rf "$into" "$mark"' EXIT
 trap 'exit 130' INT TERM
 mkdir "$into"
@@ -115,6 +121,6 @@ set_mark
 "back_up_$kind"
 (cd "$into" && find . -type f -exec sha256sum {} +) >"$mark"
 mv "$mark" "$into/SHA256SUMS"
-mv "$into" "$target/$name"
-echo "$target/$name"
+mv "$into" "$target/$title"
+echo "$target/$title"
 [ "$keys" = yes ] || say "keys were left out; --with-keys takes them along"
