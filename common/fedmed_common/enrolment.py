@@ -105,20 +105,21 @@ def load_answer(path: Path) -> Answer:
     return _load(Answer, path, "the .answer.json file that the coordinator sent")
 
 
-def signing_request(request: Request, path: Path) -> x509.CertificateSigningRequest:
-    """The request's CSR, signed by the P-256 key that it is for, with the name that the request is for.
+def requested_key(request: Request, path: Path) -> ec.EllipticCurvePublicKey:
+    """The P-256 key that the request is for: its owner signed the CSR, which has the name that the request is for.
 
     Raises:
-        ProvisionError: it is not.
+        ProvisionError: it is not so.
     """
     try:
         csr = x509.load_pem_x509_csr(request.csr.encode())
-        valid = csr.is_signature_valid and identity.is_usual(csr.public_key())
+        key = csr.public_key() if csr.is_signature_valid else None
     except (ValueError, UnsupportedAlgorithm):
-        valid = False
-    if not valid:
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not identity.is_usual(key):
         raise ProvisionError(
-            f"{path}: csr: is not a signing request by a P-256 key\n  fix: ask the site for its request.json as it was made"
+            f"{path}: csr: is not a signing request by a P-256 key\n"
+            "  fix: ask the site for its request.json as it was made"
         )
     name = identity.common_name(csr.subject)
     if name != request.site:
@@ -126,7 +127,7 @@ def signing_request(request: Request, path: Path) -> x509.CertificateSigningRequ
             f"{path}: csr: is for '{name}', but the request is for '{request.site}'\n"
             "  fix: do not sign it; ask the site for its request.json as it was made"
         )
-    return csr
+    return key
 
 
 def is_proved(request: Request, secret: bytes, registered: ec.EllipticCurvePublicKey | None) -> bool:

@@ -65,11 +65,11 @@ def write_secret(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        # A link, unlike a rename, fails where the name is taken.
-        path.hardlink_to(temporary)
+        _put(temporary, path)
     except FileExistsError:
         raise ProvisionError(
-            f"{path}: is there already, and is not overwritten\n  fix: move it away first, if it is to be replaced"
+            f"{path}: is there already, and is not overwritten\n"
+            "  fix: move it away first, if it is to be replaced"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -214,3 +214,15 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ProvisionError(f"{path}: {error.strerror}\n  fix: check the path and its permissions") from None
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Give a file its name where that is free. A link, unlike a rename, fails where it is taken; not every disk has links."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:
+        if path.exists():
+            raise FileExistsError(path) from None
+        temporary.replace(path)

@@ -41,7 +41,13 @@ def test_a_key_survives_its_file_and_only_its_owner_reads_it(kind: str, tmp_path
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_a_key_is_never_overwritten(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path, _target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
     file = tmp_path / "a.key"
     identity.save_key(file, identity.new_key())
     before = file.read_bytes()

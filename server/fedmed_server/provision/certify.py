@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedmed_common import identity
 from fedmed_common.consortium import Consortium
-from fedmed_common.enrolment import Answer, Request, is_proved, load_request, signing_request
+from fedmed_common.enrolment import Answer, Request, is_proved, load_request, requested_key
 from fedmed_common.errors import ProvisionError
 from fedmed_common.files import write_atomically
 from fedmed_server.provision.create import renew_server
@@ -131,9 +131,7 @@ def _checked_key(
             f"{file}: site: '{request.site}' is no site of this consortium{_nearest(request.site, consortium.names)}\n"
             "  fix: add it to consortium.toml and run: fedmed provision consortium.toml"
         )
-    key = signing_request(request, file).public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):  # signing_request has looked; the types do not know
-        raise TypeError(type(key))
+    key = requested_key(request, file)
     owner = _owner(folder, sites, key)
     if owner not in {"", request.site}:
         raise ProvisionError(
