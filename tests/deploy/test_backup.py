@@ -182,7 +182,7 @@ def busy() -> Iterator[Callable[[Callable[[int], None]], None]]:
 
 
 def test_a_database_and_a_run_are_whole_while_they_are_written(
-    tmp_path: Path, busy: Callable[[Callable[[int], None]], None], tmp_path: Path
+    tmp_path: Path, busy: Callable[[Callable[[int], None]], None]
 ) -> None:
     server = make_server(tmp_path / "home")
     run = server / "runs" / "one"
@@ -208,7 +208,7 @@ def test_a_database_and_a_run_are_whole_while_they_are_written(
 
 
 def test_an_audit_log_is_whole_while_it_is_written(
-    tmp_path: Path, busy: Callable[[Callable[[int], None]], None], tmp_path: Path
+    tmp_path: Path, busy: Callable[[Callable[[int], None]], None]
 ) -> None:
     site = make_site(tmp_path / "home")
     for name in ("audit.log", "audit.head"):
