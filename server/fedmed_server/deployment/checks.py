@@ -30,9 +30,10 @@ def check_launch(
                 field="--sites",
                 fix="leave it out, or provision the site again under a new name",
             )
-    sites = tuple(sorted(wanted or (name for name, site in registry.items() if not site.revoked)))
+    present = (name for name, site in registry.items() if not site.revoked)
+    sites = tuple(sorted(present if wanted is None else wanted))
     needed = experiment.federation.minimum_sites
-    if len(sites) < max(needed, 1):
+    if len(sites) < needed:
         raise ConfigError(
             f"the experiment needs {needed} sites, and {len(sites)} take part",
             file=file,

@@ -1,4 +1,4 @@
-"""The coordinator's commands ``fedmed launch``, ``status``, ``log``, ``stop`` and ``sites``, which read and write the server's folder."""
+"""The coordinator's commands ``fedmed launch``, ``status``, ``log``, ``stop`` and ``sites``, on the server's folder."""
 
 from __future__ import annotations
 

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from fedmed_common import bundle, identity
 from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError, FedmedError, Interrupted, TrackingAway
 from fedmed_server import history
 from fedmed_server.app import RunRequest, run_federation
 from fedmed_server.deployment import runs
+from fedmed_server.deployment.flower_runtime import Outcome
 from fedmed_server.deployment.home import ServerHome
 from fedmed_server.deployment.live import Live
 from fedmed_server.deployment.runs import Launch, Progress
+from fedmed_server.deployment.site_states import moment
 from fedmed_server.folders import locked
 from fedmed_server.history import RoundDone, RunEnded
 from fedmed_server.report import write_report
-from fedmed_server.rounds import now
 from fedmed_server.tracking import BackgroundTracker, track
 
 _HOUSEKEEPING_SECONDS = 0.3
@@ -31,11 +32,11 @@ _log = logging.getLogger("fedmed.run")
 
 
 def conduct(
-    grid: Grid, home: ServerHome, run: str, stop: threading.Event, on_end: Callable[[], None]
+    grid: Grid, home: ServerHome, run: str, stop: threading.Event, on_end: Callable[[Outcome], None]
 ) -> None:
-    """Carry the run out, or go on with it, and draw its report; ``on_end`` is called when nothing is asked of sites any more.
+    """Carry the run out, or go on with it, and draw its report.
 
-    ``stop`` ends it before its time, and so does the coordinator's wish in ``launch.json``.
+    ``on_end`` is told how it went as soon as nothing is asked of sites any more. ``stop`` ends it before its time, and so does the coordinator's wish in ``launch.json``.
 
     Raises:
         FedmedError: it did not end well. Where the cause lies in the run itself its history says so, and it is not to be
@@ -48,22 +49,18 @@ def conduct(
         ended = progress.final(launch)
         if ended is None:
             with _recorded(folder, progress):
-                experiment = _checked_experiment(home, folder)
-            ended = _federate(grid, home, folder, launch, experiment, progress, stop)
-        on_end()
+                experiment = runs.checked_experiment(home, folder)
+            request = _request(folder, launch, experiment, progress, stop)
+            ended = _federate(grid, home, request, on_end)
+        on_end("completed")
         if not ended.status.startswith("failed"):
             _complete(home, folder)
 
 
-def _federate(
-    grid: Grid,
-    home: ServerHome,
-    folder: Path,
-    launch: Launch,
-    experiment: Experiment,
-    progress: Progress,
-    stop: threading.Event,
-) -> RunEnded:
+def _request(
+    folder: Path, launch: Launch, experiment: Experiment, progress: Progress, stop: threading.Event
+) -> tuple[RunRequest, Live]:
+    """What is asked of the loop, and the note of what it is doing."""
     live = Live(folder, progress.round + 1)
 
     def watch(site: str, phase: str) -> None:
@@ -87,28 +84,26 @@ def _federate(
         stop=stop,
     )
     _log.info("%s begins after round %s of %s", launch.run, progress.round, experiment.rounds)
-    uri = _tracking_uri(home, experiment)
-    with _housekeeping(folder, live, stop), BackgroundTracker(folder, experiment, uri=uri):
-        ended = run_federation(grid, request)
+    return request, live
+
+
+def _federate(
+    grid: Grid, home: ServerHome, asked: tuple[RunRequest, Live], on_end: Callable[[Outcome], None]
+) -> RunEnded:
+    request, live = asked
+    uri = _tracking_uri(home, request.experiment)
+    with _housekeeping(request, live), BackgroundTracker(request.folder, request.experiment, uri=uri):
+        try:
+            ended = run_federation(grid, request)
+        except Interrupted:
+            on_end("stopped")
+            raise
+        except Exception:
+            on_end("failed")
+            raise
+        on_end("completed")
     _log.info("%s", ended.status)
     return ended
-
-
-def _checked_experiment(home: ServerHome, folder: Path) -> Experiment:
-    """The run's experiment, which must be that of the signed bundle: it is what sites have approved.
-
-    Raises:
-        CheckpointError: it was changed since.
-        BundleRefused: the bundle is not one of this consortium.
-    """
-    signer = identity.load_signing_key(home.signing_key).public_key()
-    approved = bundle.check((folder / runs.BUNDLE).read_bytes(), signer)
-    experiment = runs.experiment_of(folder)
-    if bundle.approval_hash(experiment, approved.code_version) != approved.hash:
-        raise CheckpointError(
-            f"{folder / runs.EXPERIMENT}: was changed after the launch\n  fix: undo the change, or launch a new run"
-        )
-    return experiment
 
 
 @contextmanager
@@ -120,13 +115,13 @@ def _recorded(folder: Path, progress: Progress) -> Iterator[None]:
         raise
     except Exception as error:
         reason = str(error) if isinstance(error, FedmedError) else type(error).__name__
-        ended = RunEnded(time=now(), status=f"failed: {reason}", best_round=progress.best_round)
+        ended = RunEnded(time=moment(time.time()), status=f"failed: {reason}", best_round=progress.best_round)
         history.append(folder / history.FILE, ended)
         raise
 
 
 @contextmanager
-def _housekeeping(folder: Path, live: Live, stop: threading.Event) -> Iterator[None]:
+def _housekeeping(request: RunRequest, live: Live) -> Iterator[None]:
     """Beside the run: what is going on is written down, and the coordinator's wish to stop is noticed."""
     done = threading.Event()
 
@@ -135,8 +130,8 @@ def _housekeeping(folder: Path, live: Live, stop: threading.Event) -> Iterator[N
             with suppress(OSError):
                 live.flush()
             with suppress(CheckpointError):
-                if runs.load(folder).wanted == "stop":
-                    stop.set()
+                if runs.load(request.folder).wanted == "stop":
+                    request.stop.set()
 
     thread = threading.Thread(target=keep, name="housekeeping", daemon=True)
     thread.start()

@@ -15,13 +15,13 @@ from pathlib import Path
 from fedmed_common.errors import FedmedError
 from fedmed_server import history
 from fedmed_server.deployment import runs
-from fedmed_server.deployment.flower_runtime import FlowerControl, FlowerRun, SuperLinkAway
+from fedmed_server.deployment.flower_runtime import FlowerControl, FlowerRun, Refused, SuperLinkAway
 from fedmed_server.deployment.home import ServerHome
 from fedmed_server.deployment.runs import Launch, Progress
+from fedmed_server.deployment.site_states import moment
 from fedmed_server.folders import is_locked, locked
 from fedmed_server.history import RunEnded
 from fedmed_server.report import REPORT
-from fedmed_server.rounds import now
 
 MOST_RESTARTS = 20
 _LOOP_SECONDS = 1.0
@@ -105,7 +105,7 @@ class Keeper:
                 if self._settled.get(folder) != _stamp(folder):
                     self._look_after(control, folder)
                 self._problems.pop(folder, None)
-            except (FedmedError, OSError, ValueError) as error:
+            except (FedmedError, OSError, ValueError, Refused) as error:
                 if self._problems.get(folder) != str(error):
                     _log.error("run %s cannot be looked after: %s", folder.name, error)
                 self._problems[folder] = str(error)
@@ -141,6 +141,11 @@ class Keeper:
     def _start(self, control: FlowerControl, folder: Path, launch: Launch, progress: Progress) -> None:
         wait = pause_seconds(launch.restarts if progress.round == launch.round else 0)
         if time.monotonic() - self._started.get(folder, -wait) < wait:
+            return
+        try:
+            runs.checked_experiment(self._home, folder)
+        except FedmedError as error:
+            _record(folder, f"failed: {error}", progress)
             return
         flower_run = control.start((folder / runs.BUNDLE).read_bytes(), launch.run)
         launch = runs.started(folder, launch, progress, flower_run)
@@ -182,7 +187,7 @@ def _hopeless(launch: Launch) -> str:
 def _record(folder: Path, status: str, progress: Progress) -> None:
     """End the run's history, where no ServerApp is there to do it."""
     with locked(folder):
-        ended = RunEnded(time=now(), status=status, best_round=progress.best_round)
+        ended = RunEnded(time=moment(time.time()), status=status, best_round=progress.best_round)
         history.append(folder / history.FILE, ended)
 
 

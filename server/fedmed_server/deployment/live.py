@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from fedmed_server.deployment.site_states import moment
 from fedmed_server.history import RoundDone
-from fedmed_server.rounds import now
 
 FILE = "now.json"
 
@@ -39,13 +40,17 @@ class Live:
 
     def __init__(self, folder: Path, round_number: int) -> None:
         self._folder, self._lock, self._dirty = folder, threading.Lock(), True
-        self._now = Now(time=now(), round=round_number)
+        self._now = Now(time=moment(time.time()), round=round_number)
 
     def watch(self, site: str, phase: str) -> None:
         """A site was asked, or has answered."""
         with self._lock:
             before = self._now.sites.get(site)
-            since = before.since if before and (before.phase, phase) == ("asked", "awaited") else now()
+            since = (
+                before.since
+                if before and (before.phase, phase) == ("asked", "awaited")
+                else moment(time.time())
+            )
             self._now.sites[site] = Doing(phase=phase, since=since)
             self._dirty = True
 
@@ -60,7 +65,7 @@ class Live:
         with self._lock:
             if not self._dirty:
                 return
-            text = json.dumps(asdict(replace(self._now, time=now())))
+            text = json.dumps(asdict(replace(self._now, time=moment(time.time()))))
             self._dirty = False
         temporary = self._folder / f".{FILE}.tmp"
         temporary.write_text(text)

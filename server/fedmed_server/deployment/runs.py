@@ -17,7 +17,7 @@ from typing import Any, Literal
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedmed_common import bundle
+from fedmed_common import bundle, identity
 from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError, ConfigError
 from fedmed_common.files import write_atomically
@@ -221,6 +221,23 @@ def experiment_of(folder: Path) -> Experiment:
     document = tomllib.loads((folder / EXPERIMENT).read_text(encoding="utf-8"))
     document.pop("simulation", None)
     return Experiment.model_validate(document)
+
+
+def checked_experiment(home: ServerHome, folder: Path) -> Experiment:
+    """The run's experiment, which must be that of the signed bundle: it is what sites have approved.
+
+    Raises:
+        CheckpointError: it was changed since.
+        BundleRefused: the bundle is not this consortium's, or is damaged.
+    """
+    signer = identity.load_signing_key(home.signing_key).public_key()
+    approved = bundle.check((folder / BUNDLE).read_bytes(), signer)
+    experiment = experiment_of(folder)
+    if bundle.approval_hash(experiment, approved.code_version) != approved.hash:
+        raise CheckpointError(
+            f"{folder / EXPERIMENT}: was changed after the launch\n  fix: undo the change, or launch a new run"
+        )
+    return experiment
 
 
 def _text(launch: Launch) -> bytes:

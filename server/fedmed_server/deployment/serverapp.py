@@ -49,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
     from fedmed_server.deployment.conduct import conduct
 
     home = ServerHome(Path(os.environ["FEDMED_HOME"]))
-    conduct(grid, home, str(context.run_config[RUN_KEY]), stop, lambda: None)
+    conduct(grid, home, str(context.run_config[RUN_KEY]), stop, lambda _outcome: None)
 
 
 class _Task:
@@ -83,15 +83,19 @@ class _Task:
         except Interrupted as interrupted:
             _log.warning("%s", interrupted)
             return self._push("stopped", interrupted.code)
-        except Exception as error:
+        except FedmedError as error:
+            _log.error("%s", error)
+            return self._push("failed", error.code)
+        except Exception:
             _log.exception("the run cannot go on")
-            return self._push("failed", error.code if isinstance(error, FedmedError) else "internal")
+            return self._push("failed", "internal")
         finally:
             self._over.set()
 
-    def _done(self) -> None:
+    def _done(self, outcome: Outcome) -> None:
+        """Nothing is asked of sites any more; what is left to do is the server's own."""
         self._over.set()
-        self._push("completed", "")
+        self._push(outcome, "")
 
     def _push(self, outcome: Outcome, details: str) -> int:
         if self._pushed:
