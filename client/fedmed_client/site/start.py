@@ -87,7 +87,12 @@ def is_running(home: SiteFolder) -> bool:
 
 
 def _parts(home: SiteFolder, site: Site) -> tuple[Child, Child]:
-    environment = {"FEDMED_HOME": str(home.path), "FLWR_HOME": str(home.run), **visible_gpu(site.device)}
+    environment = {
+        "FEDMED_HOME": str(home.path),
+        "FLWR_HOME": str(home.run),
+        "MPLCONFIGDIR": str(home.run),
+        **visible_gpu(site.device),
+    }
     link, worker = (
         Child(
             role=role,
