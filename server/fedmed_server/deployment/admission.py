@@ -79,9 +79,9 @@ class Admission:
         self._node_of: dict[str, int] = {}
         self._registry_read: tuple[int, int, int] | None = None
         self._states = load_site_states(home.site_states)
-        self._written: dict[str, SiteState] = {}
+        self._written: dict[str, SiteState] | None = None
         self._nonces = Nonces(self._states, self._skew_seconds)
-        self._turn = asyncio.Lock()
+        self._reading, self._writing = asyncio.Lock(), asyncio.Lock()
 
     async def known(self, headers: Mapping[str, str]) -> str:
         """The registered site that a request names, before its body is read.
@@ -112,24 +112,31 @@ class Admission:
             self._note(name, refusal=Refusal(code=refusal.reason, time=moment(time.time())))
             raise
         self._note(name, instance=stamp.instance, boot=stamp.boot, last_seen=moment(time.time()))
+        if request.path == ACTIVATE:
+            await self.look()
 
     async def look(self) -> None:
-        """What is due each second: a changed registry takes effect, and the states are written where they changed.
+        """What is due each second, and when a link begins: a changed registry takes effect, changed states are written.
 
         Raises:
             ProvisionError: there is no registry, and never was.
         """
         await self._read_registry()
-        online = await asyncio.to_thread(self._nodes.online)
-        states = {name: self._current(site, online) for name, site in self._sites.items()}
-        if states != self._written:
-            await asyncio.to_thread(save_site_states, self._home.site_states, states)
-            self._written = states
+        async with self._writing:
+            online = await asyncio.to_thread(self._nodes.online)
+            states = {name: self._current(site, online) for name, site in self._sites.items()}
+            if states == self._written:
+                return
+            try:
+                await asyncio.to_thread(save_site_states, self._home.site_states, states)
+                self._written = states
+            except OSError as error:
+                _log.error("the states of the sites cannot be written: %s", error)
 
     async def _read_registry(self) -> None:
         if _mark(self._home.registry) == self._registry_read:
             return
-        async with self._turn:
+        async with self._reading:
             mark = _mark(self._home.registry)
             if mark == self._registry_read:
                 return

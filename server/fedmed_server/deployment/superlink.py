@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 _LOOK_SECONDS = 1.0
-_LAST_REQUESTS_SECONDS = 3
+_LAST_REQUESTS_SECONDS = 2
 _KEEP_ALIVE_SECONDS = 75
-_log = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -68,6 +67,7 @@ async def serve(home: ServerHome) -> None:
     """
     from fedmed_server.deployment import flower_superlink
 
+    _quieten_flower()
     home.prepare()
     settings = home.settings()
     app, nodes = flower_superlink.build(home)
@@ -82,6 +82,14 @@ async def serve(home: ServerHome) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with _health(settings) as serving:
         await _run([private, public], admission, stop, serving)
+    await admission.look()
+
+
+def _quieten_flower() -> None:
+    """Flower's records go the way of all others, without those of every single call, and each once."""
+    flower = logging.getLogger("flwr")
+    flower.handlers.clear()
+    flower.setLevel(logging.INFO)
 
 
 async def _run(
@@ -112,10 +120,7 @@ async def _run(
 
 async def _look(admission: Admission) -> None:
     while True:
-        try:
-            await admission.look()
-        except OSError as error:
-            _log.error("the states of the sites cannot be written: %s", error)
+        await admission.look()
         await asyncio.sleep(_LOOK_SECONDS)
 
 
@@ -147,6 +152,7 @@ def _config(
         lifespan="off",
         ws="none",
         log_config=log_config,
+        access_log=False,
         server_header=False,
         ssl_certfile=str(home.certificate),
         ssl_keyfile=str(home.key),
