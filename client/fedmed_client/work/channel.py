@@ -93,7 +93,7 @@ class WorkerChannel:
             patience = self._limits.stall_seconds
             fields = frames.read_head(frame)
             if "size" in fields:
-                return frames.joined(answers.following(patience), fields["size"])
+                return frames.joined(fields, answers.following(patience))
             if fields.get("step"):
                 on_step(fields["step"])
 

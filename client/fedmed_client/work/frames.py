@@ -1,14 +1,18 @@
-"""What passes between link and worker: one line of JSON that announces, then the bytes of a Flower message in pieces."""
+"""What passes between link and worker: a line of JSON that announces, then a Flower message in pieces.
+
+The message without the bytes of its arrays goes first, as Flower serialises it; the bytes of the arrays follow as they are. So
+neither side holds a large message more often than once, and no size is too large.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flwr.app import Message
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
@@ -24,15 +28,7 @@ def address(socket: Path) -> str:
     return f"unix:{quote(str(socket))}"
 
 
-def pieces(message: Message, **fields: int | str) -> Iterator[bytes]:
-    """A message as frames; ``fields`` go into the frame that announces it."""
-    content = message_to_proto(message).SerializeToString()
-    yield head(size=len(content), **fields)
-    for start in range(0, len(content), _PIECE):
-        yield content[start : start + _PIECE]
-
-
-def head(**fields: int | str) -> bytes:
+def head(**fields: object) -> bytes:
     """A frame that announces."""
     return json.dumps(fields).encode()
 
@@ -52,15 +48,58 @@ def read_head(frame: bytes) -> dict[str, Any]:
     return fields
 
 
-def joined(frames: Iterable[bytes], size: int) -> Message:
-    """The message in the frames that follow its announcement; takes no more of them than it needs.
+def pieces(message: Message, **fields: str) -> Iterator[bytes]:
+    """A message as frames; ``fields`` go into the one that announces it."""
+    arrays = [array.data for record in _array_records(message) for array in record.values()]
+    outline = message_to_proto(_with_data(message, lambda _: b"")).SerializeToString()
+    yield head(**fields, size=len(outline), arrays=[len(data) for data in arrays])
+    for part in (outline, *arrays):
+        for start in range(0, len(part), _PIECE):
+            yield part[start : start + _PIECE]
+
+
+def joined(announced: dict[str, Any], following: Iterable[bytes]) -> Message:
+    """The message that was announced, out of the frames that follow; takes no more of them than it needs.
 
     Raises:
         WireError: there are fewer or more bytes than announced.
     """
-    content, more = bytearray(), iter(frames)
-    while len(content) < size and (frame := next(more, None)) is not None:
-        content += frame
-    if len(content) != size:
-        raise WireError("frame")
-    return message_from_proto(ProtoMessage.FromString(bytes(content)))
+    take = _taking(iter(following))
+    outline = message_from_proto(ProtoMessage.FromString(take(announced["size"])))
+    sizes = iter(announced["arrays"])
+    return _with_data(outline, lambda _: take(next(sizes)))
+
+
+def _array_records(message: Message) -> list[ArrayRecord]:
+    return list(message.content.array_records.values()) if message.has_content() else []
+
+
+def _with_data(message: Message, data: Callable[[Array], bytes]) -> Message:
+    """The message with other bytes in its arrays."""
+    if not message.has_content():
+        return message
+    content = RecordDict(dict(message.content))
+    for name, record in message.content.array_records.items():
+        content[name] = ArrayRecord(
+            {
+                key: Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=data(array))
+                for key, array in record.items()
+            }
+        )
+    return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
+
+
+def _taking(frames: Iterator[bytes]) -> Callable[[int], bytes]:
+    """A function that gives the next so many bytes; the announced ends of parts are ends of frames."""
+
+    def take(size: int) -> bytes:
+        parts: list[bytes] = []
+        while size > 0:
+            frame = next(frames, b"")
+            parts.append(frame)
+            size -= len(frame) or size + 1
+        if size:
+            raise WireError("frame")
+        return b"".join(parts)
+
+    return take

@@ -72,7 +72,7 @@ class Orders:
     def carry(self, sent: Iterator[bytes], call: grpc.ServicerContext) -> Iterator[bytes]:
         """gRPC: the frames of a message in; signs of progress, then the frames of its reply out."""
         announced = frames.read_head(next(sent))
-        name, order = str(announced["order"]), _Order(message=frames.joined(sent, announced["size"]))
+        name, order = str(announced["order"]), _Order(message=frames.joined(announced, sent))
         self._known[name] = order
         try:
             done = self._one_by_one.submit(self._carry_out, order)
