@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from fedmed_common.metrics import Mean, Metrics
 
@@ -110,8 +110,11 @@ class RunEnded(Record):
     )
 
 
-Line = Annotated[RunStarted | RoundDone | RunEnded, Field(discriminator="kind")]
-_LINE: TypeAdapter[RunStarted | RoundDone | RunEnded] = TypeAdapter(Line)
+Line: TypeAlias = RunStarted | RoundDone | RunEnded
+
+
+class _Line(RootModel[Line]):
+    root: Line = Field(discriminator="kind")
 
 
 def append(file: Path, record: RunStarted | RoundDone | RunEnded) -> None:
@@ -140,7 +143,7 @@ def read_from(
         for line in stream:
             if not line.endswith(b"\n") or len(records) == most:
                 break
-            records.append(_LINE.validate_json(line))
+            records.append(_Line.model_validate_json(line).root)
             offset += len(line)
     return records, offset
 
