@@ -82,6 +82,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fedmed_client.site.cli_start:audit_command",
         "Check that this site's audit log is whole.",
     ),
+    "site check": (
+        "fedmed_client.link.cli:check_command",
+        "Try the way to the coordinator, and say where it ends.",
+    ),
+    "site runs": (
+        "fedmed_client.link.cli:runs_command",
+        "List the experiments that were offered to this site.",
+    ),
+    "site approve": ("fedmed_client.link.cli:approve_command", "Permit an experiment at this site."),
+    "site reject": ("fedmed_client.link.cli:reject_command", "Forbid an experiment at this site."),
     "site scan": (
         "fedmed_client.cli_scan:scan_command",
         "Index a folder of DICOM and list what cannot be used.",

@@ -1,0 +1,209 @@
+"""The line to the coordinator: it is kept, whatever happens to the network, and says in one place how it stands.
+
+A call is tried until it succeeds. What can pass by itself is waited for, longer each time; what cannot ends the link, as its
+:class:`ConnectionProblem`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from flwr.app import Message
+
+from fedmed_client.link import diagnose, reach
+from fedmed_client.link.flower import Announced, Fleet, LinkForgotten, RunOver, inflate
+from fedmed_client.link.problems import MAY_PASS
+from fedmed_client.link.reach import Reach
+from fedmed_client.link.status import Standing, Status
+from fedmed_client.site.home import SiteFolder
+from fedmed_common.errors import (
+    ConfigError,
+    ConnectionProblem,
+    FedmedError,
+    IdentityRefused,
+    ProvisionError,
+    TransportAway,
+    Unreachable,
+)
+
+T = TypeVar("T")
+
+_BEAT_SECONDS = 10.0
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
+_OBJECTS_AT_ONCE = 2
+_log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The link was told to stop."""
+
+
+class Line:
+    """One site's line. :meth:`open` it once; every method raises :class:`Stopped` when ``stop`` is set.
+
+    Raises:
+        ConnectionProblem: one that does not pass; at first, where the site was never connected, any.
+    """
+
+    def __init__(self, home: SiteFolder, status: Status, stop: threading.Event) -> None:
+        self._home, self._status, self._stop = home, status, stop
+        self._reach = reach.load(home)
+        self._fleet = Fleet(self._reach)
+        self._is_patient = status.was_connected
+        self._must_activate, self._turn = threading.Event(), threading.Lock()
+        self._must_activate.set()
+
+    @property
+    def site(self) -> str:
+        """The site's name in the consortium."""
+        return self._reach.connection.site
+
+    @property
+    def reach(self) -> Reach:
+        """How the coordinator is reached."""
+        return self._reach
+
+    def open(self) -> None:
+        """Become the site's link, and stay it: a thread says so every few seconds."""
+        try:
+            if not self._is_patient:
+                diagnose.look_up(self._reach)
+            self._through(lambda: None)
+        except Unreachable as problem:
+            raise diagnose.closer_look(self._reach) or problem from problem
+        threading.Thread(target=self._keep_beating, name="beat", daemon=True).start()
+
+    def close(self) -> None:
+        """Say goodbye, and end the connections."""
+        if not self._must_activate.is_set():
+            self._fleet.deactivate()
+        self._fleet.close()
+
+    def pull(self) -> Announced | None:
+        """The next message, if there is one. A message that may be lost on the way is asked anew by the server."""
+
+        def once() -> Announced | None:
+            try:
+                return self._fleet.pull()
+            except (ConnectionProblem, TransportAway):
+                self._must_activate.set()
+                raise
+
+        return self._through(once)
+
+    def fetch(self, announced: Announced) -> Message:
+        """The announced message, whole.
+
+        Raises:
+            RunOver: nobody waits for it any more, or it is gone. Then the server is asked to ask anew.
+            WireError: it cannot be read.
+        """
+        try:
+            with ThreadPoolExecutor(_OBJECTS_AT_ONCE) as pool:
+                names = announced.objects
+                contents = dict(
+                    zip(names, pool.map(lambda name: self._object(announced, name), names), strict=True)
+                )
+            self._through(lambda: self._fleet.confirm(announced))
+        except RunOver:
+            self._must_activate.set()
+            raise
+        return inflate(announced, contents)
+
+    def bundle(self, run: int) -> tuple[str, bytes]:
+        """The digest of the run's bundle, and the bundle.
+
+        Raises:
+            RunOver: the run has ended.
+        """
+        digest = self._through(lambda: self._fleet.check_run(run))
+        return digest, self._through(lambda: self._fleet.bundle(run, digest))
+
+    def push(self, reply: Message) -> None:
+        """Send a reply; while the network is away, it is kept.
+
+        Raises:
+            RunOver: nobody waits for it any more.
+        """
+        self._through(lambda: self._fleet.push(reply))
+
+    def is_over(self, run: int) -> bool:
+        """Whether the Flower run has ended, as far as is known at this moment."""
+        try:
+            self._fleet.check_run(run)
+        except RunOver:
+            return True
+        except ConnectionProblem as problem:
+            self._weigh(problem)
+        except LinkForgotten:
+            self._must_activate.set()
+        except TransportAway as away:
+            self._weigh(away)
+        return False
+
+    def refresh(self) -> None:
+        """Take up a certificate that was installed since, and judge the time of the one in use."""
+        if reach.certificate_stamp(self._home) != self._reach.certificate_stamp:
+            with suppress(ProvisionError, ConfigError):  # it is being installed at this moment
+                renewed = reach.load(self._home)
+                self._fleet.close()
+                self._reach, self._fleet = renewed, Fleet(renewed)
+                self._must_activate.set()
+                _log.warning("a new certificate is in use")
+        self._reach.check_time()
+
+    def _object(self, announced: Announced, name: str) -> bytes:
+        return self._through(lambda: self._fleet.pull_object(announced.run, name))
+
+    def _through(self, call: Callable[[], T]) -> T:
+        """What the call gives, tried until it does; before it, the link is activated where that is due."""
+        wait = _FIRST_WAIT_SECONDS
+        while not self._stop.is_set():
+            try:
+                self._activate()
+                result = call()
+            except LinkForgotten:
+                self._must_activate.set()
+            except (ConnectionProblem, TransportAway) as problem:
+                self._weigh(problem)
+            else:
+                self._is_patient = True
+                self._status.say(Standing(state="connected"))
+                return result
+            self._stop.wait(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+        raise Stopped
+
+    def _activate(self) -> None:
+        with self._turn:
+            if self._must_activate.is_set():
+                self._reach.check_time()
+                self._fleet.activate()
+                self._must_activate.clear()
+
+    def _weigh(self, problem: ConnectionProblem | TransportAway) -> None:
+        """Raise what does not pass; say the rest, and wait."""
+        if isinstance(problem, ConnectionProblem) and not self._passes(problem):
+            raise problem
+        self._status.say(Standing.of(problem, "waiting"))
+
+    def _passes(self, problem: ConnectionProblem) -> bool:
+        """A new key that the coordinator has signed already shuts the present one out until the answer is installed."""
+        if isinstance(problem, IdentityRefused) and self._home.next_key_file.exists():
+            return True
+        return self._is_patient and isinstance(problem, MAY_PASS)
+
+    def _keep_beating(self) -> None:
+        while not self._stop.wait(_BEAT_SECONDS):
+            try:
+                self._fleet.beat()
+            except LinkForgotten:
+                self._must_activate.set()
+            except (FedmedError, RuntimeError) as problem:  # the latter of connections that are being renewed
+                # The calls of the work meet the same problem, and weigh it.
+                _log.info("a beat failed: %s", type(problem).__name__)

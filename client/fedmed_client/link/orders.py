@@ -1,0 +1,271 @@
+"""What becomes of a message: it is checked, let in or refused, carried out by the worker, and answered."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+from flwr.app import Message
+
+from fedmed_client.link import approvals
+from fedmed_client.link.flower import RunOver
+from fedmed_client.link.line import Line
+from fedmed_client.link.status import Status, Work
+from fedmed_client.site.audit import AuditLog, Event
+from fedmed_client.site.home import SiteFolder
+from fedmed_client.work.channel import WorkerChannel
+from fedmed_client.work.limits import check_now
+from fedmed_common import bundle, wire
+from fedmed_common.bundle import Approved
+from fedmed_common.errors import (
+    BundleRefused,
+    ConnectionProblem,
+    FedmedError,
+    PolicyRefusal,
+    WireError,
+    WorkerLost,
+)
+
+_STOP_SECONDS = 0.2
+_LOOK_SECONDS = 2.0
+_SUCCESSOR_SECONDS = 60.0
+_LEAST_SECONDS = 1.0
+_KNOWN_RUNS = 16
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A reply, and the order that it answers; None where the message was no order."""
+
+    reply: Message
+    order: wire.Order | None
+
+
+class Desk:
+    """Answers messages, one at a time. ``stop``: leave the worker to itself, and return nothing."""
+
+    def __init__(self, home: SiteFolder, line: Line, status: Status, stop: threading.Event) -> None:
+        self._home, self._line, self._status, self._stop = home, line, status, stop
+        self._audit = AuditLog(home.path)
+        self._bundles: dict[int, Approved | BundleRefused] = {}
+        self._next: Message | None = None
+        self._ended_at: float | None = None
+
+    def answer(self, message: Message) -> Answered | None:
+        """The answer to a message; None where the link is to stop before there is one.
+
+        Raises:
+            ConnectionProblem: the site was shut out while it worked.
+            RunOver: nobody waits for an answer.
+        """
+        try:
+            order = wire.unpack_order(message.content, wire.Kind(message.metadata.message_type))
+        except (ValueError, WireError):
+            return self._unknown(message)
+        try:
+            self._audit.append("received", **_about(order))
+            offered = self._let_in(message.metadata.run_id, order)
+            reply = self._carried(message, order, offered)
+        except ConnectionProblem:
+            raise
+        except FedmedError as error:
+            reply = self._refused(message, order, error)
+        except (
+            OSError
+        ) as error:  # what cannot be written down must not happen; a full disk is the usual cause
+            _log.error("the site's folder cannot be written: %s", error.strerror)
+            reply = self._reply(message, order, code=PolicyRefusal.code, rule="disk")
+        return Answered(reply=reply, order=order) if reply is not None else None
+
+    def sent(self, answered: Answered) -> None:
+        """Note that the answer is with the server."""
+        if answered.order is not None:
+            self._note("sent", answered.order)
+
+    def _let_in(self, run: int, order: wire.Order) -> Approved:
+        """Refuse what the site does not carry out now.
+
+        Raises:
+            BundleRefused, PolicyRefusal, ConfigError: why.
+        """
+        offered = self._offered(run)
+        if order.experiment != offered.experiment.order_text():
+            raise BundleRefused("another experiment")
+        site = self._home.site()
+        approvals.check(self._home, site, offered)
+        check_now(site, self._home.path)
+        return offered
+
+    def _offered(self, run: int) -> Approved:
+        """What the Flower run's bundle asks for; a run has one bundle for its whole life."""
+        if run not in self._bundles:
+            digest, content = self._line.bundle(run)
+            while len(self._bundles) >= _KNOWN_RUNS:
+                del self._bundles[next(iter(self._bundles))]
+            self._bundles[run] = self._checked(digest, content)
+        known = self._bundles[run]
+        if isinstance(known, BundleRefused):
+            raise known
+        return known
+
+    def _checked(self, digest: str, content: bytes) -> Approved | BundleRefused:
+        try:
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise BundleRefused("tampered bundle")
+            return bundle.check(content, self._line.reach.connection.signer_key())
+        except BundleRefused as refused:
+            return refused
+
+    def _carried(self, message: Message, order: wire.Order, offered: Approved) -> Message | None:
+        """The worker's reply; None where the link stops first.
+
+        Raises:
+            WorkerLost: the worker ended.
+            ConnectionProblem: the site was shut out.
+        """
+        carrying = Carrying(self._home, message)
+        work = Work(run=order.run, kind=order.kind.value, round=order.round)
+        self._status.work(work)
+        look_at, self._ended_at = time.monotonic() + _LOOK_SECONDS, None
+        try:
+            while not carrying.done.wait(_STOP_SECONDS):
+                if self._stop.is_set():
+                    return None
+                if time.monotonic() >= look_at:
+                    self._status.work(replace(work, step=carrying.step))
+                    if not self._is_wanted(message.metadata.run_id, order, offered):
+                        carrying.cancel()
+                    look_at = time.monotonic() + _LOOK_SECONDS
+        except ConnectionProblem:
+            carrying.cancel()
+            raise
+        finally:
+            self._status.work(None)
+        return carrying.reply()
+
+    def _is_wanted(self, run: int, order: wire.Order, offered: Approved) -> bool:
+        """Whether to go on: while the Flower run does, and for a while after its end, when its successor may ask the same."""
+        if approvals.is_rejected(self._home, offered.hash):
+            return False
+        if self._ended_at is None:
+            if not self._line.is_over(run):
+                return True
+            self._ended_at = time.monotonic()
+        if self._next is None:
+            self._next = self.take()
+        if self._next is not None:
+            return _asks_the_same(self._next, order)
+        return time.monotonic() - self._ended_at < _SUCCESSOR_SECONDS
+
+    def take(self) -> Message | None:
+        """The next message, if there is one."""
+        waiting, self._next = self._next, None
+        if waiting is not None:
+            return waiting
+        announced = self._line.pull()
+        if announced is None:
+            return None
+        try:
+            return self._line.fetch(announced)
+        except (RunOver, WireError) as problem:
+            _log.warning("a message is left: %s", problem)
+            return None
+
+    def _refused(self, message: Message, order: wire.Order, error: FedmedError) -> Message:
+        code, rule = error.code, ""
+        if isinstance(error, PolicyRefusal | BundleRefused):
+            code, rule = PolicyRefusal.code, error.rule if isinstance(error, PolicyRefusal) else error.code
+        _log.warning("round %s of %s: %s", order.round, order.run, error)
+        event: Event = "refused" if rule else "worker-lost" if isinstance(error, WorkerLost) else "failed"
+        reason = error.reason if isinstance(error, BundleRefused) else ""
+        self._note(event, order, code=code, rule=rule, **({"reason": reason} if reason else {}))
+        return self._reply(message, order, code=code, rule=rule)
+
+    def _note(self, event: Event, order: wire.Order, **more: str) -> None:
+        """Of what has happened already; it is told even where it cannot be written down."""
+        try:
+            self._audit.append(event, **_about(order), **more)
+        except OSError as error:
+            _log.error("the audit log cannot be written: %s", error.strerror)
+
+    def _reply(self, message: Message, order: wire.Order, *, code: str, rule: str = "") -> Message:
+        reply = wire.Reply(
+            site=self._line.site,
+            run=order.run,
+            round=order.round,
+            attempt=order.attempt,
+            code=code,
+            rule=rule,
+        )
+        return Message(wire.pack_reply(reply), reply_to=message)
+
+    def _unknown(self, message: Message) -> Answered:
+        _log.warning("a message was no order")
+        reply = wire.Reply(site=self._line.site, run="", round=0, attempt=0, code=WireError.code)
+        return Answered(reply=Message(wire.pack_reply(reply), reply_to=message), order=None)
+
+
+class Carrying:
+    """A message with the worker. Nothing waits for the thread: a link that ends leaves it behind."""
+
+    def __init__(self, home: SiteFolder, message: Message) -> None:
+        self.done, self.step = threading.Event(), 0
+        self._channel = WorkerChannel(home.path, home.site().limits)
+        self._message, self._result = message, list[Message | Exception]()
+        threading.Thread(target=self._carry, name="carry", daemon=True).start()
+
+    def cancel(self) -> None:
+        """Ask the worker to leave the message at its next step; it still answers."""
+        self._channel.cancel()
+
+    def reply(self) -> Message:
+        """The worker's, once it is done.
+
+        Raises:
+            WorkerLost: the worker ended, or answered with words of Flower's, which must not leave.
+        """
+        result = self._result[0]
+        if isinstance(result, Exception):
+            raise result
+        if not result.has_content():
+            raise WorkerLost("the worker answered with an error of Flower's")
+        return result
+
+    def _carry(self) -> None:
+        metadata = self._message.metadata
+        left = metadata.created_at + metadata.ttl - time.time()
+        try:
+            carry = self._channel.carry
+            self._result.append(
+                carry(self._message, on_step=self._on_step, deadline_seconds=max(left, _LEAST_SECONDS))
+            )
+        except Exception as error:
+            self._result.append(error if isinstance(error, FedmedError) else WorkerLost(type(error).__name__))
+        finally:
+            self.done.set()
+
+    def _on_step(self, step: int) -> None:
+        self.step = step
+
+
+def _about(order: wire.Order) -> dict[str, str | int]:
+    return {"run": order.run, "round": order.round, "kind": order.kind.value, "attempt": order.attempt}
+
+
+def _asks_the_same(message: Message, order: wire.Order) -> bool:
+    """Whether a later message is answered by the same reply."""
+    try:
+        other = wire.unpack_order(message.content, wire.Kind(message.metadata.message_type))
+    except (ValueError, WireError):
+        return False
+    bare = replace(other, attempt=order.attempt, parameters={})
+    return (
+        bare == replace(order, parameters={})
+        and list(other.parameters) == list(order.parameters)
+        and all(np.array_equal(array, order.parameters[name]) for name, array in other.parameters.items())
+    )

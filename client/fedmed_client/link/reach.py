@@ -1,0 +1,183 @@
+"""How a site reaches its coordinator: who it is, which way it goes, and whom it trusts."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import ssl
+import urllib.request
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+from fedmed_client.site.home import SiteFolder
+from fedmed_common import identity
+from fedmed_common.consortium import Connection
+from fedmed_common.enrolment import check_certificate
+from fedmed_common.errors import ConfigError, OwnExpired, ProvisionError
+from fedmed_common.site_config import Network
+
+CONNECT_SECONDS = 4.0
+ANSWER_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """All that a connection needs. ``proxy``: its URL, empty where there is none. ``boot`` is new each time."""
+
+    connection: Connection
+    key: EllipticCurvePrivateKey = field(repr=False)
+    certificate: x509.Certificate = field(repr=False)
+    certificate_stamp: int
+    trust: ssl.SSLContext = field(repr=False)
+    proxy: str = field(repr=False)
+    instance: str
+    boot: str
+
+    @property
+    def address(self) -> str:
+        """The coordinator, for people."""
+        return self.connection.address
+
+    @property
+    def proxy_address(self) -> str:
+        """The proxy without its password, for people; empty where there is none."""
+        parts = urlsplit(self.proxy)
+        return parts.netloc.rpartition("@")[2]
+
+    def check_time(self) -> None:
+        """Raises :class:`OwnExpired` where this site's certificate is not valid at this moment."""
+        wrong = identity.expiry_warning(self.certificate, "this site's certificate", "", warn_days=0)
+        if wrong:
+            raise OwnExpired(
+                f"{wrong.removesuffix('; ')}\n"
+                "  fix: set this machine's clock if it is wrong; else ask the coordinator for a new certificate, "
+                "and install it with 'fedmed site join'"
+            )
+
+    def client(self) -> httpx.Client:
+        """A client for HTTP that trusts the consortium alone, goes the configured way and follows no redirection."""
+        proxy = httpx.Proxy(self.proxy, ssl_context=proxy_trust(self)) if self.proxy else None
+        return httpx.Client(
+            verify=self.trust,
+            proxy=proxy,
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+        )
+
+
+def load(home: SiteFolder) -> Reach:
+    """What the site's folder says, checked as far as that goes without a network.
+
+    Raises:
+        ConfigError, ProvisionError: a file is missing, wrong, or another's.
+        OwnExpired: this site's certificate is not valid now.
+    """
+    connection, site = home.connection(), home.site()
+    if site.name != connection.site:
+        raise ConfigError(
+            f"is '{site.name}', and the consortium knows this site as '{connection.site}'",
+            file=home.site_file,
+            field="name",
+            fix=f'name = "{connection.site}"',
+        )
+    stamp = certificate_stamp(home)
+    key, certificate = home.key(), home.certificate()
+    _check(home, connection, key, certificate)
+    reach = Reach(
+        connection=connection,
+        key=key,
+        certificate=certificate,
+        certificate_stamp=stamp,
+        trust=_trust(home, site.network),
+        proxy=find_proxy(connection, site.network),
+        instance=home.instance(),
+        boot=secrets.token_hex(8),
+    )
+    reach.check_time()
+    return reach
+
+
+def certificate_stamp(home: SiteFolder) -> int:
+    """Changes when another certificate is installed."""
+    try:
+        return home.certificate_file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def find_proxy(connection: Connection, network: Network) -> str:
+    """The proxy's URL: the one in ``site.toml``, else the environment's, and none for hosts that are excepted."""
+    place = f"{connection.host}:{connection.port}"
+    if network.no_proxy and _is_excepted(place, ",".join(network.no_proxy)):
+        return ""
+    if network.proxy is not None:
+        return network.proxy
+    known = urllib.request.getproxies_environment()
+    found = known.get("https") or known.get("all") or ""
+    if not found or _is_excepted(place, known.get("no", "")):
+        return ""
+    return found if "://" in found else f"http://{found}"
+
+
+def proxy_trust(reach: Reach) -> ssl.SSLContext | None:
+    """Whom to trust as a proxy that is itself reached by TLS: the usual authorities, not the consortium's."""
+    return ssl.create_default_context() if reach.proxy.startswith("https:") else None
+
+
+def _is_excepted(place: str, exceptions: str) -> bool:
+    """Exceptions are names, also of whole domains, addresses, and networks as 10.0.0.0/8."""
+    if urllib.request.proxy_bypass_environment(place, {"no": exceptions}):  # type: ignore[attr-defined]
+        return True
+    host = place.rpartition(":")[0]
+    for exception in exceptions.split(","):
+        try:
+            if ipaddress.ip_address(host) in ipaddress.ip_network(exception.strip(), strict=False):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def _trust(home: SiteFolder, network: Network) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(home.authority_file)
+    context.load_cert_chain(home.certificate_file, home.key_file)
+    if network.ca is not None:
+        try:
+            context.load_verify_locations(network.ca)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(
+                f"{network.ca} cannot be used: {error.strerror or 'it holds no certificate'}",
+                file=home.site_file,
+                field="network.ca",
+                fix="name a PEM file that can be read",
+            ) from None
+    return context
+
+
+def _check(
+    home: SiteFolder, connection: Connection, key: EllipticCurvePrivateKey, certificate: x509.Certificate
+) -> None:
+    """Raises :class:`ProvisionError` where the files do not belong together; the time is judged elsewhere."""
+    authority = identity.load_certificate(home.authority_file)
+    if identity.fingerprint(authority) != connection.fingerprint:
+        raise ProvisionError(
+            f"{home.authority_file}: is not the authority whose fingerprint is in {home.connection_file.name}\n"
+            "  fix: open the coordinator's kit again: fedmed site init KIT"
+        )
+    if identity.public_bytes(identity.public_key(certificate)) != identity.public_bytes(key.public_key()):
+        raise ProvisionError(
+            f"{home.certificate_file}: is for another key than {home.key_file.name}\n"
+            "  fix: restore the key from a backup, or install the answer to this site's own request"
+        )
+    wrong = check_certificate(certificate, authority, connection.site, now=certificate.not_valid_before_utc)
+    if wrong:
+        raise ProvisionError(
+            f"{home.certificate_file}: {wrong}\n  fix: ask the coordinator for the answer to {home.request_file.name}"
+        )
