@@ -83,14 +83,16 @@ def tracked_rounds(run: Path, experiment: Experiment, *, uri: str | None = None)
 class BackgroundTracker:
     """Tracks a run in a daemon thread while the block runs; never delays and never fails it.
 
-    On leaving the block, one last attempt is given ``patience_seconds``; ``problem`` then says what is left to do, or is empty.
+    On leaving the block, one last attempt is given ``patience_seconds``, which may be changed until then; ``problem`` then
+    says what is left to do, or is empty.
     """
 
     def __init__(
         self, run: Path, experiment: Experiment, *, uri: str | None = None, patience_seconds: float = 20.0
     ) -> None:
         self.problem = ""
-        self._run, self._patience_seconds = run, patience_seconds
+        self.patience_seconds = patience_seconds
+        self._run = run
         self._follower = _follower(run, experiment, uri)
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="tracking", daemon=True)
@@ -103,7 +105,7 @@ class BackgroundTracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leaving.set()
-        self._thread.join(self._patience_seconds)
+        self._thread.join(self.patience_seconds)
         if self._thread.is_alive():
             self.problem = str(away("no answer in time", self._run))
         if self.problem:

@@ -28,6 +28,7 @@ from fedmed_server.tracking import BackgroundTracker, track
 
 _HOUSEKEEPING_SECONDS = 0.3
 _LOCK_PATIENCE_SECONDS = 60.0
+_STOP_TRACKING_SECONDS = 2.0
 _log = logging.getLogger("fedmed.run")
 
 
@@ -36,7 +37,8 @@ def conduct(
 ) -> None:
     """Carry the run out, or go on with it, and draw its report.
 
-    ``on_end`` is told how it went as soon as nothing is asked of sites any more. ``stop`` ends it before its time, and so does the coordinator's wish in ``launch.json``.
+    ``on_end`` is told how it went as soon as nothing is asked of sites any more. ``stop`` ends it before its time, and so
+    does the coordinator's wish in ``launch.json``.
 
     Raises:
         FedmedError: it did not end well. Where the cause lies in the run itself its history says so, and it is not to be
@@ -83,7 +85,7 @@ def _request(
         on_round=on_round,
         stop=stop,
     )
-    _log.info("%s begins after round %s of %s", launch.run, progress.round, experiment.rounds)
+    _log.info("the run begins after round %s of %s", progress.round, experiment.rounds)
     return request, live
 
 
@@ -92,11 +94,13 @@ def _federate(
 ) -> RunEnded:
     request, live = asked
     uri = _tracking_uri(home, request.experiment)
-    with _housekeeping(request, live), BackgroundTracker(request.folder, request.experiment, uri=uri):
+    tracker = BackgroundTracker(request.folder, request.experiment, uri=uri)
+    with _housekeeping(request, live), tracker:
         try:
             ended = run_federation(grid, request)
         except Interrupted:
             on_end("stopped")
+            tracker.patience_seconds = _STOP_TRACKING_SECONDS
             raise
         except Exception:
             on_end("failed")

@@ -130,13 +130,20 @@ def process() -> int:
     """Carry out the task whose token is in the environment; the process's exit code."""
     token = os.environ.pop(TOKEN)
     home = ServerHome(Path(os.environ["FEDMED_HOME"]))
-    os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), PRIVATE_HOST)))
+    _keep_loopback_direct()
     logs.set_up(logging.INFO)
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
     children.write_pid(home.path, ROLE)
     return _Task(home, token).carry_out()
+
+
+def _keep_loopback_direct() -> None:
+    """Flower's server is on this machine; a proxy of the environment is for the tracking store."""
+    hosts = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)]
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join([*hosts, PRIVATE_HOST])
 
 
 def _write_log_to(file: Path) -> None:
@@ -149,4 +156,7 @@ def _write_log_to(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(process())
+    exit_code = process()
+    logging.shutdown()
+    # Threads that still talk to a tracking store must not hold up the end, and need not: what they send can be sent again.
+    os._exit(exit_code)

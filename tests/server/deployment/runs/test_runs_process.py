@@ -18,7 +18,7 @@ from fedmed_common import children
 from fedmed_server.deployment import runs, superlink
 from fedmed_server.deployment.flower_runtime import FlowerControl, SuperLinkAway
 from fedmed_server.deployment.home import ServerHome
-from fedmed_server.deployment.keeper import Keeper
+from fedmed_server.deployment.keeper import MOST_RESTARTS, Keeper
 from fedmed_server.deployment.launcher import Launcher
 from fedmed_server.deployment.runs import Progress
 from fedmed_server.folders import is_locked
@@ -74,6 +74,7 @@ def _environment(home: ServerHome, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in superlink.environment(home).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
 
 
 def _serverapp(home: ServerHome, other_than: int = 0) -> int:
@@ -132,10 +133,11 @@ def test_a_run_goes_on_after_the_server_was_away(home: ServerHome, launch: Calla
     assert _status(folder) == "interrupted"
 
 
-def test_a_run_whose_experiment_was_changed_has_failed_and_holds_up_no_other(
+def test_a_run_that_cannot_be_carried_has_failed_and_holds_up_no_other(
     home: ServerHome, launch: Callable[..., Path]
 ) -> None:
-    changed, broken, good = launch(name="a"), launch(name="b"), launch(name="c")
+    changed, broken, hopeless, good = (launch(name=name) for name in "abcd")
+    runs.change(hopeless, restarts=MOST_RESTARTS, flower_runs=(1,))
     file = changed / runs.EXPERIMENT
     file.write_text(file.read_text().replace("rounds = 3", "rounds = 4"))
     (broken / runs.BUNDLE).write_bytes(b"no bundle")
@@ -143,6 +145,7 @@ def test_a_run_whose_experiment_was_changed_has_failed_and_holds_up_no_other(
         _until(lambda: is_locked(good))
     assert "was changed after the launch" in _status(changed)
     assert _status(broken) == "failed: the run's bundle is refused: tampered bundle"
+    assert _status(hopeless).startswith("failed: the ServerApp ended 20 times without finishing round 1")
     assert [runs.load(folder).flower_runs for folder in (changed, broken)] == [(), ()]
 
 
