@@ -159,10 +159,11 @@ def _print_json(document: Any) -> None:
 
 def _print(*parts: Any) -> None:
     from rich.console import Console
+    from rich.text import Text
 
     console = Console()
     for part in parts:
-        console.print(part, highlight=False)
+        console.print(part, highlight=False, soft_wrap=isinstance(part, Text))
 
 
 def _print_from(file: Path, offset: int) -> int:
