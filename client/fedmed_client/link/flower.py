@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import httpx
@@ -58,6 +60,9 @@ T = TypeVar("T")
 LEASE_SECONDS = 15.0
 """The server takes a site for gone after two of these without a beat."""
 
+AT_ONCE = 4
+"""Objects on their way at the same time: each is a request of its own, and a hospital may be far away."""
+
 FIRST_ANSWER_SECONDS, GOODBYE_SECONDS = 5.0, 2.0
 _RUN_OVER = frozenset(
     {
@@ -71,6 +76,10 @@ _STALE_LINK = frozenset({"in-use", "another-node"})
 
 class RunOver(Exception):
     """Nobody waits for the reply any more: the Flower run has ended, or the message is gone."""
+
+
+class NotYet(Exception):
+    """The message was announced before all of it is at the server."""
 
 
 class LinkForgotten(Exception):
@@ -144,13 +153,17 @@ class Fleet:
         )
 
     def pull_object(self, run: int, name: str) -> bytes:
-        """One object of a message. A message can be there before all of its objects are."""
+        """One object of a message.
+
+        Raises:
+            NotYet: it will come.
+        """
         request = PullObjectRequest(node=self._me, run_id=run, object_id=name)
         answer = self._call(self._client.PullObject, request)
         if not answer.object_found:
             raise RunOver("a part of the message is gone")
         if not answer.object_available:
-            raise TransportAway("the coordinator's server has not got all of a message yet")
+            raise NotYet
         content: bytes = answer.object_content
         if hashlib.sha256(content).hexdigest() != name:
             raise RunOver("a part of the message is damaged")
@@ -183,8 +196,12 @@ class Fleet:
                 node=self._me, messages_list=[message_to_proto(bare)], message_object_trees=[tree]
             )
             answer = self._call(self._client.PushMessages, request)
-            for name in answer.objects_to_push:
-                self._push_object(reply.metadata.run_id, answer.session_id, name, objects[name].deflate())
+            wanted = list(answer.objects_to_push)
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                for start in range(0, len(wanted), AT_ONCE):
+                    some = [(name, objects[name].deflate()) for name in wanted[start : start + AT_ONCE]]
+                    send = partial(self._push_object, reply.metadata.run_id, answer.session_id)
+                    list(pool.map(send, *zip(*some, strict=True)))
 
     def close(self) -> None:
         """End the connections."""

@@ -16,7 +16,7 @@ from typing import TypeVar
 from flwr.app import Message
 
 from fedmed_client.link import diagnose, reach
-from fedmed_client.link.flower import Announced, Fleet, LinkForgotten, RunOver, inflate
+from fedmed_client.link.flower import AT_ONCE, Announced, Fleet, LinkForgotten, NotYet, RunOver, inflate
 from fedmed_client.link.problems import MAY_PASS
 from fedmed_client.link.reach import Reach
 from fedmed_client.link.status import Standing, Status
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 _BEAT_SECONDS = 10.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
-_OBJECTS_AT_ONCE = 2
+_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.05, 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -104,7 +104,7 @@ class Line:
             WireError: it cannot be read.
         """
         try:
-            with ThreadPoolExecutor(_OBJECTS_AT_ONCE) as pool:
+            with ThreadPoolExecutor(AT_ONCE) as pool:
                 names = announced.objects
                 contents = dict(
                     zip(names, pool.map(lambda name: self._object(announced, name), names), strict=True)
@@ -158,7 +158,15 @@ class Line:
         self._reach.check_time()
 
     def _object(self, announced: Announced, name: str) -> bytes:
-        return self._through(lambda: self._fleet.pull_object(announced.run, name))
+        """One object, however long the server's own part takes to hand it over."""
+        wait = _FIRST_LOOK_SECONDS
+        while not self._stop.wait(0):
+            try:
+                return self._through(lambda: self._fleet.pull_object(announced.run, name))
+            except NotYet:
+                self._stop.wait(wait)
+                wait = min(2 * wait, _LONGEST_LOOK_SECONDS)
+        raise Stopped
 
     def _through(self, call: Callable[[], T]) -> T:
         """What the call gives, tried until it does; before it, the link is activated where that is due."""

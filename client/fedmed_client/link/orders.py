@@ -254,7 +254,8 @@ class Carrying:
 
 
 def _about(order: wire.Order) -> dict[str, str | int]:
-    return {"run": order.run, "round": order.round, "kind": order.kind.value, "attempt": order.attempt}
+    about: dict[str, str | int] = {"run": order.run, "round": order.round, "kind": order.kind.value, "attempt": order.attempt}
+    return about | ({"split": order.split} if order.kind is wire.Kind.EVALUATE else {})
 
 
 def _asks_the_same(message: Message, order: wire.Order) -> bool:
