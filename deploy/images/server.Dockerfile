@@ -27,6 +27,7 @@ COPY --from=build /opt/fedmed /opt/fedmed
 ENV PATH=/opt/fedmed/bin:$PATH \
     FEDMED_HOME=/var/lib/fedmed \
     HOME=/tmp \
+    USER=fedmed \
     GIT_PYTHON_REFRESH=quiet \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1

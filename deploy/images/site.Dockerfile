@@ -25,6 +25,7 @@ COPY --from=build /opt/fedmed /opt/fedmed
 ENV PATH=/opt/fedmed/bin:$PATH \
     FEDMED_HOME=/var/lib/fedmed \
     HOME=/tmp \
+    USER=fedmed \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \
