@@ -35,6 +35,7 @@ _ORDER, _REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS = (
     "patients",
     "facts",
 )
+_REPLY_FIELDS = frozenset({"version", "site", "run", "round", "attempt", "code", "rule", "incident"})
 
 
 class Kind(StrEnum):
@@ -177,6 +178,8 @@ def unpack_reply(record: RecordDict, template: Mapping[str, NDArray[np.float32]]
     fields = _config(record, _REPLY)
     if fields.get("version") != VERSION:
         raise WireError("wire version")
+    if fields.keys() != _REPLY_FIELDS:
+        raise WireError("undeclared field")
     arrays = record.array_records.get(_PARAMETERS)
     if arrays is not None and template is None:
         raise WireError("undeclared parameters")
@@ -247,7 +250,10 @@ def _facts(record: RecordDict) -> Facts | None:
         if group not in groups or not key or type(count) is not int:
             raise WireError("count")
         groups[group][key] = count
-    return Facts(**groups, version=_text(_config(record, _FACTS), "version"))
+    fields = _config(record, _FACTS)
+    if fields.keys() != {"version"}:
+        raise WireError("undeclared field")
+    return Facts(**groups, version=_text(fields, "version"))
 
 
 def _config(record: RecordDict, name: str) -> dict[str, Any]:

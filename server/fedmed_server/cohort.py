@@ -137,14 +137,15 @@ def _await_nodes(channel: Channel, wanted: int) -> dict[str, int]:
 def _await_names(channel: Channel, expected: Sequence[str]) -> dict[str, int]:
     """The nodes of the expected sites by registered name, once all are connected or the time for that is over."""
     end = time.monotonic() + channel.experiment.federation.roll_call_seconds
+    said: set[str] = set()
     while True:
         nodes = {node.name: node.node_id for node in channel.through(channel.grid.get_nodes, end)}
         connected = {name: nodes[name] for name in sorted(expected) if name in nodes}
         if len(connected) == len(set(expected)) or time.monotonic() > end:
             return connected
-        for name in expected:
-            if name not in connected:
-                channel.watch(name, "not connected")
+        for name in sorted(set(expected) - connected.keys() - said):
+            channel.watch(name, "not connected")
+            said.add(name)
         channel.pause()
 
 

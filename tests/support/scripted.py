@@ -98,7 +98,8 @@ class Sites:
             return replace(reply, facts=wire.Facts(patients=patients, presence={}, version=self.runs(site)))
         if order.kind is wire.Kind.TRAIN and self.trains(site, order.round) is not None:
             delta = update(site, order.round, order.parameters)
-            return replace(reply, delta=delta, metrics={"loss": Mean(1.0, 1.0)})
+            loss = Mean(zlib.crc32(site.encode()) / 2**32, 1.0)
+            return replace(reply, delta=delta, metrics={"loss": loss})
         if order.kind is wire.Kind.EVALUATE and (value := self.dice(site, order.round)) is not None:
             return replace(reply, metrics={"dice/disc": Mean(value * count, count)})
         return replace(reply, code="internal", incident="0123")

@@ -10,6 +10,7 @@ from typing import cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
+from flwr.supercore.constant import HEAD_BODY_DIVIDER
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
     get_object_body,
@@ -80,10 +81,10 @@ def _read(
         return known[object_id]
     content = pull(object_id)
     budget.take(rest=len(content), objects=1)
-    name, parts, _ = get_object_head_values_from_object_content(content)
+    name, parts = _head(content)
     kind = {kind.__qualname__: kind for kind in _LEVELS[level]}[name]
     if kind is Array:
-        made: InflatableObject = Array.inflate(content, _read_chunks(pull, content, parts, budget))
+        made: InflatableObject = _read_array(pull, content, parts, budget)
     elif parts and kind in (ConfigRecord, MetricRecord):
         raise RejectedReply(gate.UNREADABLE)
     else:
@@ -92,15 +93,30 @@ def _read(
     return made
 
 
-def _read_chunks(pull: Pull, array: bytes, parts: list[str], budget: Budget) -> dict[str, InflatableObject]:
-    """An array's chunks, each charged as often as the array says that it occurs."""
-    occurring = json.loads(get_object_body(array, Array))["arraychunk_ids"]
-    if not all(type(index) is int and 0 <= index < len(parts) for index in occurring):
+def _head(content: bytes) -> tuple[str, list[str]]:
+    """An object's kind and the ids of its parts; its head must state the length of its body."""
+    name, parts, length = get_object_head_values_from_object_content(content)
+    if length != len(content) - content.index(HEAD_BODY_DIVIDER) - len(HEAD_BODY_DIVIDER):
+        raise RejectedReply(gate.UNREADABLE)
+    return name, parts
+
+
+def _read_array(pull: Pull, content: bytes, parts: list[str], budget: Budget) -> Array:
+    """An array, each chunk charged as often as it occurs. Flower's own way to join the chunks takes the array once more."""
+    described = json.loads(get_object_body(content, Array))
+    occurring = described["arraychunk_ids"]
+    if not all(type(index) is int for index in occurring):
         raise RejectedReply(gate.UNREADABLE)
     times = Counter(occurring)
-    chunks: dict[str, InflatableObject] = {}
+    if times.keys() != set(range(len(parts))) or len(set(parts)) != len(parts):
+        raise RejectedReply(gate.UNREADABLE)
+    chunks: list[memoryview] = []
     for index, part in enumerate(parts):
-        chunk = ArrayChunk.inflate(pull(part))
-        budget.take(arrays=len(chunk.data) * max(times[index], 1), objects=1)
-        chunks[part] = chunk
-    return chunks
+        piece = pull(part)
+        if _head(piece) != (ArrayChunk.__qualname__, []):
+            raise RejectedReply(gate.UNREADABLE)
+        chunk = ArrayChunk.inflate(piece).data
+        budget.take(arrays=len(chunk) * times[index], objects=1)
+        chunks.append(chunk)
+    data = b"".join(chunks[index] for index in occurring)
+    return Array(described["dtype"], tuple(described["shape"]), described["stype"], data)
