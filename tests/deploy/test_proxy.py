@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import shutil
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmed_simulations.rehearsal.machines import Machine, free_ports, wait_for
+from fedmed_server.deployment.home import RequestLimits, load_server
+from fedmed_simulations.rehearsal.machines import FEDMED, Machine, fedmed, free_ports, wait_for
 
 from .conftest import DEPLOY, NAME, Certificates, output, tool
 
@@ -117,45 +120,55 @@ def backend(certificates: Certificates) -> Iterator[_Backend]:
         server.server_close()
 
 
-@pytest.fixture(scope="module", params=["caddy", "nginx"])
+PROXIES = ("caddy", "nginx")
+
+
+@pytest.fixture(scope="module", params=PROXIES)
 def front(
     request: pytest.FixtureRequest,
     certificates: Certificates,
     backend: _Backend,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Front]:
-    program = tool(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    port = free_ports(1)[0]
+    tool(request.param)
+    folder, port = tmp_path_factory.mktemp(request.param), free_ports(1)[0]
     address = f"127.0.0.1:{backend.server_address[1]}"
-    environment = {
-        "HOME": str(folder),
-        "FEDMED_TLS": str(certificates.folder),
-        "FEDMED_PORT": str(port),
-        "FEDMED_BACKEND": address,
-    }
-    if request.param == "caddy":
-        command = [program, "run", "--adapter", "caddyfile", "--config", str(PROXY / "Caddyfile")]
-    else:
-        command = [program, "-c", str(_nginx(folder, certificates, port, address)), "-p", str(folder)]
-    with _running(command, port, folder, environment):
+    with _proxy(request.param, folder, tls=certificates.folder, port=port, backend=address, name=NAME):
         yield Front(port=port, backend=backend, certificates=certificates)
 
 
-def _nginx(folder: Path, certificates: Certificates, port: int, backend: str) -> Path:
+@contextmanager
+def _proxy(kind: str, folder: Path, *, tls: Path, port: int, backend: str, name: str) -> Iterator[None]:
+    environment = {
+        "HOME": str(folder),
+        "FEDMED_TLS": str(tls),
+        "FEDMED_PORT": str(port),
+        "FEDMED_BACKEND": backend,
+        "FEDMED_NAME": name,
+    }
+    if kind == "caddy":
+        command = [tool(kind), "run", "--adapter", "caddyfile", "--config", str(PROXY / "Caddyfile")]
+    else:
+        main = _nginx(folder, {"/etc/fedmed/tls": str(tls), "127.0.0.1:9443": backend, NAME: name}, port)
+        command = [tool(kind), "-c", str(main), "-p", str(folder)]
+    with _running(command, port, folder, environment):
+        yield
+
+
+def _nginx(folder: Path, places: dict[str, str], port: int) -> Path:
     """The file that ships with this test's ports and folders in it, inside the least that nginx wants around it."""
-    text = (PROXY / "nginx.conf").read_text()
-    text = text.replace("/etc/fedmed/tls", str(certificates.folder)).replace("127.0.0.1:9443", backend)
-    text = text.replace("listen 8443", f"listen 127.0.0.1:{port}")
+    text = (PROXY / "nginx.conf").read_text().replace("listen 8443", f"listen 127.0.0.1:{port}")
+    for shipped, here in places.items():
+        text = text.replace(shipped, here)
     (folder / "fedmed.conf").write_text(text)
-    places = "".join(
+    temporary = "".join(
         f"  {kind}_temp_path {folder}/{kind};\n"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     main = folder / "main.conf"
     main.write_text(
         f"daemon off;\nmaster_process off;\npid {folder}/pid;\nerror_log {folder}/error.log;\nevents {{}}\n"
-        f"http {{\n  access_log off;\n{places}  include {folder}/fedmed.conf;\n}}\n"
+        f"http {{\n  access_log off;\n{temporary}  include {folder}/fedmed.conf;\n}}\n"
     )
     return main
 
@@ -243,9 +256,56 @@ def test_nginxs_file_parses() -> None:
 
 
 def test_both_bound_bodies_as_the_server_does_by_default() -> None:
-    from fedmed_server.deployment.home import RequestLimits
-
     megabytes = RequestLimits().body_mb
     assert re.search(rf"client_max_body_size {megabytes}m;", (PROXY / "nginx.conf").read_text())
     assert (PROXY / "Caddyfile").read_text().count(f"{megabytes}MiB") == 2
     assert NAME in (PROXY / "nginx.conf").read_text()
+
+
+@pytest.fixture(scope="module")
+def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """A server that takes connections from a proxy alone, and a site that joined; the folder, and the proxy's port."""
+    folder = tmp_path_factory.mktemp("consortium")
+    front, public, private, health = free_ports(4)
+    file, made, site = folder / "consortium.toml", folder / "made", folder / "site"
+    file.write_text(
+        f'name = "trial"\n[coordinator]\naddress = "127.0.0.1:{front}"\n[[sites]]\nname = "alpha"\n'
+    )
+    fedmed("provision", str(file), "--out", str(made))
+    fedmed("site", "init", str(made / "kits" / "alpha.zip"), "--home", str(site))
+    fedmed("provision", "sign", str(site / "request.json"), "--out", str(made))
+    fedmed("site", "join", str(made / "alpha.answer.json"), "--home", str(site))
+    (made / "server" / "server.toml").write_text(
+        f'name = "trial"\n[public]\nhost = "127.0.0.1"\nport = {public}\nbehind_proxy = true\n'
+        f"[private]\nport = {private}\n[health]\nport = {health}\n"
+    )
+    server = Machine([*FEDMED, "serve", "--home", str(made / "server")], log=folder / "server.log")
+    try:
+        wait_for(lambda: _answers(public), "the server takes connections", 60, (server,))
+        yield folder, front
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("kind", PROXIES)
+def test_a_site_works_through_it_with_the_server_behind(
+    kind: str, consortium: tuple[Path, int], tmp_path: Path
+) -> None:
+    tool(kind)
+    folder, port = consortium
+    server, site = folder / "made" / "server", folder / "site"
+    behind = f"127.0.0.1:{load_server(server / 'server.toml').public.port}"
+    with _proxy(kind, tmp_path, tls=server / "tls", port=port, backend=behind, name="localhost"):
+        fedmed("site", "check", "--home", str(site))
+        command = [sys.executable, "-m", "fedmed_client.link.link", str(site)]
+        link = Machine(command, log=tmp_path / "link.log")
+        try:
+            wait_for(lambda: _connection(server) == "connected", "the site is connected", 60, (link,))
+        finally:
+            assert link.stop() == 0
+        wait_for(lambda: _connection(server) == "away", "the site is away", 60)
+
+
+def _connection(server: Path) -> str:
+    (site,) = json.loads(fedmed("sites", "--home", str(server), "--json"))
+    return str(site["connection"])
