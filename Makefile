@@ -13,7 +13,7 @@ ifneq ($(FEDMED_DATA),)
 export FEDMED_DATA
 endif
 
-.PHONY: demo rehearse install test test-faults lint format bench bench-overhead bench-real bench-load clean
+.PHONY: demo rehearse install test test-faults test-hostile lint format bench bench-overhead bench-real bench-load clean
 
 demo: $(INSTALLED)
 	$(BIN)/fedmed phantom demo/federation --sites 4 --seed 1
@@ -36,6 +36,9 @@ $(INSTALLED): pyproject.toml
 
 test: lint
 	$(BIN)/pytest
+
+test-hostile: $(INSTALLED)
+	$(BIN)/python benchmarks/hostile_replies.py --examples 10000
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

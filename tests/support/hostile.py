@@ -353,32 +353,52 @@ def objects(draw: st.DrawFn, parcel: Parcel) -> Parcel:
         return OBJECTS[draw(st.sampled_from(sorted(OBJECTS)))](parcel)
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(parcel.objects)))
-        content = bytearray(parcel.objects[name])
-        kind = draw(st.sampled_from(["flip", "flip", "cut", "noise", "kind", "parts", "exchange"]))
-        if kind == "flip" and content:
-            content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
-        elif kind == "cut":
-            del content[draw(st.integers(0, len(content))) :]
-        elif kind == "noise":
-            content = bytearray(draw(st.binary(min_size=1, max_size=200)))
-        elif kind == "exchange":
-            content = bytearray(parcel.objects[draw(st.sampled_from(sorted(parcel.objects)))])
-        elif content.count(b"\0") and content.count(b" ", 0, content.find(b"\0")) == 2:
-            head, _, body = bytes(content).partition(b"\0")
-            first, parts, length = head.split(b" ")
-            if kind == "kind":
-                kinds = (
-                    b"Message",
-                    b"RecordDict",
-                    b"ArrayRecord",
-                    b"ConfigRecord",
-                    b"MetricRecord",
-                    b"Array",
-                )
-                first = draw(st.sampled_from(kinds))
-            else:
-                others = draw(st.lists(st.sampled_from(sorted(parcel.objects)), max_size=6))
-                parts = ",".join(others).encode()
-            content = bytearray(b" ".join((first, parts, length)) + b"\0" + body)
-        parcel = _put(parcel, name, bytes(content) or b"x")
+        changed = draw(_contents(parcel.objects[name], sorted(parcel.objects)))
+        if draw(st.integers(0, 3)) == 0:
+            changed = _damaged(draw, changed)
+        parcel = _put(parcel, name, changed or b"x")
     return parcel
+
+
+@st.composite
+def _contents(draw: st.DrawFn, content: bytes, names: list[str]) -> bytes:
+    """Another content whose head fits its body."""
+    try:
+        kind, parts, body = _open(content)
+        described = json.loads(body) if body.startswith(b"{") else {}
+    except (ValueError, RecursionError):
+        return content
+    way = draw(st.sampled_from(["body", "body", "json", "kind", "parts"]))
+    if way == "kind":
+        kinds = (
+            "Message",
+            "RecordDict",
+            "ArrayRecord",
+            "ConfigRecord",
+            "MetricRecord",
+            "Array",
+            "ArrayChunk",
+        )
+        kind = draw(st.sampled_from(kinds))
+    elif way == "parts":
+        parts = draw(st.lists(st.sampled_from(names), max_size=6))
+    elif way == "json" and described:
+        keys = sorted({*described, "parameters", "metrics", "conv.weight"})
+        values = (
+            st.sampled_from(names)
+            | st.lists(st.integers(-1, 9), max_size=5)
+            | st.text(max_size=9)
+            | st.none()
+        )
+        body = json.dumps({**described, draw(st.sampled_from(keys)): draw(values)}).encode()
+    else:
+        body = _damaged(draw, body)
+    return _content(kind, parts, body)
+
+
+def _damaged(draw: st.DrawFn, data: bytes) -> bytes:
+    way = draw(st.sampled_from(["flip", "flip", "flip", "cut", "noise"]))
+    if way == "flip" and data:
+        place = draw(st.integers(0, len(data) - 1))
+        return data[:place] + bytes([draw(st.integers(0, 255))]) + data[place + 1 :]
+    return data[: draw(st.integers(0, len(data)))] if way == "cut" else draw(st.binary(max_size=200))

@@ -1,0 +1,157 @@
+"""What ten thousand hostile replies do to a round, and what memory the reading of the worst ones takes.
+
+Three sites train; one answers with what hypothesis draws, as records and, a level below, as the objects that Flower stores a
+reply as. After each round its parameters are compared with those of the two good sites alone, bit for bit. A drawn reply
+that a good site might have given is taken, and then the round is compared with one in which a good site gives it.
+
+    python benchmarks/hostile_replies.py --examples 10000
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from arena import (
+    ALONE,
+    HONEST,
+    LARGE,
+    REPLY,
+    assert_equal,
+    by_objects,
+    by_records,
+    peak,
+    play_parcel,
+    play_record,
+)
+from hostile import OBJECTS, RECORDS, objects, records
+
+from fedmed_server.history import SiteResult
+
+T = TypeVar("T")
+_MEMORY = (
+    "chunk named a thousand times",
+    "chunk three times as large",
+    "two thousand empty chunks",
+    "array under fifty thousand names",
+    "words of a megabyte",
+    "tree that hides the arrays",
+)
+
+
+def play(
+    strategy: SearchStrategy[T], judge: Callable[[T], SiteResult], examples: int, start: int
+) -> Counter[str]:
+    """Draw and play so many; what became of them. An example that does harm ends all with an error that shows it."""
+    found: Counter[str] = Counter()
+
+    @seed(start)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def run(drawn: T) -> None:
+        result = judge(drawn)
+        found["ok" if result.outcome == "ok" else f"{result.outcome}: {result.code}"] += 1
+
+    run()
+    return found
+
+
+def known() -> Counter[str]:
+    """Play those that are known by name, none of which may count."""
+    found: Counter[str] = Counter()
+    for name, spoil in RECORDS.items():
+        parameters, result = by_records(spoil(REPLY))
+        assert result.outcome == "rejected", name
+        assert_equal(parameters, ALONE)
+        found[f"{result.outcome}: {result.code}"] += 1
+    for name, tamper in OBJECTS.items():
+        parameters, result = by_objects(tamper)
+        assert result.outcome != "ok", name
+        assert_equal(parameters, ALONE)
+        found[f"{result.outcome}: {result.code}"] += 1
+    return found
+
+
+def resident_mb() -> float:
+    """The most memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Play, measure, and write a dated file beside this one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--examples", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    by_name = known()
+    play(records(REPLY), play_record, 100, options.seed)
+    before, started = resident_mb(), time.perf_counter()
+    by_record = play(records(REPLY), play_record, options.examples - options.examples // 3, options.seed)
+    by_object = play(objects(HONEST), play_parcel, options.examples // 3, options.seed)
+    seconds, grown = time.perf_counter() - started, resident_mb() - before
+    date = datetime.now(UTC).date().isoformat()
+    lines = [
+        "# Hostile replies",
+        "",
+        f"{date}; {platform.machine()}, Python {platform.python_version()}; "
+        + ", ".join(f"{package} {version(package)}" for package in ("fedmed", "flwr", "numpy", "hypothesis"))
+        + ".",
+        "",
+        f"Replies drawn with seed {options.seed}: {by_record.total()} records and {by_object.total()} sets of objects, "
+        f"each in a round of its own with two good sites; and {by_name.total()} known by name. After every round the "
+        "parameters were bit for bit those of the good sites alone, or, where a drawn reply was one that a good site may give, "
+        "those of a round in which it does. No round failed.",
+        "",
+        "| what became of the reply | known by name | drawn records | drawn objects |",
+        "|---|---|---|---|",
+    ]
+    outcomes = sorted(by_name.keys() | by_record.keys() | by_object.keys())
+    lines += [f"| {name} | {by_name[name]} | {by_record[name]} | {by_object[name]} |" for name in outcomes]
+    lines += [
+        "",
+        "`ok`: the reply is one that a good site may give, as where a drawn byte is one of a number. `transport-3`: an object is "
+        "not in Flower's store.",
+        "",
+        f"The drawn rounds took {seconds:.0f} s; the process's greatest memory grew by {grown:.1f} MB over them.",
+        "",
+        f"Memory that reading one reply takes at its peak, in models of {sum(a.nbytes for a in LARGE.values()) / 1e6:.0f} MB; "
+        "the server's part of HTTP, which runs in the same process here, is in it:",
+        "",
+        "| reply | models |",
+        "|---|---|",
+        f"| a good one | {peak(None):.2f} |",
+        *(f"| {name} | {peak(OBJECTS[name]):.2f} |" for name in _MEMORY),
+        "",
+        f"Command: `python benchmarks/hostile_replies.py --examples {options.examples} --seed {options.seed}`",
+    ]
+    file = Path(__file__).parent / f"hostile_replies-{date}.md"
+    file.write_text("\n".join(lines) + "\n")
+    print(file.read_text())
+
+
+if __name__ == "__main__":
+    main()
