@@ -1,17 +1,16 @@
 """The server's own side of Flower: starting and ending its runs, taking their tasks, and one task's life.
 
-All three speak to the SuperLink's private port, over TLS on the loopback. A SuperLink that is away is :class:`SuperLinkAway`,
-which every caller survives; nothing here waits longer than a few seconds, and nothing ends the process.
+A SuperLink that is away is :class:`SuperLinkAway`, which every caller survives; nothing here waits longer than a few seconds,
+and nothing ends the process.
 """
 
 from __future__ import annotations
 
 import hashlib
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import httpx
 from flwr.app import Context
@@ -38,17 +37,17 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClient, ProtobufRequestContext
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmed_common.bundle import RUN_KEY
+from fedmed_server.deployment.flower_client import Refused, SuperLinkAway, named_faults, private_client
 from fedmed_server.deployment.home import ServerHome, read_secret
 
 Outcome = Literal["completed", "stopped", "failed"]
 
-_CALL_SECONDS = 10.0
 _MOST_RUNS = 200
 _FINISHED = "finished"
 _PENDING = "pending"
@@ -57,19 +56,6 @@ _SUB_STATUS: dict[Outcome, str] = {
     "stopped": SubStatus.STOPPED,
     "failed": SubStatus.FAILED,
 }
-C = TypeVar("C", bound=ProtobufClient)
-
-
-class SuperLinkAway(Exception):
-    """The SuperLink does not answer, or not as it should; asking again later may help."""
-
-
-class Refused(SuperLinkAway):
-    """The SuperLink answers, and refuses; ``status`` is HTTP's."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-        super().__init__(f"Flower answers HTTP {status}")
 
 
 class TaskGone(Exception):
@@ -125,7 +111,7 @@ class FlowerControl:
 
     def __init__(self, home: ServerHome) -> None:
         interceptor = _BearerToken(read_secret(home.control_token))
-        self._client = _client(ControlHttpClient, home, interceptor)
+        self._client = private_client(ControlHttpClient, home, interceptor)
 
     def start(self, bundle: bytes, run: str) -> int:
         """Start a Flower run for our run; its id.
@@ -137,7 +123,7 @@ class FlowerControl:
             fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
             override_config=user_config_to_proto({RUN_KEY: run}),
         )
-        with _named_faults():
+        with named_faults():
             response = self._client.StartRun(request)
         if not response.HasField("run_id"):
             raise SuperLinkAway("Flower did not start the run")
@@ -146,7 +132,7 @@ class FlowerControl:
     def find(self, identifier: int) -> FlowerRun | None:
         """The run; None where Flower does not know it."""
         try:
-            with _named_faults():
+            with named_faults():
                 response = self._client.ListRuns(ListRunsRequest(run_id=identifier))
         except Refused as refused:
             if refused.status == httpx.codes.NOT_FOUND:
@@ -157,14 +143,14 @@ class FlowerControl:
 
     def unfinished(self) -> list[FlowerRun]:
         """The runs that are not finished, of the newest few hundred."""
-        with _named_faults():
+        with named_faults():
             response = self._client.ListRuns(ListRunsRequest(limit=_MOST_RUNS))
         return [run for run in _runs(response.run_dict) if not run.finished]
 
     def stop(self, identifier: int) -> None:
         """End the run; one that is finished stays as it is."""
         try:
-            with _named_faults():
+            with named_faults():
                 self._client.StopRun(StopRunRequest(run_id=identifier))
         except Refused as refused:
             if refused.status not in {httpx.codes.NOT_FOUND, httpx.codes.PRECONDITION_FAILED}:
@@ -181,7 +167,7 @@ class TaskSource:
     def __init__(self, home: ServerHome) -> None:
         self._home = home
         secret = read_secret(home.superexec_secret).encode()
-        self._client = _client(
+        self._client = private_client(
             RuntimeHttpClient,
             home,
             RuntimeVersionHttpInterceptor(component_name="SuperExec"),
@@ -192,7 +178,7 @@ class TaskSource:
 
     def acquire(self) -> Task | None:
         """The next task, where there is one."""
-        with _named_faults():
+        with named_faults():
             response = self._client.AcquireTask(
                 AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
             )
@@ -221,7 +207,7 @@ class TaskSession:
     """One task, as the process that carries it out sees it."""
 
     def __init__(self, home: ServerHome, token: str) -> None:
-        self._client = _client(
+        self._client = private_client(
             RuntimeHttpClient,
             home,
             RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
@@ -272,36 +258,11 @@ class TaskSession:
         self._client.close()
 
 
-def root_certificates(home: ServerHome) -> bytes:
-    """What the private port's certificate is checked against."""
-    return home.authority.read_bytes()
-
-
-def _client(kind: type[C], home: ServerHome, *interceptors: object) -> C:
-    """A client of the private port that never goes through a proxy of this machine's environment."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=root_certificates(home).decode("ascii"))
-    client = kind(f"https://{home.private_address()}", interceptors=interceptors, verify=context)  # type: ignore[arg-type]
-    client._client.close()
-    client._client = httpx.Client(verify=context, timeout=_CALL_SECONDS, trust_env=False)
-    return client
-
-
-@contextmanager
-def _named_faults() -> Iterator[None]:
-    try:
-        yield
-    except httpx.HTTPStatusError as error:
-        raise Refused(error.response.status_code) from None
-    except (httpx.HTTPError, OSError) as error:
-        raise SuperLinkAway(f"Flower does not answer ({type(error).__name__})") from None
-
-
 @contextmanager
 def _of_a_task() -> Iterator[None]:
     """A task's token that is refused belongs to a task that is over."""
     try:
-        with _named_faults():
+        with named_faults():
             yield
     except Refused as refused:
         if refused.status < httpx.codes.INTERNAL_SERVER_ERROR:

@@ -15,7 +15,8 @@ from pathlib import Path
 from fedmed_common.errors import FedmedError
 from fedmed_server import history
 from fedmed_server.deployment import runs
-from fedmed_server.deployment.flower_runtime import FlowerControl, FlowerRun, Refused, SuperLinkAway
+from fedmed_server.deployment.flower_client import Refused, SuperLinkAway
+from fedmed_server.deployment.flower_runtime import FlowerControl, FlowerRun
 from fedmed_server.deployment.home import ServerHome
 from fedmed_server.deployment.runs import Launch, Progress
 from fedmed_server.deployment.site_states import moment

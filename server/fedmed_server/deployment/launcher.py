@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmed_common import children
-from fedmed_server.deployment.flower_runtime import SuperLinkAway, Task, TaskSource
+from fedmed_server.deployment.flower_client import SuperLinkAway
+from fedmed_server.deployment.flower_runtime import Task, TaskSource
 from fedmed_server.deployment.home import ServerHome
 
 TOKEN = "FEDMED_TASK_TOKEN"  # noqa: S105

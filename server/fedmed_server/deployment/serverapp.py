@@ -21,13 +21,8 @@ from fedmed_common import children, logs
 from fedmed_common.bundle import RUN_KEY
 from fedmed_common.errors import FedmedError, Interrupted
 from fedmed_server.deployment import runs
-from fedmed_server.deployment.flower_runtime import (
-    Outcome,
-    SuperLinkAway,
-    TaskGone,
-    TaskSession,
-    root_certificates,
-)
+from fedmed_server.deployment.flower_client import SuperLinkAway, root_certificates
+from fedmed_server.deployment.flower_runtime import Outcome, TaskGone, TaskSession
 from fedmed_server.deployment.home import PRIVATE_HOST, ServerHome
 from fedmed_server.deployment.launcher import TOKEN
 

@@ -16,7 +16,8 @@ import pytest
 
 from fedmed_common import children
 from fedmed_server.deployment import runs, superlink
-from fedmed_server.deployment.flower_runtime import FlowerControl, SuperLinkAway
+from fedmed_server.deployment.flower_client import SuperLinkAway
+from fedmed_server.deployment.flower_runtime import FlowerControl
 from fedmed_server.deployment.home import ServerHome
 from fedmed_server.deployment.keeper import MOST_RESTARTS, Keeper
 from fedmed_server.deployment.launcher import Launcher
