@@ -143,8 +143,8 @@ def _plain(way: Reach) -> socket.socket:
         host = f"[{way.connection.host}]" if ":" in way.connection.host else way.connection.host
         place = f"{host}:{way.connection.port}"
         stream.sendall(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{_credentials(way)}\r\n".encode())
-        answer = http.client.HTTPResponse(stream, method="CONNECT")
-        answer.begin()
+        with http.client.HTTPResponse(stream, method="CONNECT") as answer:
+            answer.begin()
     except http.client.HTTPException as error:
         stream.close()
         raise problems.of_proxy_answer("no HTTP", way) from error

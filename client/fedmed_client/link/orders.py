@@ -254,7 +254,12 @@ class Carrying:
 
 
 def _about(order: wire.Order) -> dict[str, str | int]:
-    about: dict[str, str | int] = {"run": order.run, "round": order.round, "kind": order.kind.value, "attempt": order.attempt}
+    about: dict[str, str | int] = {
+        "run": order.run,
+        "round": order.round,
+        "kind": order.kind.value,
+        "attempt": order.attempt,
+    }
     return about | ({"split": order.split} if order.kind is wire.Kind.EVALUATE else {})
 
 

@@ -151,9 +151,10 @@ def _trust(home: SiteFolder, network: Network) -> ssl.SSLContext:
     if network.ca is not None:
         try:
             context.load_verify_locations(network.ca)
-        except OSError as error:  # ssl.SSLError is one
+        except OSError as error:
+            why = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
             raise ConfigError(
-                f"{network.ca} cannot be used: {error.strerror or 'it holds no certificate'}",
+                f"{network.ca} cannot be used: {why}",
                 file=home.site_file,
                 field="network.ca",
                 fix="name a PEM file that can be read",

@@ -24,7 +24,6 @@ from fedmed_server.deployment.flower_runtime import (
     Task,
     TaskSession,
     TaskSource,
-    root_certificates,
 )
 from fedmed_server.deployment.grid import GuardedGrid
 from fedmed_server.deployment.home import ServerHome
@@ -75,7 +74,7 @@ class Run:
         assert self._task is not None
         self._session = TaskSession(home, self._task.token)
         _, run, _ = self._session.pull()
-        certificates = root_certificates(home)
+        certificates = home.authority.read_bytes()
         self._grid = GuardedGrid(
             home.private_address(), token=self._task.token, root_certificates=certificates
         )
