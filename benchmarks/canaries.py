@@ -76,7 +76,7 @@ PLACES = {
     "the temporary folder": "kanarientmp",
     "the site's home": "kanarienhaus",
 }
-CONTROLS = {"the experiment's name": "Kontrollkanarie", "a site's name": "east"}
+CONTROLS = {"the experiment's name": "Kontrollkanarie", "a class's name": "pancreas_cyst"}
 
 
 class Hospitals(Consortium):
@@ -175,10 +175,10 @@ def _broken_site_file(_hospital: Path, home: Path) -> None:
 
 
 ERRORS: tuple[tuple[str, Callable[[Path, Path], None], bool], ...] = (
+    ("the prepared arrays are damaged", _damaged_cache, False),
     ("the data folder is gone", _missing_root, True),
     ("a label that stands for nothing", _unknown_label, True),
     ("half of the files are cut off", _truncated_files, True),
-    ("the prepared arrays are damaged", _damaged_cache, False),
     ("site.toml is broken while the site runs", _broken_site_file, True),
 )
 """What is done to a hospital, and whether the next experiment must prepare its cases anew."""
@@ -304,16 +304,22 @@ def main() -> None:
         controls = {
             what: {_place(hit, folder) for hit in search(files, [text])} for what, text in CONTROLS.items()
         }
+        kept = {hit.needle for hit in search(sorted(folder.glob("sites/*/incidents.log")), PLACES.values())}
         size = sum(file.stat().st_size for file in files)
-        text = page(told, [_told(hit, folder) for hit in hits], controls, len(files), size)
+        text = page(told, [_told(hit, folder) for hit in hits], controls, len(kept), len(files), size)
     (Path(__file__).parent / f"canaries-{datetime.now(UTC).date().isoformat()}.md").write_text(text)
     print(text)
     seen = [any("traffic" in place for place in places) for places in controls.values()]
-    sys.exit(bool(hits) or not all(seen))
+    sys.exit(bool(hits) or not all(seen) or not kept)
 
 
 def page(
-    told: list[tuple[str, str]], hits: list[str], controls: dict[str, set[str]], files: int, size: int
+    told: list[tuple[str, str]],
+    hits: list[str],
+    controls: dict[str, set[str]],
+    kept: int,
+    files: int,
+    size: int,
 ) -> str:
     """The dated file."""
     lines = [
@@ -333,6 +339,8 @@ def page(
         "| control, which must be found | where |",
         "|---|---|",
         *(f"| {what} | {', '.join(sorted(places)) or '**nowhere**'} |" for what, places in controls.items()),
+        "",
+        f"In the hospitals' own `incidents.log`, where the errors are kept: {kept} of the invented texts.",
         "",
         "Where canaries were put: " + ", ".join(PLACES) + ".",
     ]

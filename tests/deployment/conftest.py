@@ -34,7 +34,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("consortium")
     write_federation(folder / "federation", SETTINGS, workers=1)
     shipped = load_experiment(SHIPPED)
-    quick = {"rounds": 2, "train": shipped.train.model_copy(update={"steps": 2})}
+    quick = {
+        "rounds": 2,
+        "train": shipped.train.model_copy(update={"steps": 2}),
+        "model": shipped.model.model_copy(update={"channels": (4, 8)}),
+    }
     write_experiment(shipped.model_copy(update=quick), folder / "federation", folder / "experiment.toml")
     faults = Faults(folder)
     names = [site.name for site in plan_federation(SETTINGS)]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
+from fedmed_client.site.audit import AuditLog
 from fedmed_common.loading import load_experiment
 from fedmed_server import history
-from fedmed_server.history import RoundDone, RunEnded
+from fedmed_server.history import RoundDone, RunEnded, RunStarted
 from fedmed_server.state import model_file
 from fedmed_server.tracking import tracked_rounds
 from fedmed_simulations.rehearsal.equality import difference
-from fedmed_simulations.rehearsal.faults import Fault, Role, Signal, run_with_fault
+from fedmed_simulations.rehearsal.faults import Fault
 from fedmed_simulations.rehearsal.rehearse import inline_run
+from fedmed_simulations.rehearsal.verdict import judge
 
 
 def test_a_deployed_run_equals_the_simulated_one(running, tmp_path: Path) -> None:
@@ -27,46 +27,42 @@ def test_a_deployed_run_equals_the_simulated_one(running, tmp_path: Path) -> Non
     assert tracked_rounds(running.whole, load_experiment(running.experiment)) == {1, 2}
 
 
-@pytest.mark.parametrize(
-    ("role", "point", "signal"),
-    [
-        ("superlink", "training", "SIGKILL"),
-        ("serverapp", "aggregating", "SIGKILL"),
-        ("serverapp", "writing-checkpoint", "SIGTERM"),
-        ("link", "after-send", "SIGKILL"),
-        ("worker", "training", "SIGTERM"),
-        ("worker", "after-seal", "SIGKILL"),
-    ],
-)
-def test_a_process_that_ends_costs_time_and_nothing_else(
-    running, role: Role, point: str, signal: Signal
-) -> None:
-    running.consortium.wait_connected()
-    fault = Fault(role=role, point=point, signal=signal, round=1, site=running.consortium.names[0])
-    outcome = run_with_fault(running.consortium, running.faults, fault, running.experiment, running.whole)
-    assert (outcome.ended.status, outcome.difference) == ("completed", "")
+def test_processes_that_end_cost_time_and_nothing_else(running) -> None:
+    """Six cases of the kill matrix in one run: each process at least once, by either signal."""
+    consortium, (one, other) = running.consortium, running.consortium.names
+    faults = [
+        Fault(role="link", point="after-send", signal="SIGKILL", round=1, site=one),
+        Fault(role="worker", point="after-seal", signal="SIGKILL", round=1, site=other),
+        Fault(role="serverapp", point="aggregating", signal="SIGKILL", round=1, site=one),
+        Fault(role="worker", point="training", signal="SIGTERM", round=2, site=one),
+        Fault(role="superlink", point="before-seal", signal="SIGKILL", round=2, site=other),
+        Fault(role="serverapp", point="writing-checkpoint", signal="SIGTERM", round=2, site=one),
+    ]
+    running.faults.plan(consortium, faults)
+    run = consortium.launch(running.experiment)
+    assert consortium.wait_ended(run).status == "completed"
+    assert [fault.name for fault in faults if running.faults.fired(fault) is None] == []
+    assert {
+        check.what: check.problems for check in judge(consortium, run, running.whole) if check.problems
+    } == {}
 
 
-def test_a_server_that_loses_its_power_goes_on_with_the_run(running) -> None:
-    consortium = running.consortium
+def test_machines_that_stop_or_lose_power_go_on_with_the_run(running) -> None:
+    consortium, name = running.consortium, running.consortium.names[1]
+    running.faults.plan(consortium, [])
     consortium.wait_connected()
     run = consortium.launch(running.experiment)
-    consortium.wait_until(lambda: any(isinstance(r, RoundDone) for r in consortium.records(run)), "a round")
+
+    def reached(kind: type[RunStarted | RoundDone]) -> bool:
+        return any(isinstance(record, kind) for record in consortium.records(run))
+
+    consortium.wait_until(lambda: reached(RunStarted), "a roll call")
+    assert consortium.stop(name) == 0
+    consortium.start_site(name)
+    consortium.wait_until(lambda: reached(RoundDone), "a round")
     consortium.kill("server")
     consortium.start_server()
     assert consortium.wait_ended(run).status == "completed"
     assert difference(model_file(consortium.run_folder(run), "last"), model_file(running.whole, "last")) == ""
-
-
-def test_a_hospital_that_is_restarted_goes_on_with_the_run(running) -> None:
-    consortium = running.consortium
-    name = consortium.names[1]
-    consortium.wait_connected()
-    run = consortium.launch(running.experiment)
-    consortium.wait_until(
-        lambda: any(isinstance(r, history.RunStarted) for r in consortium.records(run)), "a roll call"
-    )
-    assert consortium.stop(name) == 0
-    consortium.start_site(name)
-    assert consortium.wait_ended(run).status == "completed"
-    assert difference(model_file(consortium.run_folder(run), "last"), model_file(running.whole, "last")) == ""
+    for site in consortium.names:
+        AuditLog(consortium.site(site)).verify()
