@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from fedmed_server.deployment.home import ServerSettings
+from fedmed_server.deployment.home import ServerHome, ServerSettings
+from fedmed_server.deployment.serve import check
+from fedmed_server.provision.registry import load_registry
+from fedmed_simulations.rehearsal.machines import fedmed, free_ports
 
 from .conftest import DEPLOY, output, tool
 
@@ -241,3 +245,45 @@ def test_the_chart_has_the_version_of_the_package() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert chart["appVersion"] == project["project"]["version"]
+
+
+def test_the_identity_in_a_secret_becomes_a_home_and_a_change_of_the_registry_reaches_it(
+    tmp_path: Path,
+) -> None:
+    """Kubernetes replaces what is in a mounted secret by swapping one link; so does this test."""
+    (tmp_path / "consortium.toml").write_text(
+        'name = "trial"\n[coordinator]\naddress = "127.0.0.1:8443"\n[[sites]]\nname = "alpha"\n'
+    )
+    made, site, home = tmp_path / "made", tmp_path / "site", tmp_path / "home"
+    fedmed("provision", str(tmp_path / "consortium.toml"), "--out", str(made))
+    identity, settings = tmp_path / "identity", tmp_path / "settings"
+    _mount(identity, made / "server", "1")
+    settings.mkdir()
+    ports = zip(("public", "private", "health"), free_ports(3), strict=True)
+    rendered = render(*SERVER, *(f"server.ports.{name}={port}" for name, port in ports))
+    (settings / "server.toml").write_text(one(rendered, "ConfigMap")["data"]["server.toml"])
+    script = pod(*SERVER)["initContainers"][0]["command"][2]
+    script = script.replace("/identity", str(identity)).replace("/settings", str(settings))
+    for _ in range(2):
+        output("env", f"FEDMED_HOME={home}", "sh", "-euc", script)
+    check(ServerHome(home))
+    assert load_registry(ServerHome(home).registry) == {}
+
+    fedmed("site", "init", str(made / "kits" / "alpha.zip"), "--home", str(site))
+    fedmed("provision", "sign", str(site / "request.json"), "--out", str(made))
+    before = ServerHome(home).registry.stat()
+    _mount(identity, made / "server", "2")
+    assert set(load_registry(ServerHome(home).registry)) == {"alpha"}
+    assert ServerHome(home).registry.stat().st_ino != before.st_ino
+
+
+def _mount(secret: Path, server: Path, version: str) -> None:
+    folder = secret / version
+    folder.mkdir(parents=True)
+    for name in ("tls/ca.pem", "tls/server.pem", "tls/server.key", "signing.key", "registry.json"):
+        shutil.copy(server / name, folder)
+        file = secret / Path(name).name
+        if not file.is_symlink():
+            file.symlink_to(Path("..data") / file.name)
+    (secret / "..new").symlink_to(version)
+    (secret / "..new").rename(secret / "..data")
