@@ -28,6 +28,7 @@ from fedmed_common.errors import (
 
 _HANG_UP_SECONDS = 1.0
 _LOOK_UP_SECONDS = 4.0
+_WAIT = "wait a little, or tell the coordinator"
 _KINDS = {
     kind.code: kind
     for kind in vars(errors).values()
@@ -188,7 +189,7 @@ def _coordinator(home: SiteFolder, way: Reach) -> str:
     except ProvisionError:
         return _as_the_link_says(home)
     except TransportAway as away:
-        raise problems.say(Unreachable, str(away), "wait a little, or tell the coordinator") from None
+        raise problems.say(Unreachable, str(away), _WAIT) from None
     return "the coordinator's server takes this site"
 
 
@@ -197,7 +198,6 @@ def _as_the_link_says(home: SiteFolder) -> str:
         said = Standing(**json.loads(home.status_file.read_bytes())["standing"])
     except (OSError, ValueError, KeyError, TypeError):
         return "the site runs, and its link has not said yet how it stands"
-    kind = _KINDS.get(said.code)
-    if kind is not None:
-        raise problems.say(kind, said.problem, said.fix)
+    if said.code:
+        raise problems.say(_KINDS.get(said.code, Unreachable), said.problem, said.fix or _WAIT)
     return f"the site runs, and its link says: {said.state}"

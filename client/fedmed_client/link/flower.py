@@ -1,4 +1,4 @@
-"""Flower's Fleet API as a site calls it; of the client's parts the only one that knows Flower's private client modules.
+"""Flower's Fleet API as a site calls it; with ``messages`` the only part of the link that knows Flower's private modules.
 
 Each call is one attempt: what fails is told as what it means, and trying again is the caller's. A request carries the site's
 certificate, Flower's own authentication, and the site's signature over all of it.
@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,7 +28,6 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
-    ObjectTree,
     PullObjectRequest,
     PushObjectRequest,
 )
@@ -39,10 +37,8 @@ from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
@@ -51,8 +47,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedmed_client.link import problems
+from fedmed_client.link.messages import Announced
 from fedmed_client.link.reach import CONNECT_SECONDS, Reach
-from fedmed_common.errors import ConnectionProblem, TransportAway, WireError
+from fedmed_common.errors import ConnectionProblem, TransportAway
 from fedmed_common.signed_requests import REFUSAL_HEADER, Stamp, sign
 
 T = TypeVar("T")
@@ -88,24 +85,6 @@ class LinkForgotten(Exception):
     def __init__(self, problem: ConnectionProblem | TransportAway) -> None:
         self.problem = problem
         super().__init__(str(problem))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Announced:
-    """A message that waits at the server; its content is fetched object by object."""
-
-    message: Message
-    tree: ObjectTree
-
-    @property
-    def run(self) -> int:
-        """Flower's number of the run."""
-        return self.message.metadata.run_id
-
-    @property
-    def objects(self) -> list[str]:
-        """What to fetch, each once."""
-        return list(dict.fromkeys(tree.object_id for tree in iterate_object_tree(self.tree)))
 
 
 class Fleet:
@@ -225,22 +204,6 @@ class Fleet:
             raise problems.of_transport(error, self._reach) from error
         except ValueError as error:  # Flower's, of a body that is no message
             raise problems.not_the_coordinator(self._reach, "its answer cannot be read") from error
-
-
-def inflate(announced: Announced, contents: dict[str, bytes]) -> Message:
-    """The announced message with its content; ``contents`` is emptied.
-
-    Raises:
-        WireError: the objects are not a message's.
-    """
-    header = announced.message.metadata
-    try:
-        whole = inflate_object_from_contents(header.message_id, contents)
-        if not isinstance(whole, Message) or not whole.has_content():
-            raise WireError("the message has no content")
-        return make_message(metadata=header, content=whole.content)
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise WireError(f"the message cannot be read ({type(error).__name__})") from None
 
 
 class _Client(FleetHttpClient):

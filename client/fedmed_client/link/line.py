@@ -16,7 +16,8 @@ from typing import TypeVar
 from flwr.app import Message
 
 from fedmed_client.link import diagnose, reach
-from fedmed_client.link.flower import AT_ONCE, Announced, Fleet, LinkForgotten, NotYet, RunOver, inflate
+from fedmed_client.link.flower import AT_ONCE, Fleet, LinkForgotten, NotYet, RunOver
+from fedmed_client.link.messages import Announced, inflate
 from fedmed_client.link.problems import MAY_PASS
 from fedmed_client.link.reach import Reach
 from fedmed_client.link.status import Standing, Status

@@ -31,7 +31,7 @@ from fedmed_common.errors import (
 )
 
 _STOP_SECONDS = 0.2
-_LOOK_SECONDS = 2.0
+_LOOK_SECONDS = 3.0
 _SUCCESSOR_SECONDS = 60.0
 _LEAST_SECONDS = 1.0
 _KNOWN_RUNS = 16

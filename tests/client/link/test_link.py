@@ -74,7 +74,7 @@ def trainer(_serving: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_the_link_never_imports_torch() -> None:
-    listed = "link, line, orders, flower, reach, problems, diagnose, approvals, status, cli"
+    listed = "link, line, orders, flower, messages, reach, problems, diagnose, approvals, status, cli"
     code = f"from fedmed_client.link import {listed}; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -1,0 +1,68 @@
+"""A message as Flower's server announces it, and put together from the objects that are fetched for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from flwr.app import Array, Message
+from flwr.app.message.message import make_message
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_body,
+    get_object_head_values_from_object_content,
+    iterate_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+from fedmed_common.errors import WireError
+
+LARGEST_ORDER_BYTES = 2**32
+"""Of the arrays in a message. One larger fails alone, and does not take the link's memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """A message that waits at the server; its content is fetched object by object."""
+
+    message: Message
+    tree: ObjectTree
+
+    @property
+    def run(self) -> int:
+        """Flower's number of the run."""
+        return self.message.metadata.run_id
+
+    @property
+    def objects(self) -> list[str]:
+        """What to fetch, each once."""
+        return list(dict.fromkeys(tree.object_id for tree in iterate_object_tree(self.tree)))
+
+
+def inflate(announced: Announced, contents: dict[str, bytes]) -> Message:
+    """The announced message with its content; ``contents`` is emptied.
+
+    Raises:
+        WireError: the objects are not a message's.
+    """
+    header = announced.message.metadata
+    try:
+        _check_size(contents)
+        whole = inflate_object_from_contents(header.message_id, contents)
+        if not isinstance(whole, Message) or not whole.has_content():
+            raise WireError("the message has no content")
+        return make_message(metadata=header, content=whole.content)
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise WireError(f"the message cannot be read ({type(error).__name__})") from None
+
+
+def _check_size(contents: dict[str, bytes]) -> None:
+    """Raises :class:`WireError` where arrays that name their chunks many times would take more memory than an order may."""
+    size = 0
+    for content in contents.values():
+        kind, parts, _ = get_object_head_values_from_object_content(content)
+        if kind == Array.__qualname__:
+            named = json.loads(get_object_body(content, Array))["arraychunk_ids"]
+            size += sum(len(contents[parts[index]]) for index in named)
+    if size > LARGEST_ORDER_BYTES:
+        raise WireError("the message is larger than an order may be")
