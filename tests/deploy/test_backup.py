@@ -24,7 +24,7 @@ BACKUP, RESTORE = DEPLOY / "backup" / "backup.sh", DEPLOY / "backup" / "restore.
 SERVER_KEYS = frozenset({"tls/server.key", "signing.key", "secrets/control.token"})
 SERVER_ANEW = frozenset({"run/serve.pid", "log/superlink.log"})
 SITE_KEYS = frozenset({"site.key"})
-SITE_ANEW = frozenset({"instance", "status.json", "cache/huge", "run/link.pid"})
+SITE_ANEW = frozenset({"instance", "status.json", "cache/huge", "scan.index", "run/link.pid"})
 
 
 def back_up(home: Path, target: Path, *more: str) -> Path:
@@ -61,7 +61,7 @@ def make_server(home: Path) -> Path:
 def make_site(home: Path) -> Path:
     names = (
         "site.toml", "connection.json", "ca.pem", "site.pem", "request.json", "approvals/a.json", "outbox/run/1",
-        "audit.log", "audit.head", "incidents.log", "instance", "status.json", "cache/huge", "run/link.pid", *SITE_KEYS,
+        "audit.log", "audit.head", "incidents.log", "instance", "status.json", "cache/huge", "scan.index", "run/link.pid", *SITE_KEYS,
     )  # fmt: skip
     write(home, **{name: name for name in names})
     return home
