@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
     get_all_nested_objects,
     get_object_tree,
     no_object_id_recompute,
@@ -85,6 +87,17 @@ class LinkForgotten(Exception):
     def __init__(self, problem: ConnectionProblem | TransportAway) -> None:
         self.problem = problem
         super().__init__(str(problem))
+
+
+@dataclass(slots=True, kw_only=True)
+class Upload:
+    """What is still to be sent of an announced reply. ``refused``: the server did not take an object in this session, because
+    it has it already, or because the session is over; the reply is to be announced once more."""
+
+    run: int
+    session: str
+    left: dict[str, InflatableObject] = field(repr=False)
+    refused: bool = False
 
 
 class Fleet:
@@ -165,8 +178,8 @@ class Fleet:
         request = GetFabRequest(node=self._me, hash_str=digest, run_id=run)
         return fab_from_proto(self._call(self._client.GetFab, request).fab).content
 
-    def push(self, reply: Message) -> None:
-        """Send a reply. Sent again after a failure, it counts once."""
+    def announce(self, reply: Message) -> Upload:
+        """Say what the reply consists of; what of it the server lacks is to be uploaded. Said again, it counts once."""
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
@@ -174,13 +187,20 @@ class Fleet:
             request = PushMessagesRequest(
                 node=self._me, messages_list=[message_to_proto(bare)], message_object_trees=[tree]
             )
-            answer = self._call(self._client.PushMessages, request)
-            wanted = list(answer.objects_to_push)
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                for start in range(0, len(wanted), AT_ONCE):
-                    some = [(name, objects[name].deflate()) for name in wanted[start : start + AT_ONCE]]
-                    send = partial(self._push_object, reply.metadata.run_id, answer.session_id)
-                    list(pool.map(send, *zip(*some, strict=True)))
+        answer = self._call(self._client.PushMessages, request)
+        left = {name: objects[name] for name in answer.objects_to_push}
+        return Upload(run=reply.metadata.run_id, session=answer.session_id, left=left)
+
+    def upload(self, upload: Upload) -> None:
+        """Send what is left of an announced reply; after a failure, call it again.
+
+        The server may have taken the reply's header over by then: announced anew, it would not ask for the rest any more.
+        """
+        with no_object_id_recompute(), ThreadPoolExecutor(AT_ONCE) as pool:
+            while upload.left:
+                names = list(upload.left)[:AT_ONCE]
+                contents = [upload.left[name].deflate() for name in names]
+                list(pool.map(partial(self._push_object, upload), names, contents))
 
     def close(self) -> None:
         """End the connections."""
@@ -190,12 +210,16 @@ class Fleet:
     def _me(self) -> Node:
         return Node(node_id=self._node)
 
-    def _push_object(self, run: int, session: str, name: str, content: bytes) -> None:
+    def _push_object(self, upload: Upload, name: str, content: bytes) -> None:
         request = PushObjectRequest(
-            node=self._me, run_id=run, object_id=name, object_content=content, session_id=session
+            node=self._me,
+            run_id=upload.run,
+            object_id=name,
+            object_content=content,
+            session_id=upload.session,
         )
-        if not self._call(self._client.PushObject, request).stored:
-            raise TransportAway("the server did not keep an object")
+        upload.refused |= not self._call(self._client.PushObject, request).stored
+        del upload.left[name]
 
     def _call(self, call: Callable[[Any], Any], request: Any) -> Any:
         try:

@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from flwr.app import Message
 
 from fedmed_client.link import diagnose, reach
-from fedmed_client.link.flower import AT_ONCE, Fleet, LinkForgotten, NotYet, RunOver
+from fedmed_client.link.flower import AT_ONCE, Fleet, LinkForgotten, NotYet, RunOver, Upload
 from fedmed_client.link.messages import Announced, inflate
 from fedmed_client.link.problems import MAY_PASS
 from fedmed_client.link.reach import Reach
@@ -131,7 +132,12 @@ class Line:
         Raises:
             RunOver: nobody waits for it any more.
         """
-        self._through(lambda: self._fleet.push(reply))
+        while True:
+            upload = self._through(lambda: self._fleet.announce(reply))
+            self._through(partial(self._upload, upload))
+            if not upload.refused:
+                return
+            self._stop.wait(_FIRST_WAIT_SECONDS)
 
     def is_over(self, run: int) -> bool:
         """Whether the Flower run has ended, as far as is known at this moment."""
@@ -148,15 +154,14 @@ class Line:
         return False
 
     def refresh(self) -> None:
-        """Take up a certificate that was installed since, and judge the time of the one in use."""
+        """Take up a certificate that was installed since; judge the time of the one in use."""
         if reach.certificate_stamp(self._home) != self._reach.certificate_stamp:
-            with suppress(ProvisionError, ConfigError):  # it is being installed at this moment
-                renewed = reach.load(self._home)
-                self._fleet.close()
-                self._reach, self._fleet = renewed, Fleet(renewed)
-                self._must_activate.set()
-                _log.warning("a new certificate is in use")
-        self._reach.check_time()
+            self._must_activate.set()
+        else:
+            self._reach.check_time()
+
+    def _upload(self, upload: Upload) -> None:
+        self._fleet.upload(upload)
 
     def _object(self, announced: Announced, name: str) -> bytes:
         """One object, however long the server's own part takes to hand it over."""
@@ -191,9 +196,18 @@ class Line:
     def _activate(self) -> None:
         with self._turn:
             if self._must_activate.is_set():
+                self._renew()
                 self._reach.check_time()
                 self._fleet.activate()
                 self._must_activate.clear()
+
+    def _renew(self) -> None:
+        if reach.certificate_stamp(self._home) != self._reach.certificate_stamp:
+            with suppress(ProvisionError, ConfigError):  # it is being installed at this moment
+                renewed = reach.load(self._home)
+                self._fleet.close()
+                self._reach, self._fleet = renewed, Fleet(renewed)
+                _log.warning("a new certificate is in use")
 
     def _weigh(self, problem: ConnectionProblem | TransportAway) -> None:
         """Raise what does not pass; say the rest, and wait."""
@@ -202,7 +216,7 @@ class Line:
         self._status.say(Standing.of(problem, "waiting"))
 
     def _passes(self, problem: ConnectionProblem) -> bool:
-        """A new key that the coordinator has signed already shuts the present one out until the answer is installed."""
+        """Whether to wait. A new key that the coordinator has signed shuts the present one out until its answer is installed."""
         if isinstance(problem, IdentityRefused) and self._home.next_key_file.exists():
             return True
         return self._is_patient and isinstance(problem, MAY_PASS)
