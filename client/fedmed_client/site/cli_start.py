@@ -41,7 +41,7 @@ def status_command(
         typer.echo(json.dumps(found, indent=2))
         return
     for name, value in _lines(found):
-        typer.echo(f"{name.replace('_', ' '):<18}{value}")
+        typer.echo(f"{name.replace('_', ' '):<25}{value}")
 
 
 def health_command(home: Home = HERE) -> None:

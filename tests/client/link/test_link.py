@@ -17,9 +17,11 @@ import pytest
 from fedmed_client.link import approvals
 from fedmed_client.site.audit import AuditLog
 from fedmed_client.site.home import SiteFolder
+from fedmed_client.site.joining import join, rotate
 from fedmed_common import bundle, identity
 from fedmed_common.config import Experiment
-from fedmed_common.errors import KeyInUse, Revoked, Unreachable
+from fedmed_common.errors import IdentityRefused, KeyInUse, Revoked, Unreachable
+from fedmed_server.provision import certify
 from fedmed_simulations.rehearsal.machines import Machine, wait_for
 from fedmed_simulations.rehearsal.relay import Relay
 
@@ -280,9 +282,6 @@ def test_a_site_that_is_revoked_while_it_works_says_so_and_ends(
 
 
 def test_a_certificate_that_is_renewed_is_taken_up_without_a_restart(coordinator: Any, start: Start) -> None:
-    from fedmed_client.site.joining import join
-    from fedmed_server.provision import certify
-
     home = coordinator.join()
     link = connected(home, start)
     join(certify.renew(coordinator.folder, home.path.name).file, home)
@@ -290,6 +289,16 @@ def test_a_certificate_that_is_renewed_is_taken_up_without_a_restart(coordinator
     before = coordinator.state(home).last_seen
     wait_for(lambda: coordinator.state(home).last_seen > before, "the site is seen again", 30, [link])
     assert link.exit_code is None
+
+
+def test_a_new_key_shuts_nobody_out(coordinator: Any, start: Start) -> None:
+    home = coordinator.join()
+    link = connected(home, start)
+    answer = certify.sign(coordinator.folder, rotate(home)).file
+    wait_for(is_("waiting", home), "the present key is refused, and the link waits", 30, [link])
+    assert standing(home)["standing"]["code"] == IdentityRefused.code
+    assert join(answer, home).new_key
+    wait_for(is_("connected", home), "the link connects with the new key", 30, [link])
 
 
 def test_a_site_that_was_never_connected_says_why_and_ends_and_one_that_was_waits(
