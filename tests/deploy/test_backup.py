@@ -61,7 +61,8 @@ def make_server(home: Path) -> Path:
 def make_site(home: Path) -> Path:
     names = (
         "site.toml", "connection.json", "ca.pem", "site.pem", "request.json", "approvals/a.json", "outbox/run/1",
-        "audit.log", "audit.head", "incidents.log", "instance", "status.json", "cache/huge", "scan.index", "run/link.pid", *SITE_KEYS,
+        "audit.log", "audit.head", "incidents.log", "instance", "status.json", "cache/huge", "scan.index", "run/link.pid",
+        *SITE_KEYS,
     )  # fmt: skip
     write(home, **{name: name for name in names})
     return home
