@@ -22,13 +22,11 @@ from fedmed_server.deployment.site_states import (
     load_site_states,
     moment,
     save_site_states,
-    seconds_of,
 )
 from fedmed_server.provision.registry import RegisteredSite, load_registry
 
 ACTIVATE = "/v1/fleet/activate-node"
 
-_ROUNDED_SECONDS = 0.01
 _log = logging.getLogger(__name__)
 
 
@@ -103,7 +101,9 @@ class Admission:
         Raises:
             RequestRefused: with its reason, which is noted in the site's state.
         """
-        site = self._sites[name]
+        site = self._sites.get(name)
+        if site is None:  # the registry changed while the body came
+            raise RequestRefused("unregistered")
         try:
             stamp = _verified(site, request)
             self._judge(site, stamp)
@@ -111,7 +111,14 @@ class Admission:
         except RequestRefused as refusal:
             self._note(name, refusal=Refusal(code=refusal.reason, time=moment(time.time())))
             raise
-        self._note(name, instance=stamp.instance, boot=stamp.boot, last_seen=moment(time.time()))
+        signed = max(stamp.time, self._states[name].signed_seconds)
+        self._note(
+            name,
+            instance=stamp.instance,
+            boot=stamp.boot,
+            last_seen=moment(time.time()),
+            signed_seconds=signed,
+        )
         if request.path == ACTIVATE:
             await self.look()
 
@@ -197,16 +204,14 @@ class Admission:
 class Nonces:
     """The requests that were admitted lately, so that none is admitted twice.
 
-    A server that was started anew does not know them; it takes what a site signed before it was last seen as repeated.
+    A server that was started anew does not know them; it takes what a site signed no later than its last admitted request as
+    repeated. A clock that stepped back since then cannot shut a site out for longer than clocks may differ.
     """
 
     def __init__(self, states: Mapping[str, SiteState], skew_seconds: float) -> None:
         self._kept_seconds = 2 * skew_seconds
-        self._from = {
-            name: seconds_of(state.last_seen) + state.clock_skew_seconds + _ROUNDED_SECONDS
-            for name, state in states.items()
-            if state.last_seen
-        }
+        latest = time.time() + skew_seconds
+        self._from = {name: min(state.signed_seconds, latest) for name, state in states.items()}
         self._until: dict[tuple[str, str], float] = {}
 
     def use(self, stamp: Stamp) -> None:

@@ -26,8 +26,9 @@ class Refusal:
 class SiteState:
     """One site. Times are in ISO form, UTC; ``last_seen`` is empty for a site that was never connected.
 
-    ``clock_skew_seconds`` is the site's clock minus the server's. ``instance`` and ``boot`` are of the link that was
-    admitted last, see ``signed_requests.Stamp``.
+    ``clock_skew_seconds`` is the site's clock minus the server's, also of a request that was refused for it. ``instance``
+    and ``boot`` are of the link that was admitted last, see ``signed_requests.Stamp``. ``signed_seconds`` is the latest time,
+    by the site's clock, at which a request was signed that was admitted.
     """
 
     state: State = "never"
@@ -36,6 +37,7 @@ class SiteState:
     boot: str = ""
     last_seen: str = ""
     clock_skew_seconds: float = 0.0
+    signed_seconds: float = 0.0
     refusal: Refusal | None = None
     certificate_expires: str = ""
 
@@ -58,11 +60,6 @@ def save_site_states(path: Path, states: Mapping[str, SiteState]) -> None:
 def moment(seconds: float) -> str:
     """A time of this machine's clock, as the file has it."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-
-
-def seconds_of(text: str) -> float:
-    """The inverse of :func:`moment`; 0 for none."""
-    return datetime.fromisoformat(text).timestamp() if text else 0.0
 
 
 def _state(values: Mapping[str, Any]) -> SiteState:

@@ -41,6 +41,7 @@ def main() -> int:
     """Serve until a signal asks to stop; the process's exit code."""
     home = ServerHome(Path(sys.argv[1]).absolute())
     os.environ.update(environment(home))
+    os.umask(0o077)
     logs.set_up()
     try:
         asyncio.run(serve(home))

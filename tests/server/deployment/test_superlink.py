@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+import time
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -36,6 +38,9 @@ def test_a_killed_server_knows_its_hospitals_again(own_server: Any) -> None:
     assert reason(alpha.client.post(path, content=body, headers=before)) == OK
     seen = own_server.state("alpha").last_seen
     wait_for(lambda: own_server.state("alpha").last_seen > seen, "the heartbeat is written", 30.0)
+    ahead = replace(alpha.stamp(), time=time.time() + 3600)
+    assert reason(alpha.beat(ahead)) == (403, "clock")
+    wait_for(lambda: own_server.state("alpha").clock_skew_seconds > 3000, "the refusal is written", 30.0)
 
     own_server.kill()
     own_server.start()
