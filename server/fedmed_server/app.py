@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -25,10 +26,11 @@ from fedmed_server.channel import Channel, Member
 from fedmed_server.cohort import Roll, call_roll
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult
 from fedmed_server.rounds import evaluate, missed, now, rounds
-from fedmed_server.state import RunState, load_state, model_file, save_parameters, save_state
+from fedmed_server.state import RunState, best_round, load_state, model_file, save_parameters, save_state
 from fedmed_strategies.presets import RECIPES
 
 _POLL_SECONDS, _DEPLOYED_POLL_SECONDS = 0.05, 0.25
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _PACKAGES = ("fedmed", "flwr", "torch", "monai", "numpy")
 
 
@@ -80,9 +82,8 @@ def run_federation(grid: Grid, request: RunRequest) -> RunEnded:
     try:
         ended = _run(grid, request, file)
     except (Exception, KeyboardInterrupt) as error:
-        state = load_state(request.folder)
         status = _status_after(error, request.stop.is_set())
-        ended = RunEnded(time=now(), status=status, best_round=state.best_round if state else 0)
+        ended = RunEnded(time=now(), status=status, best_round=best_round(request.folder))
         history.append(file, ended)
         raise
     history.append(file, ended)
@@ -90,11 +91,13 @@ def run_federation(grid: Grid, request: RunRequest) -> RunEnded:
 
 
 def _status_after(error: BaseException, stopped: bool) -> str:
-    """How a run ended that did not finish; of errors that are not ours, the kind alone."""
+    """How a run ended that did not finish; of errors that are not ours, the kind alone. A full disk passes, as an outage does."""
     if isinstance(error, TransportLost) and not stopped:
         return f"interrupted: {error}"
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"interrupted: {error.strerror}"
     return f"failed: {error if isinstance(error, FedmedError) else type(error).__name__}"
 
 

@@ -42,19 +42,20 @@ def call_roll(channel: Channel, sites: int | None = None) -> Roll:
     if channel.expected is None:
         roll = _ask(channel, _await_nodes(channel, sites or federation.minimum_sites))
         if roll.absent:
-            raise QuorumError("the roll call failed: " + "; ".join(_sentences(roll)))
+            raise too_few("the roll call failed: " + "; ".join(_sentences(roll)))
     else:
         roll = _call_expected(channel, channel.expected)
         needed = share_of(len(channel.expected), federation.quorum)
         if len(roll.members) < needed:
-            raise QuorumError(
+            raise too_few(
                 f"the roll call: {len(roll.members)} of {len(channel.expected)} sites take part, {needed} are needed. "
                 + "; ".join(_sentences(roll))
             )
     trainers = sum(member.facts.patients["train"] > 0 for member in roll.members)
     if trainers < federation.minimum_sites:
-        raise QuorumError(
-            f"{trainers} sites can train; federation.minimum_sites is {federation.minimum_sites}"
+        absent = "".join(f"; {sentence}" for sentence in _sentences(roll))
+        raise too_few(
+            f"{trainers} sites can train; federation.minimum_sites is {federation.minimum_sites}{absent}"
         )
     return roll
 
@@ -68,6 +69,13 @@ def draw(roster: Sequence[Member], experiment: Experiment, round_number: int) ->
     rng = np.random.default_rng([experiment.seed, round_number])
     chosen = sorted(rng.choice(len(trainers), size=wanted, replace=False))
     return tuple(trainers[index] for index in chosen)
+
+
+def too_few(problem: str) -> QuorumError:
+    """The error of a run that has not enough sites, with what to do about it."""
+    return QuorumError(
+        f"{problem}\n  fix: see to these sites; 'fedmed resume' then goes on from the last finished round"
+    )
 
 
 def share_of(sites: int, share: float) -> int:
@@ -130,7 +138,7 @@ def _await_nodes(channel: Channel, wanted: int) -> dict[str, int]:
         if len(nodes) >= wanted:
             return {f"node {node}": node for node in nodes}
         if time.monotonic() > end:
-            raise QuorumError(f"{len(nodes)} of {wanted} sites are connected after {seconds:g} s")
+            raise too_few(f"{len(nodes)} of {wanted} sites are connected after {seconds:g} s")
         channel.pause()
 
 

@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from fedmed_common import failpoints, wire
-from fedmed_common.errors import QuorumError
 from fedmed_common.metrics import class_mean, merge
 from fedmed_common.params import Parameters, WeightedMean
 from fedmed_server.channel import Channel, Member
-from fedmed_server.cohort import draw, share_of
+from fedmed_server.cohort import draw, share_of, too_few
 from fedmed_server.exchange import exchange
 from fedmed_server.history import RoundDone, SiteResult
 from fedmed_server.state import RunState
@@ -132,7 +131,7 @@ def _check_quorum(channel: Channel, results: Sequence[SiteResult], number: int) 
     needed = max(federation.minimum_sites, share_of(len(results), federation.quorum))
     if usable < needed:
         problems = "; ".join(result.problem() for result in results if result.outcome != "ok")
-        raise QuorumError(
+        raise too_few(
             f"round {number}: {usable} of {len(results)} sites gave a usable update, {needed} are needed. {problems}"
         )
 

@@ -94,6 +94,15 @@ def load_state(folder: Path) -> RunState | None:
         raise CheckpointError(f"{path}: not a checkpoint of this version ({type(error).__name__})") from error
 
 
+def best_round(folder: Path) -> int:
+    """The checkpoint's best round, from its header alone; 0 where there is no checkpoint that can be read."""
+    try:
+        with safe_open(folder / CHECKPOINT, framework="numpy") as file:
+            return int(json.loads((file.metadata() or {})["state"])["best_round"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError):
+        return 0
+
+
 def save_parameters(
     path: Path, parameters: Mapping[str, NDArray[np.float32]], about: Mapping[str, str]
 ) -> None:

@@ -12,6 +12,7 @@ from fedmed_common.errors import CheckpointError, Interrupted, QuorumError
 from fedmed_server import history
 from fedmed_server.app import run_federation
 from fedmed_server.history import RoundDone, RunEnded
+from fedmed_server.state import CHECKPOINT
 
 
 def test_the_absence_of_a_hard_site_makes_no_round_the_best(tmp_path: Path) -> None:
@@ -27,7 +28,10 @@ def test_the_absence_of_a_hard_site_makes_no_round_the_best(tmp_path: Path) -> N
 
 def test_a_round_needs_the_least_number_of_sites(tmp_path: Path) -> None:
     sites = Sites(dict.fromkeys("abc", 9), lambda *_: 0.5, lambda site, _round: 1.0 if site == "a" else None)
-    with pytest.raises(QuorumError, match="2 are needed"):
+    with pytest.raises(
+        QuorumError,
+        match=r"round 1: 1 of 3 .*2 are needed\. b: failed .*c: failed (?s:.*)fix: .*fedmed resume",
+    ):
         run_federation(sites.grid(), make_request(tmp_path, sites, quorum=0.3, minimum_sites=2))
 
 
@@ -75,8 +79,19 @@ def test_an_unforeseen_fault_is_recorded_and_the_run_goes_on_later(tmp_path: Pat
         run_federation(sites.grid(), replace(make_request(tmp_path, sites), on_round=full))
     last = list(history.read(tmp_path / history.FILE))[-1]
     assert isinstance(last, RunEnded)
-    assert last.status == "failed: OSError"
+    assert last.status == "interrupted: No space left on device"
     assert run_federation(sites.grid(), make_request(tmp_path, sites)).status == "completed"
+
+
+def test_a_damaged_checkpoint_is_the_runs_end_and_not_a_riddle(tmp_path: Path) -> None:
+    sites = Sites({"a": 9, "b": 9}, lambda *_: 0.5)
+    (tmp_path / CHECKPOINT).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=CHECKPOINT):
+        run_federation(sites.grid(), make_request(tmp_path, sites))
+    last = list(history.read(tmp_path / history.FILE))[-1]
+    assert isinstance(last, RunEnded)
+    assert last.status.startswith("failed: ")
+    assert CHECKPOINT in last.status
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:

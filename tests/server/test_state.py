@@ -12,6 +12,7 @@ import pytest
 
 from fedmed_common.errors import CheckpointError
 from fedmed_server.state import CHECKPOINT, RunState, load_state, save_state
+from fedmed_server.state import best_round as best_round_of
 
 PARAMETERS = {
     "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -40,6 +41,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path, best_round: int) -> None:
     assert loaded is not None
     assert (loaded.round, loaded.best_round, loaded.missed) == (4, best_round, state.missed)
     assert (loaded.record, loaded.best_record) == ("{}", "[]")
+    assert best_round_of(tmp_path) == best_round
     assert list(loaded.parameters) == list(PARAMETERS)
     for name, array in PARAMETERS.items():
         assert loaded.parameters[name].tobytes() == array.tobytes()
@@ -53,6 +55,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / CHECKPOINT).write_bytes(content)
     with pytest.raises(CheckpointError, match=CHECKPOINT):
         load_state(tmp_path)
+    assert best_round_of(tmp_path) == 0
 
 
 WRITER = """
