@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError
-from fedmed_common.files import write_atomically
+from fedmed_common.files import sync_folder, write_atomically
 
 LOCK = ".lock"
 _AGAIN_SECONDS = 0.1
@@ -31,6 +31,7 @@ def create(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         write_atomically(unfinished / name, content)
     unfinished.rename(folder)
+    sync_folder(folder.parent)
 
 
 @contextmanager

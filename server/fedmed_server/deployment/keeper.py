@@ -136,8 +136,9 @@ class Keeper:
             _record(folder, "interrupted", progress)
         elif action is Action.give_up:
             _record(folder, _hopeless(launch), progress)
-        elif not held and (flower is None or flower.finished) and _settled(launch, progress):
+        elif not held and (flower is None or flower.finished) and progress.is_settled(launch):
             self._settled[folder] = stamp
+            del self._progress[folder]
 
     def _start(self, control: FlowerControl, folder: Path, launch: Launch, progress: Progress) -> None:
         wait = pause_seconds(launch.restarts if progress.round == launch.round else 0)
@@ -148,7 +149,9 @@ class Keeper:
         except FedmedError as error:
             _record(folder, f"failed: {error}", progress)
             return
-        flower_run = control.start((folder / runs.BUNDLE).read_bytes(), launch.run)
+        # Flower may have begun one already, where a crash or an outage kept that from being noted.
+        begun = [flower.identifier for flower in control.unfinished() if flower.run == launch.run]
+        flower_run = begun[0] if begun else control.start((folder / runs.BUNDLE).read_bytes(), launch.run)
         launch = runs.started(folder, launch, progress, flower_run)
         self._started[folder] = time.monotonic()
         again = f", again: {launch.restarts} times since round {launch.round}" if launch.restarts else ""
@@ -167,11 +170,6 @@ class Keeper:
         if reason != self._away:
             _log.warning("%s; runs wait, and are looked after when it is back", reason)
         self._away = reason
-
-
-def _settled(launch: Launch, progress: Progress) -> bool:
-    """Whether nothing happens to the run until somebody wants something else of it."""
-    return progress.final(launch) is not None or (launch.wanted == "stop" and progress.end is not None)
 
 
 def _failed(progress: Progress) -> bool:

@@ -21,6 +21,7 @@ from fedmed_common import bundle, identity
 from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError, ConfigError
 from fedmed_common.files import write_atomically
+from fedmed_common.loading import validate
 from fedmed_server import folders, history
 from fedmed_server.deployment.home import ServerHome
 from fedmed_server.history import RoundDone, RunEnded, RunStarted
@@ -98,6 +99,10 @@ class Progress:
             return self.end
         failed = self.end.status.startswith("failed")
         return self.end if failed and self.records > launch.since else None
+
+    def is_settled(self, launch: Launch) -> bool:
+        """Whether nothing happens to the run until somebody wants something else of it."""
+        return self.final(launch) is not None or (launch.wanted == "stop" and self.end is not None)
 
 
 def create(
@@ -206,10 +211,12 @@ def find(home: ServerHome, name: str) -> Path:
 
 
 def launched(home: ServerHome) -> list[Path]:
-    """The folders of all launched runs, the oldest first."""
+    """The folders of all launched runs, the oldest first; one that is still being made, or never was made whole, is none."""
     if not home.runs.is_dir():
         return []
-    return sorted(folder for folder in home.runs.iterdir() if is_launched(folder))
+    return sorted(
+        folder for folder in home.runs.iterdir() if not folder.name.startswith(".") and is_launched(folder)
+    )
 
 
 def experiment_of(folder: Path) -> Experiment:
@@ -218,20 +225,32 @@ def experiment_of(folder: Path) -> Experiment:
     Raises:
         ConfigError: the file is not an experiment of this version.
     """
-    document = tomllib.loads((folder / EXPERIMENT).read_text(encoding="utf-8"))
+    file = folder / EXPERIMENT
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot be read ({type(error).__name__})",
+            file=file,
+            fix="put the file back as it was, or launch a new run",
+        ) from None
     document.pop("simulation", None)
-    return Experiment.model_validate(document)
+    return validate(Experiment, document, file)
 
 
 def checked_experiment(home: ServerHome, folder: Path) -> Experiment:
     """The run's experiment, which must be that of the signed bundle: it is what sites have approved.
 
     Raises:
-        CheckpointError: it was changed since.
+        CheckpointError: it was changed since, or the bundle cannot be read.
         BundleRefused: the bundle is not this consortium's, or is damaged.
     """
     signer = identity.load_signing_key(home.signing_key).public_key()
-    approved = bundle.check((folder / BUNDLE).read_bytes(), signer)
+    try:
+        content = (folder / BUNDLE).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{folder / BUNDLE}: {error.strerror}\n  fix: launch a new run") from None
+    approved = bundle.check(content, signer)
     experiment = experiment_of(folder)
     if bundle.approval_hash(experiment, approved.code_version) != approved.hash:
         raise CheckpointError(

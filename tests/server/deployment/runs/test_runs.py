@@ -123,6 +123,37 @@ def test_a_damaged_launch_says_what_it_is(launch: Callable[..., Path]) -> None:
         runs.load(folder)
 
 
+def test_a_launch_that_was_killed_half_way_is_no_run(home: ServerHome, launch: Callable[..., Path]) -> None:
+    folder = launch()
+    folder.rename(folder.with_name(f".{folder.name}.1.tmp"))
+    assert runs.launched(home) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda file: file.unlink(), "cannot be read"),
+        (lambda file: file.write_text("rounds = "), "cannot be read"),
+        (lambda file: file.write_text("rouns = 1\n" + file.read_text()), "rouns"),
+    ],
+)
+def test_a_damaged_experiment_is_named(
+    launch: Callable[..., Path], change: Callable[[Path], object], words: str
+) -> None:
+    folder = launch()
+    file = folder / runs.EXPERIMENT
+    change(file)
+    with pytest.raises(ConfigError, match=f"{runs.EXPERIMENT}.*{words}(?s:.*)fix: "):
+        runs.experiment_of(folder)
+
+
+def test_a_missing_bundle_is_named(home: ServerHome, launch: Callable[..., Path]) -> None:
+    folder = launch()
+    (folder / runs.BUNDLE).unlink()
+    with pytest.raises(CheckpointError, match=f"{runs.BUNDLE}(?s:.*)fix: "):
+        runs.checked_experiment(home, folder)
+
+
 def test_one_process_holds_a_run(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     with locked(tmp_path):

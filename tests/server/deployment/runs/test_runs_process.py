@@ -150,6 +150,25 @@ def test_a_run_that_cannot_be_carried_has_failed_and_holds_up_no_other(
     assert [runs.load(folder).flower_runs for folder in (changed, broken)] == [(), ()]
 
 
+def test_a_flower_run_that_was_begun_and_not_noted_is_no_reason_for_another(
+    home: ServerHome, launch: Callable[..., Path]
+) -> None:
+    folder = launch()
+    stop, keeper = threading.Event(), Keeper(home.path)
+    with _superlink(home):
+        control = FlowerControl(home)
+        begun = control.start((folder / runs.BUNDLE).read_bytes(), folder.name)
+        thread = threading.Thread(target=keeper.run, args=(stop,))
+        thread.start()
+        try:
+            _until(lambda: runs.load(folder).flower_runs == (begun,))
+            assert [run.identifier for run in control.unfinished()] == [begun]
+        finally:
+            stop.set()
+            thread.join()
+            control.close()
+
+
 def test_a_token_is_on_no_command_line(home: ServerHome, launch: Callable[..., Path]) -> None:
     launch()
     with _superlink(home), _parts(home):
