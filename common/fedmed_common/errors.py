@@ -148,7 +148,7 @@ class TrackingAway(FedmedError):
 
 
 class Interrupted(FedmedError):
-    """The run was stopped on request at a round's boundary; it can be resumed."""
+    """The run was stopped on request, within a round too; it can be resumed from its last finished one."""
 
     code = "interrupted"
     exit_code = 130

@@ -74,17 +74,24 @@ def show_status(
 
 def show_log(
     run: Run,
-    follow: Annotated[bool, typer.Option(help="Go on until the run has ended, or Ctrl-C.")] = False,
+    follow: Annotated[
+        bool, typer.Option(help="Go on until the run has ended or is interrupted, or Ctrl-C.")
+    ] = False,
     home: Home = Path(),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs: the run's history, a record a line.")
+    ] = False,
 ) -> None:
     """Print what the server says about a run."""
     from fedmed_server.deployment import runs
+    from fedmed_server.folders import is_locked
 
     folder = runs.find(_server(home), run)
-    offset = 0
+    print_from = _print_records_from if as_json else _print_from
+    progress, offset = runs.Progress(folder), 0
     while True:
-        ended = runs.Progress(folder).update().final(runs.load(folder)) is not None
-        offset = _print_from(folder / runs.LOG, offset)
+        ended = not is_locked(folder) and progress.update().is_settled(runs.load(folder))
+        offset = print_from(folder, offset)
         if not follow or ended:
             return
         time.sleep(_FOLLOW_SECONDS)
@@ -166,7 +173,19 @@ def _print(*parts: Any) -> None:
         console.print(part, highlight=False, soft_wrap=isinstance(part, Text))
 
 
-def _print_from(file: Path, offset: int) -> int:
+def _print_records_from(folder: Path, offset: int) -> int:
+    from fedmed_server import history
+
+    records, offset = history.read_from(folder / history.FILE, offset)
+    for record in records:
+        typer.echo(record.model_dump_json())
+    return offset
+
+
+def _print_from(folder: Path, offset: int) -> int:
+    from fedmed_server.deployment.runs import LOG
+
+    file = folder / LOG
     if not file.exists():
         return offset
     with file.open("rb") as stream:

@@ -112,7 +112,7 @@ def run_status(home: ServerHome, folder: Path) -> RunStatus:
         round=progress.round,
         rounds=experiment.rounds,
         best_round=progress.best_round,
-        criterion=progress.rounds[progress.round].criterion if progress.rounds else None,
+        criterion=_last_criterion(progress),
         restarts=launch.restarts,
         report=str(folder / REPORT) if (folder / REPORT).exists() else "",
         sites=tuple(_part(home, name, progress, doing) for name in launch.sites),
@@ -168,6 +168,12 @@ def _state_of(end: RunEnded) -> State:
     if end.status.startswith("completed"):
         return "completed"
     return "degraded" if end.status.startswith("degraded") else "failed"
+
+
+def _last_criterion(progress: Progress) -> float | None:
+    """Of the last round that was evaluated: not every round is."""
+    values = [progress.rounds[number].criterion for number in sorted(progress.rounds)]
+    return next((value for value in reversed(values) if value is not None), None)
 
 
 def _part(home: ServerHome, name: str, progress: Progress, doing: live.Now | None) -> SitePart:

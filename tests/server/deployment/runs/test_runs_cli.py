@@ -112,7 +112,9 @@ def test_the_status_of_a_run_for_programs(say: Say, launch: Callable[..., Path],
     folder = launch()
     assert [one["state"] for one in _document(say("status", "--json"))] == ["waiting"]
     _begun(folder)
-    told = live.Live(folder, 2)
+    unevaluated = RoundDone(time="t", round=2, attempt=0, train=(), seconds={"total": 1.0})
+    history.append(folder / history.FILE, unevaluated)
+    told = live.Live(folder, 3)
     told.watch("alpha", "ok")
     told.watch("beta", "late")
     told.flush()
@@ -129,7 +131,7 @@ def test_the_status_of_a_run_for_programs(say: Say, launch: Callable[..., Path],
         "experiment": "discs",
         "state": "running",
         "status": "",
-        "round": 1,
+        "round": 2,
         "rounds": 3,
         "best_round": 1,
         "criterion": 0.5,
@@ -228,6 +230,40 @@ def test_the_log_is_printed_and_followed_to_the_end(say: Say, launch: Callable[.
     thread.start()
     assert say("log", folder.name, "--follow") == (0, "round 1\nround 2\n", "")
     thread.join()
+
+
+def test_the_log_is_followed_past_the_end_of_the_rounds(say: Say, launch: Callable[..., Path]) -> None:
+    folder = launch()
+    held = threading.Event()
+
+    def go_on() -> None:
+        with locked(folder):
+            history.append(folder / history.FILE, RunEnded(time="t", status="completed", best_round=1))
+            held.set()
+            time.sleep(1.0)
+            (folder / runs.LOG).write_text("completed\n")
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    held.wait()
+    assert say("log", folder.name, "--follow") == (0, "completed\n", "")
+    thread.join()
+
+
+def test_the_log_of_an_interrupted_run_has_an_end(say: Say, launch: Callable[..., Path]) -> None:
+    folder = launch()
+    (folder / runs.LOG).write_text("stopped\n")
+    runs.ask_to_stop(folder)
+    history.append(folder / history.FILE, RunEnded(time="t", status="interrupted", best_round=0))
+    assert say("log", folder.name, "--follow") == (0, "stopped\n", "")
+
+
+def test_the_log_for_programs(say: Say, launch: Callable[..., Path]) -> None:
+    folder = launch()
+    _begun(folder)
+    code, out, _ = say("log", folder.name, "--json")
+    assert code == 0
+    assert [json.loads(line)["kind"] for line in out.splitlines()] == ["started", "round"]
 
 
 def test_a_run_that_nobody_launched(say: Say) -> None:
