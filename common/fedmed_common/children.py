@@ -135,10 +135,21 @@ class Supervisor:
             process = self._running.get(child.role)
             if process is None:
                 if time.monotonic() >= self._due[child.role]:
-                    self._start(child)
+                    self._try_to_start(child)
             elif process.poll() is not None and self._ended(child, process.returncode):
                 return process.returncode
         return None
+
+    def _try_to_start(self, child: Child) -> None:
+        """A full disk, or a machine that is out of processes, passes: the other children are not ended for it."""
+        try:
+            self._start(child)
+        except OSError as error:
+            _log.error("%s cannot be started: %s", child.role, error.strerror)
+            process = self._running.pop(child.role, None)
+            if process is not None:
+                stop(process, self._grace)
+            self._put_off(child.role, again=True)
 
     def _start(self, child: Child) -> None:
         process = start(child.command, environment=child.environment, log=child.log)
@@ -156,13 +167,17 @@ class Supervisor:
         if code in child.final_codes:
             return True
         lived = time.monotonic() - self._started[child.role]
-        wait = self._first_wait if lived > 60 else self._waits.get(child.role, self._first_wait / 2) * 2
-        self._waits[child.role] = min(max(wait, self._first_wait), self._longest_wait)
-        self._due[child.role] = time.monotonic() + self._waits[child.role]
+        self._put_off(child.role, again=lived <= 60)
         _log.warning(
             "%s ended with code %s; it is started again in %.1f s", child.role, code, self._waits[child.role]
         )
         return False
+
+    def _put_off(self, role: str, *, again: bool) -> None:
+        """Set when the child is started next; ``again``: it did not last."""
+        wait = self._waits.get(role, self._first_wait / 2) * 2 if again else self._first_wait
+        self._waits[role] = min(max(wait, self._first_wait), self._longest_wait)
+        self._due[role] = time.monotonic() + self._waits[role]
 
     def _end_all(self) -> None:
         for process in self._running.values():

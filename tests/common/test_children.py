@@ -71,6 +71,20 @@ def test_a_final_code_ends_all(tmp_path: Path) -> None:
     assert not pid_file(tmp_path, "other").exists()
 
 
+def test_a_child_that_cannot_be_started_now_is_started_later(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("in the way of the folder of pid files")
+    supervisor = Supervisor(tmp_path, [Child(role="one", command=SLEEP)], first_wait=0.05)
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    try:
+        time.sleep(0.3)
+        (tmp_path / "run").unlink()
+        assert Path(f"/proc/{_pid(pid_file(tmp_path, 'one'))}").exists()
+    finally:
+        supervisor.stop()
+        thread.join()
+
+
 def test_a_child_that_does_not_listen_is_ended_hard(tmp_path: Path) -> None:
     process = start(DEAF, log=tmp_path / "log" / "deaf.log")
     try:
