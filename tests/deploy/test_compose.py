@@ -96,7 +96,7 @@ class Rehearsal:
         return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
     def wait_healthy(self, name: str) -> None:
-        wait_for(lambda: self.healthy(name), f"{name} is healthy", 90, (self.machines[name],))
+        wait_for(lambda: self.healthy(name), f"{name} is healthy", 180, (self.machines[name],))
 
     def connected(self) -> set[str]:
         sites = json.loads(fedmed("sites", "--home", str(self.server), "--json"))
@@ -181,7 +181,7 @@ def test_a_hardened_consortium_finishes_a_run(rehearsal: Rehearsal) -> None:
     said = fedmed("launch", str(experiment), "--sites", sites, "--home", str(rehearsal.server), "--json")
     launched = json.loads(said)
     report = rehearsal.server / "runs" / launched["run"] / "report.html"
-    wait_for(report.exists, "the run ends", 150, tuple(rehearsal.machines.values()))
+    wait_for(report.exists, "the run ends", 200, tuple(rehearsal.machines.values()))
     status = json.loads(fedmed("status", launched["run"], "--home", str(rehearsal.server), "--json"))
     assert status["state"] == "completed", status
 
