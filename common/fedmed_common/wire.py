@@ -9,10 +9,11 @@ up. There is no field for text of an exception, a path, a UID or a header value.
 from __future__ import annotations
 
 import io
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -22,6 +23,7 @@ from fedmed_common.errors import WireError
 from fedmed_common.metrics import Mean, Metrics
 from fedmed_common.params import Parameters
 
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 VERSION = 1
 WAITING_RULES = frozenset({"approval_pending", "window", "disk"})
 """Rules by which a site refuses an order for now: it may be asked again until the deadline."""
@@ -121,9 +123,7 @@ def unpack_order(record: RecordDict, kind: Kind) -> Order:
     split = fields.get("split")
     if split not in ("validation", "test"):
         raise WireError("split field")
-    parameters: Parameters = {}
-    if _PARAMETERS in record.array_records:
-        parameters = {name: _array(array, None) for name, array in record.array_records[_PARAMETERS].items()}
+    arrays: Mapping[str, Array] = _part(record, _PARAMETERS, ArrayRecord) or {}
     return Order(
         kind=kind,
         run=_text(fields, "run"),
@@ -131,7 +131,7 @@ def unpack_order(record: RecordDict, kind: Kind) -> Order:
         attempt=_integer(fields, "attempt"),
         experiment=_text(fields, "experiment", limit=1_000_000),
         split=split,
-        parameters=parameters,
+        parameters={name: _array(array, None) for name, array in arrays.items()},
     )
 
 
@@ -180,7 +180,7 @@ def unpack_reply(record: RecordDict, template: Mapping[str, NDArray[np.float32]]
         raise WireError("wire version")
     if fields.keys() != _REPLY_FIELDS:
         raise WireError("undeclared field")
-    arrays = record.array_records.get(_PARAMETERS)
+    arrays = _part(record, _PARAMETERS, ArrayRecord)
     if arrays is not None and template is None:
         raise WireError("undeclared parameters")
     return Reply(
@@ -193,14 +193,15 @@ def unpack_reply(record: RecordDict, template: Mapping[str, NDArray[np.float32]]
         incident=_text(fields, "incident"),
         delta=_arrays(arrays, template) if arrays is not None and template is not None else {},
         metrics=_metrics(record),
-        seconds={name: _number(value) for name, value in record.metric_records.get(_SECONDS, {}).items()},
+        seconds={name: _number(value) for name, value in _numbers(record, _SECONDS).items()},
         facts=_facts(record),
     )
 
 
 def parameter_bytes(record: RecordDict) -> int:
     """How many bytes the record's arrays take on the wire."""
-    return sum(len(array.data) for arrays in record.array_records.values() for array in arrays.values())
+    records = [part for part in record.values() if isinstance(part, ArrayRecord)]
+    return sum(len(array.data) for arrays in records for array in arrays.values())
 
 
 def _arrays(arrays: Mapping[str, Array], template: Mapping[str, NDArray[np.float32]]) -> Parameters:
@@ -221,7 +222,7 @@ def _array(array: Array, expected: NDArray[np.float32] | None) -> NDArray[np.flo
         if np.lib.format.read_magic(stream) != (1, 0):
             raise WireError("parameter encoding")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_NPY_HEADER_LIMIT)
-    except (ValueError, TypeError, SyntaxError, EOFError):
+    except (ValueError, TypeError, SyntaxError, EOFError, tokenize.TokenError):
         raise WireError("parameter encoding") from None
     if dtype != np.float32 or (fortran and len(shape) > 1):
         raise WireError("parameter type")
@@ -234,7 +235,7 @@ def _array(array: Array, expected: NDArray[np.float32] | None) -> NDArray[np.flo
 
 def _metrics(record: RecordDict) -> Metrics:
     metrics: Metrics = {}
-    for name, pair in record.metric_records.get(_METRICS, {}).items():
+    for name, pair in _numbers(record, _METRICS).items():
         if not isinstance(pair, list) or len(pair) != 2:
             raise WireError("metric")
         metrics[name] = Mean(_number(pair[0]), _number(pair[1]))
@@ -242,10 +243,11 @@ def _metrics(record: RecordDict) -> Metrics:
 
 
 def _facts(record: RecordDict) -> Facts | None:
-    if _COUNTS not in record.metric_records:
+    counts = _part(record, _COUNTS, MetricRecord)
+    if counts is None:
         return None
     groups: dict[str, dict[str, int]] = {"patients": {}, "presence": {}}
-    for name, count in record.metric_records[_COUNTS].items():
+    for name, count in counts.items():
         group, _, key = name.partition("/")
         if group not in groups or not key or type(count) is not int:
             raise WireError("count")
@@ -257,9 +259,20 @@ def _facts(record: RecordDict) -> Facts | None:
 
 
 def _config(record: RecordDict, name: str) -> dict[str, Any]:
-    if name not in record.config_records:
+    part = _part(record, name, ConfigRecord)
+    if part is None:
         raise WireError(f"no {name} record")
-    return dict(record.config_records[name])
+    return dict(part)
+
+
+def _numbers(record: RecordDict, name: str) -> Mapping[str, Any]:
+    return _part(record, name, MetricRecord) or {}
+
+
+def _part(record: RecordDict, name: str, kind: type[R]) -> R | None:
+    """A record of one kind. Flower's own views by kind leave a cycle of references, which keeps a whole model in memory."""
+    part = record.get(name)
+    return part if isinstance(part, kind) else None
 
 
 def _text(fields: Mapping[str, Any], name: str, limit: int = 200) -> str:

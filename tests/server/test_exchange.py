@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from scripted import VERSION, Network, Sites, make_request
+from scripted import VERSION, Network, Sites, make_request, play_round
 
 from fedmed_common.errors import Interrupted, QuorumError, TransportLost
 from fedmed_server import history
@@ -289,6 +290,22 @@ def test_only_the_sites_that_were_launched_are_asked(tmp_path: Path) -> None:
     request = replace(_deployed(tmp_path / "run", sites), expected=("a", "c"))
     assert run_federation(Network(sites), request).status == "completed"
     assert {site for site, *_ in sites.asked} == {"a", "c"}
+
+
+def _peak(sites: int) -> int:
+    """Bytes that a round of so many sites takes at its peak."""
+    many = Sites(dict.fromkeys((f"site-{number}" for number in range(sites)), 9))
+    parameters = {"weight": np.ones(1_000_000, np.float32)}
+    tracemalloc.start()
+    try:
+        play_round(many.grid(), many, parameters)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_server_holds_one_reply_whatever_the_number_of_sites() -> None:
+    assert _peak(8) < _peak(2) + 400_000
 
 
 @pytest.mark.parametrize("point", ["before-dispatch", "aggregating", "writing-checkpoint"])

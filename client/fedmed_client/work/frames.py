@@ -50,7 +50,7 @@ def read_head(frame: bytes) -> dict[str, Any]:
 
 def pieces(message: Message, **fields: str) -> Iterator[bytes]:
     """A message as frames; ``fields`` go into the one that announces it."""
-    arrays = [array.data for record in _array_records(message) for array in record.values()]
+    arrays = [array.data for record in _array_records(message).values() for array in record.values()]
     outline = message_to_proto(_with_data(message, lambda _: b"")).SerializeToString()
     yield head(**fields, size=len(outline), arrays=[len(data) for data in arrays])
     for part in (outline, *arrays):
@@ -70,8 +70,10 @@ def joined(announced: dict[str, Any], following: Iterable[bytes]) -> Message:
     return _with_data(outline, lambda _: take(next(sizes)))
 
 
-def _array_records(message: Message) -> list[ArrayRecord]:
-    return list(message.content.array_records.values()) if message.has_content() else []
+def _array_records(message: Message) -> dict[str, ArrayRecord]:
+    """By name. Flower's own view of them leaves a cycle of references, which keeps a whole model in memory."""
+    content = message.content if message.has_content() else RecordDict()
+    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
 
 def _with_data(message: Message, data: Callable[[Array], bytes]) -> Message:
@@ -79,7 +81,7 @@ def _with_data(message: Message, data: Callable[[Array], bytes]) -> Message:
     if not message.has_content():
         return message
     content = RecordDict(dict(message.content))
-    for name, record in message.content.array_records.items():
+    for name, record in _array_records(message).items():
         content[name] = ArrayRecord(
             {
                 key: Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=data(array))

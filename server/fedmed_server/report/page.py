@@ -157,7 +157,7 @@ def _state(run: RunHistory, shareable: bool) -> dict[str, str]:
             "▲",
             "The run reached its end, but not every site answered everything that was asked of it.",
         ),
-        "interrupted": ("warn", "‖", "The run was stopped on request and can be resumed."),
+        "interrupted": ("warn", "‖", "The run was stopped before its end and can be resumed."),
         "failed": ("bad", "✕", "The run could not go on; it can be resumed once the cause is mended."),
     }.get(word, ("open", "?", ""))
     return {
