@@ -135,19 +135,32 @@ def _as_config_error(model: type[Model], error: ValidationError, file: Path | st
     if first["type"] == "missing":
         return ConfigError(f"is missing{more}", file=file, field=field, fix="add it")
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict | Model) else f"; given: {str(first['input'])[:80]!r}"
+    silent = isinstance(first["input"], dict | Model) or _is_secret(model, location)
+    given = "" if silent else f"; given: {str(first['input'])[:80]!r}"
     return ConfigError(f"{message}{more}", file=file, field=field or None, fix=f"correct the value{given}")
 
 
 def _fields_at(model: type[Model], location: tuple[int | str, ...]) -> list[str]:
+    found = _model_at(model, location)
+    return list(found.model_fields) if found is not None else []
+
+
+def _is_secret(model: type[Model], location: tuple[int | str, ...]) -> bool:
+    """Whether the field's value is kept out of its model's ``repr``, and so out of messages."""
+    owner = _model_at(model, location[:-1])
+    field = owner.model_fields.get(str(location[-1])) if owner is not None and location else None
+    return field is not None and not field.repr
+
+
+def _model_at(model: type[Model], location: tuple[int | str, ...]) -> type[Model] | None:
     for part in location:
         if isinstance(part, int) or part not in model.model_fields:
             continue
         nested = _nested_model(model.model_fields[part].annotation)
         if nested is None:
-            return []
+            return None
         model = nested
-    return list(model.model_fields)
+    return model
 
 
 def _nested_model(annotation: Any) -> type[Model] | None:

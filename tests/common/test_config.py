@@ -224,6 +224,20 @@ def test_an_order_of_another_version_is_refused() -> None:
         experiment_from_order(json.dumps({**_sound(), "simulation": None, "novelty": 1}))
 
 
+def test_a_proxys_password_is_not_repeated_in_an_error(tmp_path: Path) -> None:
+    document: dict[str, Any] = {
+        "name": "alpha",
+        "data": {"format": "images", "root": "data"},
+        "labels": {"disc": ["1"]},
+        "network": {"proxy": "jane:geheim@proxy:3128"},
+    }
+    file = tmp_path / "site.toml"
+    file.write_text(tomli_w.dumps(document))
+    with pytest.raises(ConfigError, match=r"site.toml: network.proxy: ") as refused:
+        load_site(file)
+    assert "geheim" not in str(refused.value)
+
+
 def test_a_site_file_names_its_own_fields(tmp_path: Path) -> None:
     file = tmp_path / "site.toml"
     document = {"name": "north", "data": {"format": "dicom", "root": "."}, "labels": {"liver": "Liver"}}

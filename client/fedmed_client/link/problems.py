@@ -18,7 +18,6 @@ from fedmed_common.errors import (
     KeyInUse,
     NotRegistered,
     NotTheCoordinator,
-    OwnExpired,
     ProxyRefuses,
     Revoked,
     ServerExpired,
@@ -193,10 +192,11 @@ def _of_certificate(error: ssl.SSLCertVerificationError, reach: Reach) -> Connec
 def _of_tls(error: ssl.SSLError, reach: Reach) -> ConnectionProblem:
     reason = error.reason or ""
     if "CERTIFICATE_EXPIRED" in reason:
+        # By this machine's clock it has not (that is judged before), and whoever sits on the way can send an alert.
         return say(
-            OwnExpired,
-            f"the server at {reach.address} takes this site's certificate for expired",
-            "compare both clocks; else ask the coordinator for a new certificate",
+            ClockOff,
+            f"the server at {reach.address} takes this site's certificate for expired, and by this machine's clock it is not",
+            "compare both clocks, and set the one that is wrong",
         )
     if "ALERT" in reason and any(word in reason for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED")):
         return closed(reach)

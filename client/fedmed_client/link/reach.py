@@ -111,22 +111,44 @@ def certificate_stamp(home: SiteFolder) -> int:
 
 
 def find_proxy(connection: Connection, network: Network) -> str:
-    """The proxy's URL: the one in ``site.toml``, else the environment's, and none for hosts that are excepted."""
+    """The proxy's URL: the one in ``site.toml``, else the environment's, and none for hosts that are excepted.
+
+    Raises:
+        ConfigError: it is no proxy's URL. What it is, is not said: there may be a password in it.
+    """
     place = f"{connection.host}:{connection.port}"
     if network.no_proxy and _is_excepted(place, ",".join(network.no_proxy)):
         return ""
     if network.proxy is not None:
-        return network.proxy
+        return _checked(network.proxy, "network.proxy in site.toml")
     known = urllib.request.getproxies_environment()
     found = known.get("https") or known.get("all") or ""
     if not found or _is_excepted(place, known.get("no", "")):
         return ""
-    return found if "://" in found else f"http://{found}"
+    return _checked(found if "://" in found else f"http://{found}", "HTTPS_PROXY")
 
 
 def proxy_trust(reach: Reach) -> ssl.SSLContext | None:
     """Whom to trust as a proxy that is itself reached by TLS: the usual authorities, not the consortium's."""
     return ssl.create_default_context() if reach.proxy.startswith("https:") else None
+
+
+def _checked(proxy: str, place: str) -> str:
+    try:
+        parts = urlsplit(proxy)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        usable = usable and httpx.URL(proxy).host == parts.hostname
+        usable = usable and parts.path in {"", "/"} and not parts.query and not parts.fragment
+    except (ValueError, httpx.InvalidURL):
+        usable = False
+    if not usable:
+        raise ConfigError(
+            "is not the address of an HTTP proxy",
+            field=place,
+            fix="write http://host:port or http://user:password@host:port; "
+            "in a password, write %2F for /, %3F for ?, %23 for #, %40 for @ and %25 for %",
+        )
+    return proxy
 
 
 def _is_excepted(place: str, exceptions: str) -> bool:

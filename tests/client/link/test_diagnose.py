@@ -281,6 +281,15 @@ def test_something_else_behind_the_right_certificate(
     expect(at(home, port), errors.NotTheCoordinator, "is not a fedmed server", phrase)
 
 
+def test_an_alert_that_anyone_on_the_way_can_send_does_not_end_a_site_for_good(
+    home: SiteFolder, listen: Listen
+) -> None:
+    """That this site's certificate has expired is for this machine's clock to say."""
+    fatal_certificate_expired = bytes.fromhex("15 0303 0002 022d")
+    port = listen(saying(fatal_certificate_expired))
+    expect(at(home, port), errors.ClockOff, "takes this site's certificate for expired")
+
+
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n"])
 def test_something_that_speaks_no_tls(answer: bytes, home: SiteFolder, listen: Listen) -> None:
     expect(at(home, listen(saying(answer))), errors.NotTheCoordinator, "does not speak TLS")
@@ -375,6 +384,15 @@ def test_a_proxy_that_lets_through_with_a_password(
     assert b"Host: " + home.connection().address.encode() in asked[0]
 
 
+CONNECTION = Connection(
+    consortium="c",
+    site="s",
+    address="fed.example.org:9443",
+    fingerprint="0" * 64,
+    signer=base64.b64encode(bytes(32)).decode(),
+)
+
+
 @pytest.mark.parametrize(
     ("network", "environment", "proxy"),
     [
@@ -393,14 +411,33 @@ def test_which_proxy(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    connection = Connection(
-        consortium="c",
-        site="s",
-        address="fed.example.org:9443",
-        fingerprint="0" * 64,
-        signer=base64.b64encode(bytes(32)).decode(),
-    )
-    assert find_proxy(connection, Network.model_validate(network)) == proxy
+    assert find_proxy(CONNECTION, Network.model_validate(network)) == proxy
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://jane:geheim/word@proxy:3128",
+        "http://jane:12/geheim@proxy:3128",
+        "http://jane:geheim#1@proxy:3128",
+        "http://jane:geheim@proxy:port",
+        "http://jane:geheim@proxy:99999",
+        "http://jane:geheim@",
+        "socks5://jane:geheim@proxy:1080",
+    ],
+)
+@pytest.mark.parametrize("where", ["site.toml", "HTTPS_PROXY"])
+def test_a_proxy_that_cannot_be_one_is_named_without_its_password(
+    where: str, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {}
+    if where == "site.toml" and proxy.startswith("http"):
+        settings = {"proxy": proxy}
+    else:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(errors.ConfigError, match="is not the address of an HTTP proxy") as refused:
+        find_proxy(CONNECTION, Network.model_validate(settings))
+    assert not any(word in str(refused.value) for word in ("jane", "geheim"))
 
 
 def test_networks_can_be_excepted(monkeypatch: pytest.MonkeyPatch) -> None:
