@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +42,15 @@ FILES = (AUTHORITY, CONNECTION, SITE, PAGE, SECRET)
 _MANIFEST, _SIGNATURE = "manifest.json", "manifest.sig"
 _LARGEST_FILE = 1_000_000
 _DATE = (2024, 1, 1, 0, 0, 0)
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+)
 _ECDSA = ec.ECDSA(hashes.SHA256())
 
 
@@ -113,8 +124,10 @@ def _unzipped(path: Path) -> dict[str, bytes]:
                 raise _not_a_kit(path, f"it does not hold exactly a kit's files: {', '.join(wrong[:5])}")
             return {entry.filename: _inflated(path, archive, entry) for entry in entries}
     except OSError as error:
+        if error.errno is None:  # of a decompressor
+            raise _not_a_kit(path, "it cannot be read as a zip file") from None
         raise ProvisionError(f"{path}: {error.strerror}\n  fix: check the path to the kit") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError):
+    except _UNREADABLE:
         raise _not_a_kit(path, "it cannot be read as a zip file") from None
 
 

@@ -132,7 +132,7 @@ def _write_kit(home: SiteFolder, kit: Kit) -> None:
         home.connection_file: kit.files[kits.CONNECTION],
     }
     if not home.site_file.exists():
-        write_atomically(home.site_file, kit.files[kits.SITE])
+        write_atomically(home.site_file, kit.files[kits.SITE], mode=0o600)
     for file, content in wanted.items():
         if not file.exists() or file.read_bytes() != content:
             write_atomically(file, content)

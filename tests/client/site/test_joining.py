@@ -9,6 +9,7 @@ import json
 import stat
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fedmed_client.site.joining import join, open_home, rotate
 from fedmed_common import identity, kits
 from fedmed_common.enrolment import Answer
 from fedmed_common.errors import ConfigError, ProvisionError
+from fedmed_common.kits import open_kit
 from fedmed_server.provision.certify import renew, sign
 from fedmed_server.provision.create import create
 from fedmed_server.provision.folder import ConsortiumFolder
@@ -91,10 +93,24 @@ def test_a_kit_makes_a_home(home: SiteFolder, consortium: ConsortiumFolder) -> N
     assert {path.name for path in home.path.iterdir()} == {
         "ca.pem", "connection.json", "for-it.html", "request.json", "run", "site.key", "site.toml",
     }  # fmt: skip
-    assert stat.S_IMODE(home.key_file.stat().st_mode) == 0o600
+    for secret in (home.key_file, home.site_file):  # the latter may come to hold a proxy's password
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert {stat.S_IMODE(path.stat().st_mode) for path in (home.path, home.run)} == {0o700}
     assert home.connection().address == "fedmed.example.org:9443"
     assert identity.load_certificate(home.authority_file) == consortium.authority().certificate
+
+
+def test_a_kit_that_was_damaged_on_the_way_is_said_to_be(
+    consortium: ConsortiumFolder, tmp_path: Path
+) -> None:
+    """Wherever a byte is another, and whichever way the file then fails to be read."""
+    whole, damaged = consortium.kit("north").read_bytes(), tmp_path / "damaged.zip"
+    for place in range(0, len(whole), 97):
+        content = bytearray(whole)
+        content[place] ^= 0xFF
+        damaged.write_bytes(content)
+        with suppress(ProvisionError):
+            open_kit(damaged)
 
 
 def test_the_settings_it_begins_with_can_be_read_and_ask_a_person(home: SiteFolder) -> None:
