@@ -6,6 +6,7 @@ holds a code and the random id of an incident, whose text is in the site's ``inc
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -43,6 +44,7 @@ from fedmed_common.loading import load_site
 INCIDENTS = "incidents.log"
 HOME_VARIABLE = "FEDMED_HOME"
 _UNKNOWN = "unknown"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _log = logging.getLogger(__name__)
 
 
@@ -191,6 +193,8 @@ def _reply(home: SiteHome | None, order: wire.Order | None, **fields: object) ->
 
 def _refuse(home: SiteHome | None, order: wire.Order | None, error: Exception) -> wire.Reply:
     """Nothing may be raised here: Flower would send its text."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        error = PolicyRefusal("disk", error.strerror)  # it passes, and the order may be asked again
     code = error.code if isinstance(error, FedmedError) else "internal"
     rule = error.rule if isinstance(error, PolicyRefusal) else ""
     incident = secrets.token_hex(8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -240,6 +241,20 @@ def test_a_reply_that_cannot_be_sealed_is_not_sent(home: SiteHome, order: wire.O
     (tmp_path / "outbox").write_text("a file where the folder should be")
     reply = _ask(replace(home, outbox=Outbox(folder=tmp_path / "outbox")), order)
     assert (reply.code, dict(reply.delta)) == ("internal", {})
+
+
+def test_a_disk_that_fills_up_is_told_as_one_that_is_full(
+    home: SiteHome, order: wire.Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It passes, as the full disk that is noticed before an order is let in: the order is asked again, not given up."""
+
+    def write(_path: Path, _content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/secret/folder")
+
+    monkeypatch.setattr("fedmed_client.work.outbox.write_atomically", write)
+    reply = _ask(replace(home, outbox=Outbox(folder=tmp_path / "outbox")), order)
+    assert (reply.code, reply.rule, dict(reply.delta)) == ("policy", "disk", {})
+    assert reply.rule in wire.WAITING_RULES
 
 
 def test_metrics_that_are_not_permitted_stay(home: SiteHome, order: wire.Order) -> None:
