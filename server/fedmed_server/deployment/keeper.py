@@ -83,18 +83,20 @@ class Keeper:
         self._started: dict[Path, float] = {}
         self._stop_seen: dict[Path, float] = {}
         self._problems: dict[Path, str] = {}
-        self._away = ""
+        self._away = self._unknown = ""
 
     def run(self, stop: threading.Event) -> None:
         """Look after them about once a second. Whatever goes wrong is logged, and tried again."""
         while not stop.is_set():
             try:
                 self._look_after_all()
-                self._away = ""
+                self._away = self._unknown = ""
             except SuperLinkAway as away:
                 self._say_away(str(away))
-            except Exception:
-                _log.exception("the keeper met something unknown; it goes on")
+            except Exception as error:
+                if repr(error) != self._unknown:
+                    _log.exception("the keeper met something unknown; it goes on")
+                self._unknown = repr(error)
             stop.wait(_LOOP_SECONDS)
         if self._control is not None:
             self._control.close()

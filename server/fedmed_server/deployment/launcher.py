@@ -40,6 +40,7 @@ class Launcher:
         self._children: list[_Child] = []
         self._lost: list[Task] = []
         self._away = False
+        self._problem = ""
 
     def run(self, stop: threading.Event) -> None:
         """Look for tasks, and for processes that have ended, twice a second. Whatever goes wrong is tried again."""
@@ -61,13 +62,15 @@ class Launcher:
             task = self._source.acquire() if acquire else None
             if task is not None:
                 self._start(task)
-            self._away = False
+            self._away, self._problem = False, ""
         except SuperLinkAway as away:
             if not self._away:
                 _log.warning("%s; tasks wait", away)
             self._away = True
-        except Exception:
-            _log.exception("the launcher met something unknown; it goes on")
+        except Exception as error:
+            if repr(error) != self._problem:
+                _log.exception("the launcher met something unknown; it goes on")
+            self._problem = repr(error)
 
     def _start(self, task: Task) -> None:
         environment = {

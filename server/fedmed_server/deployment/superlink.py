@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0
 _LAST_REQUESTS_SECONDS = 2
 _KEEP_ALIVE_SECONDS = 75
+_log = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -120,8 +121,16 @@ async def _run(
 
 
 async def _look(admission: Admission) -> None:
+    """Once a second. What goes wrong is said once and tried again: a full disk must not end the sites' connections."""
+    problem = ""
     while True:
-        await admission.look()
+        try:
+            await admission.look()
+            problem = ""
+        except Exception as error:
+            if type(error).__name__ != problem:
+                _log.exception("the sites' states cannot be looked at; the server goes on")
+            problem = type(error).__name__
         await asyncio.sleep(_LOOK_SECONDS)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedmed_common import identity
 from fedmed_common.signed_requests import REFUSAL_HEADER, installed_version
+from fedmed_server.deployment import superlink
 from fedmed_server.deployment.home import read_secret
 from fedmed_server.deployment.serve import WRONG_HOME
 from fedmed_server.provision.create import renew_server
@@ -51,6 +53,24 @@ def test_a_killed_server_knows_its_hospitals_again(own_server: Any) -> None:
     again = alpha.restarted()
     assert [reason(again.activate()), reason(again.beat()), again.node] == [OK, OK, node]
     assert own_server.contacted <= {"127.0.0.1", "localhost"}
+
+
+def test_a_look_that_fails_ends_nothing_and_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[int] = []
+
+    class FullDisk:
+        async def look(self) -> None:
+            looks.append(len(looks))
+            if len(looks) < 4:
+                raise OSError(f"the disk is full {len(looks)}")
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(superlink, "_LOOK_SECONDS", 0.0)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(superlink._look(cast(Any, FullDisk())))
+    assert (len(looks), len(caplog.records)) == (4, 1)
 
 
 def test_a_stopped_server_ends_well_and_a_renewed_certificate_holds_from_its_next_start(

@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedmed_common import bundle, identity
 from fedmed_common.errors import CheckpointError, ConfigError
 from fedmed_server import history
-from fedmed_server.deployment import live, runs
+from fedmed_server.deployment import keeper, launcher, live, runs
 from fedmed_server.deployment.flower_runtime import FlowerRun
 from fedmed_server.deployment.home import ServerHome
 from fedmed_server.deployment.keeper import MOST_RESTARTS, Action, decide, pause_seconds
@@ -220,6 +221,20 @@ def test_restarts_count_from_the_last_round(launch: Callable[..., Path]) -> None
         counts.append(runs.started(folder, runs.load(folder), progress, number).restarts)
     assert counts == [0, 1, 2, 0, 1, 2]
     assert runs.load(folder).flower_runs == (1, 2, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize("part", [keeper, launcher])
+def test_what_goes_wrong_each_time_is_said_once(
+    part: Any, home: ServerHome, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    home.settings_file.write_text("no settings")
+    monkeypatch.setattr(part, "_LOOP_SECONDS", 0.01)
+    stop = threading.Event()
+    timer = threading.Timer(0.5, stop.set)
+    timer.start()
+    getattr(part, part.__name__.rpartition(".")[2].title())(home.path).run(stop)
+    timer.join()
+    assert ["it goes on" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_what_is_going_on_is_written_down(tmp_path: Path) -> None:
