@@ -185,6 +185,8 @@ class _Exchange:
             part.answer = Answer(member=part.member, result=result, reply=reply)
             return
         part.problem = result
+        phase = result.code if waits else result.outcome
+        self._channel.watch(part.member.name, "away" if phase in _UNDELIVERED else phase)
         self._again(part, f"{result.outcome}: {result.code}", pause=waits)
 
     def _again(self, part: _Part, why: str, pause: bool) -> None:

@@ -133,7 +133,12 @@ def test_a_site_that_says_not_now_is_asked_until_it_says_yes(
     sites = _sites()
     times = iter(range(100))
     sites.refuse = lambda site, order: rule if (site, order.round) == ("b", 2) and next(times) < 3 else ""
-    assert run_federation(Network(sites), _deployed(tmp_path / "run", sites)).status == "completed"
+    phases: list[tuple[str, str]] = []
+    request = replace(
+        _deployed(tmp_path / "run", sites), watch=lambda site, phase: phases.append((site, phase))
+    )
+    assert run_federation(Network(sites), request).status == "completed"
+    assert phases.count(("b", rule)) == 3
     _assert_equal(tmp_path / "run", undisturbed)
 
 
