@@ -194,7 +194,7 @@ def _reply(home: SiteHome | None, order: wire.Order | None, **fields: object) ->
 def _refuse(home: SiteHome | None, order: wire.Order | None, error: Exception) -> wire.Reply:
     """Nothing may be raised here: Flower would send its text."""
     if isinstance(error, OSError) and error.errno in _FULL:
-        error = PolicyRefusal("disk", error.strerror)  # it passes, and the order may be asked again
+        error = PolicyRefusal("disk", "no space is left")  # it passes, and the order may be asked again
     code = error.code if isinstance(error, FedmedError) else "internal"
     rule = error.rule if isinstance(error, PolicyRefusal) else ""
     incident = secrets.token_hex(8)

@@ -52,7 +52,7 @@ class Desk:
     def __init__(self, home: SiteFolder, line: Line, status: Status, stop: threading.Event) -> None:
         self._home, self._line, self._status, self._stop = home, line, status, stop
         self._audit = AuditLog(home.path)
-        self._bundles: dict[int, Approved | BundleRefused] = {}
+        self._bundles: dict[int, Approved | str] = {}
         self._next: Message | None = None
         self._ended_at: float | None = None
 
@@ -96,6 +96,8 @@ class Desk:
         offered = self._offered(run)
         if order.experiment != offered.experiment.order_text():
             raise BundleRefused("another experiment")
+        if order.round > offered.experiment.rounds:
+            raise BundleRefused("more rounds than the experiment has")
         site = self._home.site()
         approvals.check(self._home, site, offered)
         check_now(site, self._home.path)
@@ -109,17 +111,18 @@ class Desk:
                 del self._bundles[next(iter(self._bundles))]
             self._bundles[run] = self._checked(digest, content)
         known = self._bundles[run]
-        if isinstance(known, BundleRefused):
-            raise known
+        if isinstance(known, str):
+            raise BundleRefused(known)
         return known
 
-    def _checked(self, digest: str, content: bytes) -> Approved | BundleRefused:
+    def _checked(self, digest: str, content: bytes) -> Approved | str:
+        """What the bundle asks for, or the reason for which it is refused. No exception is kept: with it, its frames would be."""
         try:
             if hashlib.sha256(content).hexdigest() != digest:
                 raise BundleRefused("tampered bundle")
             return bundle.check(content, self._line.reach.connection.signer_key())
         except BundleRefused as refused:
-            return refused
+            return refused.reason
 
     def _carried(self, message: Message, order: wire.Order, offered: Approved) -> Message | None:
         """The worker's reply; None where the link stops first.

@@ -127,14 +127,17 @@ def test_what_the_consortium_did_not_sign_is_refused(
     other = experiment.model_copy(update={"seed": 2}).order_text()
     answer = run.answer(run.ask(home.path.name, experiment=other))
     assert (answer.code, answer.rule, answer.site) == ("policy", "bundle", home.path.name)
+    assert run.answer(run.ask(home.path.name, round=experiment.rounds + 1)).rule == "bundle"
     run.end()
     coordinator.runs.pop()
     stranger = bundle.build(experiment, identity.new_signing_key())
     run = coordinator.run(experiment, stranger)
     assert run.answer(run.ask(home.path.name)).rule == "bundle"
-    wait_for(lambda: events(home).count("sent") == 2, "the last answer is noted", 20)
+    wait_for(lambda: events(home).count("sent") == 3, "the last answer is noted", 20)
     reasons = [json.loads(line).get("reason") for line in home.audit_file.read_text().splitlines()]
-    assert [reason for reason in reasons if reason] == ["another experiment", "another signer"]
+    assert [reason for reason in reasons if reason] == [
+        "another experiment", "more rounds than the experiment has", "another signer",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
