@@ -226,7 +226,10 @@ class Fleet:
             return call(request)
         except httpx.TransportError as error:
             raise problems.of_transport(error, self._reach) from error
-        except ValueError as error:  # Flower's, of a body that is no message
+        except (
+            ValueError,
+            httpx.DecodingError,
+        ) as error:  # the former Flower's, of a body that is no message
             raise problems.not_the_coordinator(self._reach, "its answer cannot be read") from error
 
 

@@ -270,9 +270,14 @@ def test_a_server_that_does_not_take_the_certificate(
             b"HTTP/1.1 200 OK\r\ncontent-type: application/protobuf\r\ncontent-length: 3\r\n\r\n\xff\xff\xff",
             "read",
         ),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/protobuf\r\ncontent-encoding: gzip\r\n"
+            b"content-length: 3\r\n\r\n\xff\xff\xff",
+            "read",
+        ),
         (b"220 mail.example ESMTP\r\n\r\n", "does not speak HTTP"),
     ],
-    ids=["a page", "nothing", "a login", "garbage", "another protocol"],
+    ids=["a page", "nothing", "a login", "garbage", "broken compression", "another protocol"],
 )
 def test_something_else_behind_the_right_certificate(
     answer: bytes, phrase: str, home: SiteFolder, offline: Any, listen: Listen, tmp_path: Path
