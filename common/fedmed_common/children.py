@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,24 +107,27 @@ class Supervisor:
         self._home, self._children = home, tuple(children)
         self._first_wait, self._longest_wait, self._grace = first_wait, longest_wait, grace_seconds
         self._on_end = on_end
-        self._stop = threading.Event()
+        self._is_stopped = False
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._due: dict[str, float] = {child.role: 0.0 for child in self._children}
         self._waits: dict[str, float] = {}
         self._started: dict[str, float] = {}
 
     def stop(self) -> None:
-        """Ask :meth:`run` to stop the children and return; may be called from a signal handler."""
-        self._stop.set()
+        """Ask :meth:`run` to stop the children and return; may be called from a thread or a signal handler.
+
+        An event would not do: a handler that sets it while the thread that it interrupts is about to wait for it, waits for ever.
+        """
+        self._is_stopped = True
 
     def run(self) -> int:
         """Keep the children alive; the exit code of a child that must not be started again, or 0 when stopped."""
         try:
-            while not self._stop.is_set():
+            while not self._is_stopped:
                 code = self._look_after_all()
                 if code is not None:
                     return code
-                self._stop.wait(_POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)
             return 0
         finally:
             self._end_all()
