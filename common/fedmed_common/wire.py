@@ -9,6 +9,7 @@ up. There is no field for text of an exception, a path, a UID or a header value.
 from __future__ import annotations
 
 import io
+import math
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ VERSION = 1
 WAITING_RULES = frozenset({"approval_pending", "window", "disk"})
 """Rules by which a site refuses an order for now: it may be asked again until the deadline."""
 _NPY_HEADER_LIMIT = 512
+_LONGEST_EXPERIMENT = 1_000_000
 _ORDER, _REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS = (
     "order",
     "reply",
@@ -129,7 +131,7 @@ def unpack_order(record: RecordDict, kind: Kind) -> Order:
         run=_text(fields, "run"),
         round=_integer(fields, "round"),
         attempt=_integer(fields, "attempt"),
-        experiment=_text(fields, "experiment", limit=1_000_000),
+        experiment=_experiment(fields),
         split=split,
         parameters={name: _array(array, None) for name, array in arrays.items()},
     )
@@ -228,7 +230,9 @@ def _array(array: Array, expected: NDArray[np.float32] | None) -> NDArray[np.flo
         raise WireError("parameter type")
     if expected is not None and shape != expected.shape:
         raise WireError("parameter shape")
-    if len(data) - stream.tell() != int(np.prod(shape, dtype=np.int64)) * 4:
+    if any(type(size) is not int or size < 0 for size in shape):
+        raise WireError("parameter shape")
+    if len(data) - stream.tell() != math.prod(shape) * 4:
         raise WireError("parameter size")
     return np.frombuffer(data, np.float32, offset=stream.tell()).reshape(shape)
 
@@ -275,10 +279,18 @@ def _part(record: RecordDict, name: str, kind: type[R]) -> R | None:
     return part if isinstance(part, kind) else None
 
 
-def _text(fields: Mapping[str, Any], name: str, limit: int = 200) -> str:
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    """A word that people read in logs and terminals: nothing in it begins a line of its own or steers a terminal."""
     value = fields.get(name)
-    if not isinstance(value, str) or len(value) > limit:
+    if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
         raise WireError(f"{name} field")
+    return value
+
+
+def _experiment(fields: Mapping[str, Any]) -> str:
+    value = fields.get("experiment")
+    if not isinstance(value, str) or len(value) > _LONGEST_EXPERIMENT:
+        raise WireError("experiment field")
     return value
 
 

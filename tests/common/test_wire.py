@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
 
 from fedmed_common import wire
 from fedmed_common.errors import WireError
@@ -60,6 +63,25 @@ def test_an_order_of_another_version_is_refused() -> None:
     record.config_records["order"]["version"] = 2
     with pytest.raises(WireError, match="wire version"):
         wire.unpack_order(record, wire.Kind.FACTS)
+
+
+@pytest.mark.parametrize("run", ["r\n2026-01-01 all is well", "r\x1b[2J", "r\u2028"])
+def test_a_name_that_would_write_lines_of_its_own_into_a_log_is_refused(run: str) -> None:
+    order = wire.Order(kind=wire.Kind.TRAIN, run=run, round=1, attempt=0, experiment="{}")
+    with pytest.raises(WireError, match="run field"):
+        wire.unpack_order(wire.pack_order(order), wire.Kind.TRAIN)
+
+
+@pytest.mark.parametrize(
+    "shape", ["(10**30,)", f"({10**30},)", "(True, 1)", "(-1, -1)", "(", "(4611686018427387904, 4)"]
+)
+def test_an_order_whose_array_has_no_possible_shape_is_refused(shape: str) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(4)
+    array = Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=data)
+    order = wire.Order(kind=wire.Kind.TRAIN, run="r", round=1, attempt=0, experiment="{}")
+    with pytest.raises(WireError, match="parameter"):
+        wire.unpack_order(wire.pack_order(order, ArrayRecord({"a": array})), wire.Kind.TRAIN)
 
 
 def test_a_repr_shows_no_parameters() -> None:
