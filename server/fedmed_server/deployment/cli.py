@@ -31,7 +31,7 @@ def launch(
     home: Home = Path(),
     as_json: Json = False,
 ) -> None:
-    """Start a run in the hospitals; it begins as soon as they are there, and goes on through restarts of anything."""
+    """Start a run in the hospitals: they are awaited for federation.roll_call_seconds, and it goes on through any restart."""
     from fedmed_common import bundle
     from fedmed_common.identity import load_signing_key
     from fedmed_common.loading import load_experiment
