@@ -216,6 +216,9 @@ def main() -> None:
     bad = any(check.problems for check in found) or len(events) < options.events
     if options.events == 100:
         (Path(__file__).parent / f"chaos-{today}.md").write_text(text)
+        (Path(__file__).parent / f"chaos-{today}.jsonl").write_text(
+            "".join(f"{json.dumps(asdict(e))}\n" for e in events)
+        )
     sys.exit(bad)
 
 

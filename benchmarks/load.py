@@ -31,7 +31,8 @@ from flwr.app import Message
 from PIL import Image
 
 from fedmed_client.link import reach
-from fedmed_client.link.flower import Announced, Fleet, LinkForgotten, NotYet, RunOver, inflate
+from fedmed_client.link.flower import Fleet, LinkForgotten, NotYet, RunOver
+from fedmed_client.link.messages import Announced, inflate
 from fedmed_client.site.home import SiteFolder
 from fedmed_client.site.joining import join, open_home
 from fedmed_common import wire
@@ -145,7 +146,7 @@ class Client(threading.Thread):
             return False
         order = self._fetch(announced)
         reply = Message(wire.pack_reply(self._reply(order)), reply_to=announced.message)
-        self._fleet.push(reply)
+        self._fleet.upload(self._fleet.announce(reply))
         self.answered += 1
         return True
 
