@@ -48,7 +48,7 @@ def told(home: SiteFolder) -> Iterator[None]:
         yield
     finally:
         end.set()
-        server.stop(None)
+        server.stop(None).wait()
         socket.unlink(missing_ok=True)
 
 

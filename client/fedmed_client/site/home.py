@@ -10,10 +10,12 @@ import hashlib
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -25,6 +27,7 @@ from fedmed_common.errors import ProvisionError
 from fedmed_common.loading import load_site
 
 _LONGEST_SOCKET_PATH = 100
+_LOOKED_AT_SECONDS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +173,29 @@ class SiteFolder:
             ProvisionError: another process has the role.
         """
         self.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        end = time.monotonic() + _LOOKED_AT_SECONDS
         with (self.run / f"{role}.lock").open("a") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ProvisionError(
-                    f"{self.path}: another process is at work here as '{role}'\n"
-                    "  fix: stop it with 'fedmed site stop', or name another folder with --home"
-                ) from None
+            while not _lock(stream, fcntl.LOCK_EX):
+                if time.monotonic() > end:
+                    raise ProvisionError(
+                        f"{self.path}: another process is at work here as '{role}'\n"
+                        "  fix: stop it with 'fedmed site stop', or name another folder with --home"
+                    )
+                time.sleep(0.02)
             yield
+
+    def is_held(self, role: str) -> bool:
+        """Whether a process has the role. To ask takes a shared lock for a moment, which :meth:`locked` waits for."""
+        try:
+            with (self.run / f"{role}.lock").open() as stream:
+                return not _lock(stream, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
+
+
+def _lock(stream: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -19,7 +19,7 @@ from fedmed_client.work.limits import visible_gpu
 from fedmed_common import children, errors
 from fedmed_common.children import Child, Supervisor
 from fedmed_common.config import Site
-from fedmed_common.errors import ConfigError, ConnectionProblem, FedmedError, ProvisionError
+from fedmed_common.errors import ConfigError, ConnectionProblem, FedmedError
 
 _LONGEST_STOP_SECONDS = 20.0
 _PROBLEMS: dict[int, type[ConnectionProblem]] = {
@@ -35,11 +35,22 @@ def start(home: SiteFolder) -> int:
 
     Raises:
         ConfigError, ProvisionError: the folder is not that of a site that can connect, or its site runs already.
+        FedmedError: the folder cannot be written; a full disk is the usual cause.
     """
     site = home.site()
     for needed in (home.connection, home.key, home.certificate):
         needed()
     os.umask(0o077)
+    try:
+        return _run(home, site)
+    except OSError as error:
+        raise FedmedError(
+            f"{home.path}: cannot be written: {error.strerror}\n"
+            "  fix: free space on its disk, see that this user may write there, and start the site again"
+        ) from error
+
+
+def _run(home: SiteFolder, site: Site) -> int:
     audit = AuditLog(home.path)
     with home.locked("start"):
         supervisor = Supervisor(home.path, _parts(home, site))
@@ -52,8 +63,16 @@ def start(home: SiteFolder) -> int:
                 code = supervisor.run()
         finally:
             children.pid_file(home.path, "start").unlink(missing_ok=True)
+            _remove_socket(home)
         audit.append("stopped", code=code)
     return code
+
+
+def _remove_socket(home: SiteFolder) -> None:
+    """The worker's: it is ended by a signal. A folder that was made for sockets alone goes with it."""
+    home.worker_socket.unlink(missing_ok=True)
+    with suppress(OSError):
+        home.worker_socket.parent.rmdir()
 
 
 def stop(home: SiteFolder) -> bool:
@@ -77,13 +96,7 @@ def stop(home: SiteFolder) -> bool:
 
 def is_running(home: SiteFolder) -> bool:
     """Whether the folder's site runs."""
-    if not home.run.exists():
-        return False
-    try:
-        with home.locked("start"):
-            return False
-    except ProvisionError:
-        return True
+    return home.is_held("start")
 
 
 def _parts(home: SiteFolder, site: Site) -> tuple[Child, Child]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedmed_common import wire
-from fedmed_common.files import remove_leftovers, write_atomically
+from fedmed_common.files import write_atomically
 from fedmed_common.metrics import Mean
 
 _ROUNDS, _RUNS = 2, 16
@@ -72,7 +72,7 @@ class Outbox:
         path = self._path(order)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        remove_leftovers(path)
+        _remove_leftovers(path.parent)
         write_atomically(path, save(dict(reply.delta), metadata={"reply": json.dumps(fields)}))
         self._forget(path)
 
@@ -91,6 +91,12 @@ class Outbox:
         for folder in runs[:-_RUNS]:
             if folder != newest.parent:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a killed worker left of any reply of the run; one worker writes in a home."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def _round(path: Path) -> str:

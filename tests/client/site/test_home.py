@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,11 +46,26 @@ def test_a_role_is_held_by_one_process_and_freed_by_its_end(tmp_path: Path) -> N
             pass
         with home.locked("worker"):
             pass
+        assert home.is_held("link")
+        assert not home.is_held("worker")
     finally:
         process.kill()
         process.communicate()
     with home.locked("link"):
         pass
+
+
+def test_to_look_whether_a_role_is_held_is_in_nobodys_way(tmp_path: Path) -> None:
+    home = SiteFolder(tmp_path)
+    assert not home.is_held("start")
+    with home.locked("start"):
+        pass
+    with (home.run / "start.lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not home.is_held("start")
+        threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with home.locked("start"):
+            pass
 
 
 def test_a_socket_lies_in_the_home_unless_its_path_is_too_long(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -131,6 +132,7 @@ def test_a_site_runs_until_it_is_stopped(consortium: Consortium, home: SiteFolde
     assert consortium.machines.pop(NAME).stop() == 0
     assert [pid for pid in tree if _lives(pid)] == []
     assert not is_running(home)
+    assert list(home.run.glob("*.sock")) == []
     assert fedmed("site", "stop", "--home", str(home.path)).strip() == "no site runs here"
     assert (_events(home)[0], _events(home)[-1]) == ("started", "stopped")
     assert re.match(r"\d+ lines, whole", fedmed("site", "audit", "--home", str(home.path)))
@@ -178,6 +180,23 @@ def test_a_site_works_where_only_its_folder_can_be_written(consortium: Consortiu
         code = machine.stop()
     assert code == 0
     assert "Read-only" not in log.read_text()
+
+
+def test_a_disk_that_takes_nothing_is_told_in_a_sentence(
+    consortium: Consortium, home: SiteFolder, tmp_path: Path
+) -> None:
+    full = tmp_path / "full"
+    shutil.copytree(home.path, full, ignore=shutil.ignore_patterns("run"))
+    done = subprocess.run(
+        [*FEDMED, "site", "start", "--home", str(full)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {full}: cannot be written: ")
+    assert "\n  fix: free space on its disk" in done.stderr
 
 
 def test_a_folder_that_cannot_connect_is_not_started(tmp_path: Path) -> None:

@@ -95,6 +95,17 @@ def test_of_a_run_the_newest_two_rounds_stay_and_of_runs_the_newest(
     assert len(list(tmp_path.iterdir())) == 16
 
 
+def test_what_a_killed_seal_left_goes_with_the_next(
+    tmp_path: Path, order: wire.Order, reply: wire.Reply
+) -> None:
+    outbox = Outbox(folder=tmp_path)
+    outbox.seal(order, reply)
+    (sealed,) = tmp_path.rglob("*.safetensors")
+    sealed.with_name(f".{sealed.name}.123.tmp").write_bytes(b"half")
+    outbox.seal(replace(order, kind=wire.Kind.EVALUATE), reply)
+    assert [file for file in tmp_path.rglob("*") if file.suffix == ".tmp"] == []
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 64, b"{}", None])
 def test_a_damaged_reply_counts_as_none(
     tmp_path: Path, order: wire.Order, reply: wire.Reply, content: bytes | None
