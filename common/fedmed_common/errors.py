@@ -33,6 +33,7 @@ FedmedError                 internal
 │   └── NotTheCoordinator   not-coordinator   23  what answers is not a fedmed server
 ├── TrackingAway            tracking          the tracking store cannot be reached or refuses; the run is not harmed
 ├── TransportAway           transport-away    the server's own Flower part does not answer just now
+│   └── RepliesLost         replies-lost      it may have handed replies over that never arrived
 └── Interrupted             interrupted       the run was stopped on request; it can be resumed
     └── TransportLost       transport-lost    the run can no longer reach its sites through Flower; it can be resumed
 """
@@ -158,6 +159,16 @@ class TransportAway(FedmedError):
     """Flower's server does not answer just now; what was asked of it may be asked again."""
 
     code = "transport-away"
+
+
+class RepliesLost(TransportAway):
+    """Flower's server may have handed over the replies to ``messages``, and none arrived; it hands each over once."""
+
+    code = "replies-lost"
+
+    def __init__(self, problem: str, messages: frozenset[str]) -> None:
+        self.messages = messages
+        super().__init__(problem)
 
 
 class TransportLost(Interrupted):

@@ -16,7 +16,7 @@ from functools import partial
 from flwr.app import Message
 
 from fedmed_common import failpoints, wire
-from fedmed_common.errors import RejectedReply, TransportAway, TransportLost
+from fedmed_common.errors import RejectedReply, RepliesLost, TransportAway, TransportLost
 from fedmed_common.params import Parameters
 from fedmed_server import gate
 from fedmed_server.channel import Channel, Guarded, Member
@@ -114,6 +114,10 @@ class _Exchange:
         except TransportAway as away:
             if over:
                 raise TransportLost(str(away)) from None
+            if isinstance(away, RepliesLost):
+                for part in self._parts:
+                    if part.identifier in away.messages:
+                        self._again(part, "its reply may be lost", pause=False)
         if turn.answer is None and over:
             self._give_up(turn)
         elif turn.answer is None:

@@ -31,13 +31,15 @@ from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.run import RunNotRunningException
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from fedmed_common.errors import RejectedReply, TransportAway, TransportLost
+from fedmed_common.errors import RejectedReply, RepliesLost, TransportAway, TransportLost
 from fedmed_server import gate
 from fedmed_server.deployment.objects import Budget, read_message
 
 _PATIENCE_SECONDS = 5.0
 _UNREAD = {reason: code for code, reason in gate.UNREAD.items()}
 _ENDED = frozenset({httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN})
+_NOT_ASKED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_PULL = "/pull-messages"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +101,23 @@ class GuardedGrid(HttpGrid):
         return {name: not self._claims[name].bare for name in message_ids if name in self._claims}
 
     def _claim(self, message_ids: Collection[str]) -> None:
-        """Take over what has come in. A reply in hand is not lost when its site, or the server, goes away."""
-        wanted = set(message_ids) - self._claims.keys()
+        """Take over what has come in. A reply in hand is not lost when its site, or the server, goes away.
+
+        Raises:
+            RepliesLost: the server was asked, and its answer did not arrive.
+        """
+        wanted = frozenset(message_ids) - self._claims.keys()
         if not wanted:
             return
-        with _named_faults():
-            response = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=sorted(wanted)))
+        try:
+            with _named_faults():
+                response = self._runtime_client.PullMessages(
+                    PullAppMessagesRequest(message_ids=sorted(wanted))
+                )
+        except TransportAway as away:
+            if isinstance(away.__cause__, _NOT_ASKED):
+                raise
+            raise RepliesLost(str(away), wanted) from None
         for header, tree in zip(response.messages_list, response.message_object_trees, strict=False):
             identifier = header.metadata.reply_to_message_id
             if identifier in wanted:
@@ -159,19 +172,26 @@ def _named_faults() -> Iterator[None]:
         status = error.response.status_code
         if status in _ENDED:
             raise TransportLost(f"Flower's server refuses the run's token (HTTP {status})") from None
-        raise TransportAway(f"Flower's server answers HTTP {status}") from None
+        raise TransportAway(f"Flower's server answers HTTP {status}") from error
     except httpx.HTTPError as error:
-        raise TransportAway(f"Flower's server does not answer ({type(error).__name__})") from None
+        raise TransportAway(f"Flower's server does not answer ({type(error).__name__})") from error
 
 
 def _brief_retries() -> RetryInvoker:
-    """Flower's own policy tries for ever, out of reach of a run that is to stop, and interrupts the process on a 401."""
+    """Flower's own policy tries for ever, out of reach of a run that is to stop, and interrupts the process on a 401.
+
+    Replies are asked for once: a second answer would not hold again what the first held, and hide that it was lost.
+    """
     return RetryInvoker(
         wait_gen_factory=lambda: exponential(base_delay=0.1, max_delay=1),
         recoverable_exceptions=httpx.HTTPError,
         max_tries=None,
         max_time=_PATIENCE_SECONDS,
-        should_giveup=lambda error: (
-            isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error
-        ),
+        should_giveup=_is_final,
     )
+
+
+def _is_final(error: Exception) -> bool:
+    refused = isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error
+    asked = isinstance(error, httpx.HTTPError) and not isinstance(error, _NOT_ASKED)
+    return refused or (asked and error.request.url.path.endswith(_PULL))
