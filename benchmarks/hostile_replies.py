@@ -49,7 +49,7 @@ T = TypeVar("T")
 _REPEATS = 20
 _MEMORY = (
     "chunk named a thousand times",
-    "chunk three times as large",
+    "chunk twice as large",
     "two thousand empty chunks",
     "array under fifty thousand names",
     "words of a megabyte",

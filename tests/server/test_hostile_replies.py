@@ -67,7 +67,7 @@ def test_drawn_objects_do_no_harm(parcel: Parcel) -> None:
     [
         None,
         "chunk named a thousand times",
-        "chunk three times as large",
+        "chunk twice as large",
         "two thousand empty chunks",
         "array under fifty thousand names",
         "tree that hides the arrays",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -107,19 +108,18 @@ def play_parcel(parcel: Parcel) -> SiteResult:
 HONEST = take_apart(
     Message(wire.pack_reply(REPLY), reply_to=Message(RecordDict(), dst_node_id=101, message_type="train"))
 )
-LARGE = {f"layer-{n}.weight": np.full((1_250_000,), n, np.float32) for n in range(16)}
+LARGE = {f"layer-{n}.weight": np.full((1_250_000,), n, np.float32) for n in range(24)}
 
 
 def peak(tamper: Callable[[Parcel], Parcel] | None) -> float:
-    """What the reading of a reply takes at its peak, in models of 80 MB."""
-    sites = Sites({"evil": 7})
+    """What the reading of a reply takes at its peak, in models of 120 MB."""
+    spoil = {"evil": lambda reply: wire.pack_reply(replace(reply, delta=LARGE))}
+    sites = Sites({"evil": 7}, spoil=spoil)
     server = SuperLink(sites, tamper=lambda _site, parcel: tamper(parcel) if tamper else parcel)
     grid = server.grid()
     size = sum(array.nbytes for array in LARGE.values())
     grid.set_limit(size, len(LARGE))
-    order = wire.Order(
-        kind=wire.Kind.TRAIN, run="run-1", round=1, attempt=0, experiment="{}", parameters=LARGE
-    )
+    order = wire.Order(kind=wire.Kind.TRAIN, run="run-1", round=1, attempt=0, experiment="{}")
     (identifier,) = grid.push_messages([Message(wire.pack_order(order), 100, "train", ttl=60.0)])
     grid.arrived([identifier])
     tracemalloc.start()

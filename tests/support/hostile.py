@@ -314,7 +314,7 @@ OBJECTS: dict[str, Tamper] = {
     "chunks in lists": _chunks(lambda _chunks: [[0], [0]]),
     "no list of chunks": _chunks(lambda _chunks: None),
     "two thousand empty chunks": _many_chunks,
-    "chunk three times as large": _larger(3),
+    "chunk twice as large": _larger(2),
     "chunk a byte short": _change("ArrayChunk", lambda _parts, body: _content("ArrayChunk", [], body[:-1])),
     "chunk that is an array": _change("ArrayChunk", lambda _parts, body: _content("Array", [], body)),
     "array under fifty thousand names": _change("ArrayRecord", _many_names),
