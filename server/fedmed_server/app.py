@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmed_common import params
 from fedmed_common.config import Experiment
-from fedmed_common.errors import CheckpointError, FedmedError, Interrupted, TransportLost
+from fedmed_common.errors import CheckpointError, FedmedError, Interrupted, QuorumError, TransportLost
 from fedmed_common.lookup import find
 from fedmed_common.models import build_model
 from fedmed_server import history
@@ -43,7 +43,8 @@ class RunRequest:
     """One run to start, or to go on with where its folder holds a checkpoint.
 
     ``sites``: wait for so many nodes. ``expected``: the registered names of the sites that a deployed run was launched with;
-    only these are asked, and the run goes on without those that do not come, as far as the quorum allows.
+    only these are asked, and the run goes on without those that do not come, as far as the quorum allows. Where it does not,
+    such a run is interrupted, for sites come back; a simulation has failed.
     """
 
     experiment: Experiment
@@ -82,7 +83,7 @@ def run_federation(grid: Grid, request: RunRequest) -> RunEnded:
     try:
         ended = _run(grid, request, file)
     except (Exception, KeyboardInterrupt) as error:
-        status = _status_after(error, request.stop.is_set())
+        status = _status_after(error, request)
         ended = RunEnded(time=now(), status=status, best_round=best_round(request.folder))
         history.append(file, ended)
         raise
@@ -90,10 +91,12 @@ def run_federation(grid: Grid, request: RunRequest) -> RunEnded:
     return ended
 
 
-def _status_after(error: BaseException, stopped: bool) -> str:
+def _status_after(error: BaseException, request: RunRequest) -> str:
     """How a run ended that did not finish; of errors that are not ours, the kind alone. A full disk passes, as an outage does."""
-    if isinstance(error, TransportLost) and not stopped:
+    if isinstance(error, TransportLost) and not request.stop.is_set():
         return f"interrupted: {error}"
+    if isinstance(error, QuorumError) and request.expected is not None:
+        return "interrupted: " + str(error).partition("\n")[0]
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError) and error.errno in _FULL:

@@ -280,6 +280,26 @@ def test_the_roll_call_needs_the_quorum(tmp_path: Path) -> None:
         run_federation(network, _deployed(tmp_path / "run", sites, quorum=0.5))
 
 
+@pytest.mark.parametrize("away", ["at the roll call", "in a round"])
+def test_a_run_with_too_few_sites_is_interrupted_and_goes_on_when_they_are_back(
+    away: str, tmp_path: Path, undisturbed: Path
+) -> None:
+    sites = _sites()
+    network = Network(sites, {("b", "train", 2): "dropped"} if away == "in a round" else {})
+    network.away[101] = 10**9 if away == "at the roll call" else 0
+    request = _deployed(tmp_path / "run", sites, deadline_seconds=0.3)
+    with pytest.raises(QuorumError):
+        run_federation(network, request)
+    last = list(history.read(request.folder / history.FILE))[-1]
+    assert isinstance(last, RunEnded)
+    assert last.status.startswith("interrupted: ")
+    assert "b: " in last.status
+    assert "\n" not in last.status
+    network.away[101] = 0
+    assert run_federation(network, request).status == "completed"
+    _assert_equal(request.folder, undisturbed)
+
+
 def test_a_node_cannot_answer_by_another_sites_name(tmp_path: Path) -> None:
     sites = _sites()
     sites.name = {100: "a", 101: "c", 102: "c"}.__getitem__  # type: ignore[method-assign]

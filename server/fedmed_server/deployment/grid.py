@@ -192,6 +192,7 @@ def _brief_retries() -> RetryInvoker:
 
 
 def _is_final(error: Exception) -> bool:
-    refused = isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error
-    asked = isinstance(error, httpx.HTTPError) and not isinstance(error, _NOT_ASKED)
-    return refused or (asked and error.request.url.path.endswith(_PULL))
+    if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
+        return True
+    asked = error.request.url.path if isinstance(error, httpx.HTTPError) else ""
+    return asked.endswith(_PULL) and not isinstance(error, _NOT_ASKED)

@@ -137,7 +137,7 @@ class Keeper:
         elif action is Action.record_interrupted:
             _record(folder, "interrupted", progress)
         elif action is Action.give_up:
-            _record(folder, _hopeless(launch), progress)
+            _record(folder, _hopeless(launch, progress), progress)
         elif not held and (flower is None or flower.finished) and progress.is_settled(launch):
             self._settled[folder] = stamp
             del self._progress[folder]
@@ -178,9 +178,11 @@ def _failed(progress: Progress) -> bool:
     return progress.end is not None and progress.end.status.startswith("failed")
 
 
-def _hopeless(launch: Launch) -> str:
+def _hopeless(launch: Launch, progress: Progress) -> str:
+    last = progress.end.status.partition("interrupted: ")[2] if progress.end else ""
     return (
-        f"failed: the ServerApp ended {MOST_RESTARTS} times without finishing round {launch.round + 1}; "
+        f"failed: the ServerApp ended {MOST_RESTARTS} times without finishing round {launch.round + 1}"
+        f"{f', the last time for this: {last}' if last else ''}; "
         f"{runs.LOG} in the run's folder says why, and 'fedmed resume {launch.run}' tries again"
     )
 

@@ -211,6 +211,18 @@ def test_a_run_that_dies_again_and_again_is_started_less_and_less_often() -> Non
     assert pauses[-1] == 30
 
 
+def test_a_run_that_was_tried_often_enough_says_what_kept_it(launch: Callable[..., Path]) -> None:
+    folder = launch()
+    runs.change(folder, restarts=MOST_RESTARTS)
+    for status, words in (
+        ("interrupted: 1 of 2 sites", "for this: 1 of 2 sites; "),
+        ("interrupted", "round 1; "),
+    ):
+        progress = _history(folder, _started(), _ended(status))
+        assert decide(runs.load(folder), progress, DEAD, held=False, reported=False) is Action.give_up
+        assert words in keeper._hopeless(runs.load(folder), progress)
+
+
 def test_restarts_count_from_the_last_round(launch: Callable[..., Path]) -> None:
     folder = launch()
     counts = []
