@@ -49,7 +49,8 @@ class WorkerChannel:
         """The worker's reply to the message. ``on_step`` is told each training step that it reports.
 
         A worker that shows no progress for ``limits.stall_seconds`` is ended, and its supervisor starts another; so is one
-        that is not done within ``deadline_seconds`` (or ``limits.order_seconds``, if that is less) and does not stop then.
+        that is not done within ``deadline_seconds`` (or ``limits.order_seconds``, if that is less) of its first sign, and
+        does not stop then. One that gives no sign for as long, because it is still being started, is left alone.
 
         Raises:
             WorkerLost: the worker ended, was ended, or could not be reached.
@@ -76,7 +77,17 @@ class WorkerChannel:
             with suppress(grpc.RpcError), _connected(self._home) as channel:
                 channel.unary_unary(frames.CANCEL)(frames.head(order=carried), timeout=_GRACE_SECONDS)
 
+    def leave(self, run: str) -> None:
+        """Ask the worker to leave what it still does for a run, also what a link before this one handed it."""
+        with suppress(grpc.RpcError), _connected(self._home) as channel:
+            channel.unary_unary(frames.CANCEL)(frames.head(run=run), timeout=_GRACE_SECONDS)
+
     def _answer(self, answers: _Answers, on_step: Callable[[int], None], seconds: float) -> Message:
+        patience = max(self._limits.stall_seconds, _READY_SECONDS)
+        if not answers.begin(min(patience, seconds)):
+            if seconds < patience:
+                raise WorkerLost("the worker is not ready")
+            raise _NoProgress("no progress")
         try:
             return self._listen(answers, on_step, time.monotonic() + seconds)
         except _TooLate:
@@ -84,13 +95,12 @@ class WorkerChannel:
             return self._listen(answers, on_step, time.monotonic() + _GRACE_SECONDS)
 
     def _listen(self, answers: _Answers, on_step: Callable[[int], None], end: float) -> Message:
-        patience = max(self._limits.stall_seconds, _READY_SECONDS)
+        patience = self._limits.stall_seconds
         while True:
             left = end - time.monotonic()
             frame = answers.next(min(patience, left))
             if frame is None:
                 raise (_NoProgress("no progress") if patience < left else _TooLate("not done in time"))
-            patience = self._limits.stall_seconds
             fields = frames.read_head(frame)
             if "size" in fields:
                 return frames.joined(fields, answers.following(patience))
@@ -116,6 +126,7 @@ class _Answers:
 
     def __init__(self, call: Any) -> None:
         self._frames: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+        self._first: bytes | None = None
         threading.Thread(target=self._read, args=(call,), daemon=True).start()
 
     def _read(self, call: Any) -> None:
@@ -126,12 +137,24 @@ class _Answers:
         except grpc.RpcError as error:
             self._frames.put(WorkerLost(f"the worker ended ({error.code().name.lower()})"))
 
+    def begin(self, seconds: float) -> bool:
+        """Whether the first frame comes in time; it stays to be taken.
+
+        Raises:
+            WorkerLost: none comes any more.
+        """
+        self._first = self.next(seconds)
+        return self._first is not None
+
     def next(self, seconds: float) -> bytes | None:
         """The next frame, or None where none comes in time.
 
         Raises:
             WorkerLost: none comes any more.
         """
+        first, self._first = self._first, None
+        if first is not None:
+            return first
         try:
             frame = self._frames.get(timeout=max(seconds, 0.0))
         except queue.Empty:

@@ -28,7 +28,7 @@ from fedmed_client.work import frames, limits
 from fedmed_common import logs, wire
 from fedmed_common.children import write_pid
 from fedmed_common.config import Experiment, Site
-from fedmed_common.errors import FedmedError, Interrupted, WorkerLost
+from fedmed_common.errors import FedmedError, Interrupted, WireError, WorkerLost
 
 _LOOK_SECONDS = 0.05
 _THREADS = 8
@@ -44,17 +44,20 @@ _SMALL = Experiment.model_validate(
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Order:
     """A message that is carried out, or waits for its turn."""
 
+    name: str
+    run: str
     message: Message
     cancelled: bool = False
     step: int = 0
 
 
 class Orders:
-    """Carries out messages one by one. Their beats and steps are heard, and each can be left at its next beat."""
+    """Carries out messages one by one. Their beats and steps are heard, and each can be left at its next beat, also when the
+    link that handed it over is gone."""
 
     def __init__(self, folder: Path) -> None:
         from fedmed_client.app import home_of, make_client_app
@@ -65,30 +68,30 @@ class Orders:
 
         self._app = make_client_app(find_home)
         self._one_by_one = ThreadPoolExecutor(1, thread_name_prefix="order")
-        self._known: dict[str, _Order] = {}
+        self._known: list[_Order] = []
         self._current: _Order | None = None
         self._beats = 0
 
     def carry(self, sent: Iterator[bytes], call: grpc.ServicerContext) -> Iterator[bytes]:
         """gRPC: the frames of a message in; signs of progress, then the frames of its reply out."""
         announced = frames.read_head(next(sent))
-        name, order = str(announced["order"]), _Order(message=frames.joined(announced, sent))
-        self._known[name] = order
-        try:
-            done = self._one_by_one.submit(self._carry_out, order)
-            yield from self._signs(order, done, call.is_active)
-            if done.done():
-                yield from frames.pieces(done.result())
-            else:
-                done.cancel()
-        finally:
-            self._known.pop(name, None)
+        message = frames.joined(announced, sent)
+        order = _Order(name=str(announced["order"]), run=_run_of(message), message=message)
+        self._known.append(order)
+        done = self._one_by_one.submit(self._carry_out, order)
+        done.add_done_callback(lambda _: self._known.remove(order))
+        yield from self._signs(order, done, call.is_active)
+        if done.done():
+            yield from frames.pieces(done.result())
+        else:
+            done.cancel()
 
     def cancel(self, sent: bytes, _call: grpc.ServicerContext) -> bytes:
-        """gRPC: leave a message at its next beat."""
-        order = self._known.get(str(frames.read_head(sent)["order"]))
-        if order is not None:
-            order.cancelled = True
+        """gRPC: leave a message, or a run, at its next beat; with a message all that is done for its run."""
+        asked = frames.read_head(sent)
+        runs = {order.run for order in self._known if order.name == asked.get("order")} | {asked.get("run")}
+        for order in list(self._known):
+            order.cancelled |= order.run in runs
         return frames.head()
 
     def _signs(
@@ -125,6 +128,14 @@ class Orders:
         self._beats += 1
         if self._current is not None and self._current.cancelled:
             raise Interrupted("the order was cancelled")
+
+
+def _run_of(message: Message) -> str:
+    """The run that the message's order is of; of what is none, a name that no run has."""
+    try:
+        return wire.unpack_order(message.content, wire.Kind(message.metadata.message_type)).run
+    except (ValueError, WireError):
+        return ""
 
 
 def warm(site: Site) -> None:

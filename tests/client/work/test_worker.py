@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -129,6 +130,41 @@ def test_an_order_is_finished_though_the_link_is_gone(served: Path, ask: Ask, ex
         call.cancel()
     assert _reply(WorkerChannel(served).carry(message), experiment).code == ""
     assert _events(served, "left alone") == ["sealed"]
+
+
+def test_what_a_link_that_is_gone_asked_is_left_for_the_next_one(
+    served: Path, ask: Ask, long_experiment: Experiment, experiment: Experiment
+) -> None:
+    """By the run's name, or with the same order as it was asked anew."""
+    for by in ("its run", "its successor"):
+        message, channel = ask(run=by, experiment=long_experiment), WorkerChannel(served)
+        with grpc.insecure_channel(frames.address(SiteFolder(served).worker_socket)) as connection:
+            call = connection.stream_stream(frames.CARRY)(
+                frames.pieces(message, order="left"), wait_for_ready=True
+            )
+            while frames.read_head(next(call)).get("step", 0) < 1:
+                pass
+            call.cancel()
+        if by == "its run":
+            channel.leave(by)
+        else:
+            again = _Background(channel, ask(run=by, experiment=long_experiment, attempt=1))
+            while not again.reply.done():
+                channel.cancel()
+                time.sleep(0.05)
+            assert _reply(again.reply.result(60)).code == "interrupted"
+        assert _reply(channel.carry(ask(run=f"after {by}")), experiment).code == ""
+        assert _events(served, by)[:1] == ["cancelled"]
+
+
+def test_an_order_waits_for_a_worker_that_is_still_being_started_and_does_not_end_it(
+    home: Path, ask: Ask, worker: Start
+) -> None:
+    process = worker(home)
+    with pytest.raises(WorkerLost, match="not ready"):
+        WorkerChannel(home).carry(ask(kind="query.facts"), deadline_seconds=0.01)
+    assert _reply(WorkerChannel(home).carry(ask(kind="query.facts"))).code == ""
+    assert process.poll() is None
 
 
 def test_a_reply_larger_than_grpc_takes_comes_in_pieces(
