@@ -77,6 +77,10 @@ class RunOver(Exception):
     """Nobody waits for the reply any more: the Flower run has ended, or the message is gone."""
 
 
+class TooLarge(RunOver):
+    """The server does not take a part of the reply for its size."""
+
+
 class NotYet(Exception):
     """The message was announced before all of it is at the server."""
 
@@ -303,7 +307,7 @@ def _refused(reason: str, response: httpx.Response, reach: Reach) -> Exception:
     if reason == "replayed":  # by a server that was started anew; what is signed from now on it takes
         return TransportAway("the coordinator's server took a request for a repeated one")
     if reason == "too-large":
-        return RunOver("a part of the reply is larger than the server takes")
+        return TooLarge("a part of the reply is larger than the server takes")
     problem = problems.of_refusal(reason, response.headers, reach)
     return LinkForgotten(problem) if reason in _STALE_LINK else problem
 

@@ -18,7 +18,7 @@ from flwr.app import Message
 
 from fedmed_client.link import diagnose, reach
 from fedmed_client.link.flower import AT_ONCE, Fleet, LinkForgotten, NotYet, RunOver, Upload
-from fedmed_client.link.messages import Announced, inflate
+from fedmed_client.link.messages import Announced, Fetched, inflate
 from fedmed_client.link.problems import MAY_PASS
 from fedmed_client.link.reach import Reach
 from fedmed_client.link.status import Standing, Status
@@ -103,14 +103,13 @@ class Line:
 
         Raises:
             RunOver: nobody waits for it any more, or it is gone. Then the server is asked to ask anew.
-            WireError: it cannot be read.
+            WireError: it cannot be read, or is more than an order may be.
         """
         try:
+            names, fetched = announced.objects, Fetched()
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                names = announced.objects
-                contents = dict(
-                    zip(names, pool.map(lambda name: self._object(announced, name), names), strict=True)
-                )
+                parts = pool.map(lambda name: fetched.weigh(self._object(announced, name)), names)
+                contents = dict(zip(names, parts, strict=True))
             self._through(lambda: self._fleet.confirm(announced))
         except RunOver:
             self._must_activate.set()

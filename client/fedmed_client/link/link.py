@@ -14,7 +14,9 @@ import threading
 import time
 from pathlib import Path
 
-from fedmed_client.link.flower import RunOver
+from flwr.app import Message
+
+from fedmed_client.link.flower import RunOver, TooLarge
 from fedmed_client.link.line import Line, Stopped
 from fedmed_client.link.orders import Answered, Desk
 from fedmed_client.link.status import Standing, Status
@@ -73,14 +75,22 @@ class Link:
             try:
                 answered = desk.answer(message)
                 if answered is not None:
-                    self._send(line, desk, answered)
+                    self._send(line, desk, message, answered)
             except RunOver as over:
                 _log.info("an answer is dropped: %s", over)
             busy_until = time.monotonic() + _BUSY_SECONDS
         raise Stopped
 
-    def _send(self, line: Line, desk: Desk, answered: Answered) -> None:
-        line.push(answered.reply)
+    def _send(self, line: Line, desk: Desk, message: Message, answered: Answered) -> None:
+        try:
+            line.push(answered.reply)
+        except TooLarge as problem:
+            _log.error("%s", problem)
+            smaller = desk.instead(message, answered)
+            if smaller is None:
+                raise
+            answered = smaller
+            line.push(answered.reply)
         desk.sent(answered)
         if answered.order is not None:
             reach("after-send", round=answered.order.round, site=line.site)

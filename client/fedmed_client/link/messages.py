@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
 
 from flwr.app import Array, Message
@@ -18,7 +19,12 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from fedmed_common.errors import WireError
 
 LARGEST_ORDER_BYTES = 2**32
-"""Of the arrays in a message. One larger fails alone, and does not take the link's memory."""
+"""Of the arrays in a message, and of all that is fetched for it. One larger fails alone, and does not take the link's memory."""
+
+MOST_OBJECTS = 50_000
+"""In a message: one for each 5 MiB of an array, and a few for each array."""
+
+_TOO_LARGE = "the message is larger than an order may be"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +41,34 @@ class Announced:
 
     @property
     def objects(self) -> list[str]:
-        """What to fetch, each once."""
-        return list(dict.fromkeys(tree.object_id for tree in iterate_object_tree(self.tree)))
+        """What to fetch, each once.
+
+        Raises:
+            WireError: it is more than an order consists of.
+        """
+        names = dict.fromkeys(tree.object_id for tree in iterate_object_tree(self.tree))
+        if len(names) > MOST_OBJECTS:
+            raise WireError("the message has more parts than an order may have")
+        return list(names)
+
+
+class Fetched:
+    """The objects of a message as they come, from several threads, while they are no more than an order's."""
+
+    def __init__(self) -> None:
+        self._turn, self._size = threading.Lock(), 0
+
+    def weigh(self, content: bytes) -> bytes:
+        """The object, counted.
+
+        Raises:
+            WireError: all that came so far is too much.
+        """
+        with self._turn:
+            self._size += len(content)
+            if self._size > LARGEST_ORDER_BYTES:
+                raise WireError(_TOO_LARGE)
+        return content
 
 
 def inflate(announced: Announced, contents: dict[str, bytes]) -> Message:
@@ -65,4 +97,4 @@ def _check_size(contents: dict[str, bytes]) -> None:
             named = json.loads(get_object_body(content, Array))["arraychunk_ids"]
             size += sum(len(contents[parts[index]]) for index in named)
     if size > LARGEST_ORDER_BYTES:
-        raise WireError("the message is larger than an order may be")
+        raise WireError(_TOO_LARGE)

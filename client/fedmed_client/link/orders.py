@@ -7,11 +7,13 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from flwr.app import Message
 
 from fedmed_client.link import approvals
+from fedmed_client.link.carrying import Carrying, seconds_left
 from fedmed_client.link.flower import RunOver
 from fedmed_client.link.line import Line
 from fedmed_client.link.status import Status, Work
@@ -33,17 +35,19 @@ from fedmed_common.errors import (
 _STOP_SECONDS = 0.2
 _LOOK_SECONDS = 3.0
 _SUCCESSOR_SECONDS = 60.0
-_LEAST_SECONDS = 1.0
-_KNOWN_RUNS = 16
+_KNOWN_RUNS, _KNOWN_WAITS = 16, 64
+_Asked: TypeAlias = tuple[str, int, wire.Kind, str]
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """A reply, and the order that it answers; None where the message was no order."""
+    """A reply, and the order that it answers; None where the message was no order. ``again``: that the order has to wait was
+    told before, and noted then."""
 
     reply: Message
     order: wire.Order | None
+    again: bool = False
 
 
 class Desk:
@@ -53,6 +57,7 @@ class Desk:
         self._home, self._line, self._status, self._stop = home, line, status, stop
         self._audit = AuditLog(home.path)
         self._bundles: dict[int, Approved | str] = {}
+        self._waits: dict[_Asked, str] = {}
         self._next: Message | None = None
         self._ended_at: float | None = None
 
@@ -63,18 +68,22 @@ class Desk:
             ConnectionProblem: the site was shut out while it worked.
             RunOver: nobody waits for an answer.
         """
+        seconds_left(message)
         try:
             order = wire.unpack_order(message.content, wire.Kind(message.metadata.message_type))
         except (ValueError, WireError):
-            return self._unknown(message)
+            return self.unreadable(message)
         try:
-            self._audit.append("received", **_about(order))
+            if _asked(order) not in self._waits:
+                self._audit.append("received", **_about(order))
             offered = self._let_in(message.metadata.run_id, order)
+            if self._waits.pop(_asked(order), ""):
+                self._audit.append("received", **_about(order))
             reply = self._carried(message, order, offered)
         except ConnectionProblem:
             raise
         except FedmedError as error:
-            reply = self._refused(message, order, error)
+            return self._refused(message, order, error)
         except (
             OSError
         ) as error:  # what cannot be written down must not happen; a full disk is the usual cause
@@ -82,9 +91,23 @@ class Desk:
             reply = self._reply(message, order, code=PolicyRefusal.code, rule="disk")
         return Answered(reply=reply, order=order) if reply is not None else None
 
+    def unreadable(self, message: Message) -> Answered:
+        """The answer to what is no order that this site can read."""
+        _log.warning("a message was no order")
+        reply = wire.Reply(site=self._line.site, run="", round=0, attempt=0, code=WireError.code)
+        return Answered(reply=Message(wire.pack_reply(reply), reply_to=message), order=None)
+
+    def instead(self, message: Message, answered: Answered) -> Answered | None:
+        """The answer in place of one that the server does not take for its size; None where it was as small already."""
+        order = answered.order
+        if order is None or wire.parameter_bytes(answered.reply.content) == 0:
+            return None
+        self._note("failed", order, code=WireError.code)
+        return Answered(reply=self._reply(message, order, code=WireError.code), order=order)
+
     def sent(self, answered: Answered) -> None:
         """Note that the answer is with the server."""
-        if answered.order is not None:
+        if answered.order is not None and not answered.again:
             self._note("sent", answered.order)
 
     def _let_in(self, run: int, order: wire.Order) -> Approved:
@@ -130,8 +153,9 @@ class Desk:
         Raises:
             WorkerLost: the worker ended.
             ConnectionProblem: the site was shut out.
+            RunOver: the order has expired.
         """
-        carrying = Carrying(self._home, message)
+        carrying = Carrying(self._home, message, seconds_left(message))
         work = Work(run=order.run, kind=order.kind.value, round=order.round)
         self._status.work(work)
         look_at, self._ended_at = time.monotonic() + _LOOK_SECONDS, None
@@ -175,19 +199,32 @@ class Desk:
             return None
         try:
             return self._line.fetch(announced)
-        except (RunOver, WireError) as problem:
+        except RunOver as problem:
             _log.warning("a message is left: %s", problem)
             return None
+        except WireError as problem:
+            _log.warning("%s", problem)
+            return announced.message  # without its content: no order, and answered as such
 
-    def _refused(self, message: Message, order: wire.Order, error: FedmedError) -> Message:
+    def _refused(self, message: Message, order: wire.Order, error: FedmedError) -> Answered:
         code, rule = error.code, ""
         if isinstance(error, PolicyRefusal | BundleRefused):
             code, rule = PolicyRefusal.code, error.rule if isinstance(error, PolicyRefusal) else error.code
+        reply = self._reply(message, order, code=code, rule=rule)
+        if rule in wire.WAITING_RULES and self._waits.get(_asked(order)) == rule:
+            return Answered(reply=reply, order=order, again=True)
         _log.warning("round %s of %s: %s", order.round, order.run, error)
         event: Event = "refused" if rule else "worker-lost" if isinstance(error, WorkerLost) else "failed"
         reason = error.reason if isinstance(error, BundleRefused) else ""
         self._note(event, order, code=code, rule=rule, **({"reason": reason} if reason else {}))
-        return self._reply(message, order, code=code, rule=rule)
+        self._waits.pop(_asked(order), None)
+        if rule in wire.WAITING_RULES:
+            while len(self._waits) >= _KNOWN_WAITS:
+                del self._waits[next(iter(self._waits))]
+            self._waits[_asked(order)] = rule
+        if rule == "approval":  # what a link before this one handed over may still be at work
+            WorkerChannel(self._home.path).leave(order.run)
+        return Answered(reply=reply, order=order)
 
     def _note(self, event: Event, order: wire.Order, **more: str) -> None:
         """Of what has happened already; it is told even where it cannot be written down."""
@@ -207,53 +244,10 @@ class Desk:
         )
         return Message(wire.pack_reply(reply), reply_to=message)
 
-    def _unknown(self, message: Message) -> Answered:
-        _log.warning("a message was no order")
-        reply = wire.Reply(site=self._line.site, run="", round=0, attempt=0, code=WireError.code)
-        return Answered(reply=Message(wire.pack_reply(reply), reply_to=message), order=None)
 
-
-class Carrying:
-    """A message with the worker. Nothing waits for the thread: a link that ends leaves it behind."""
-
-    def __init__(self, home: SiteFolder, message: Message) -> None:
-        self.done, self.step = threading.Event(), 0
-        self._channel = WorkerChannel(home.path, home.site().limits)
-        self._message, self._result = message, list[Message | Exception]()
-        threading.Thread(target=self._carry, name="carry", daemon=True).start()
-
-    def cancel(self) -> None:
-        """Ask the worker to leave the message at its next step; it still answers."""
-        self._channel.cancel()
-
-    def reply(self) -> Message:
-        """The worker's, once it is done.
-
-        Raises:
-            WorkerLost: the worker ended, or answered with words of Flower's, which must not leave.
-        """
-        result = self._result[0]
-        if isinstance(result, Exception):
-            raise result
-        if not result.has_content():
-            raise WorkerLost("the worker answered with an error of Flower's")
-        return result
-
-    def _carry(self) -> None:
-        metadata = self._message.metadata
-        left = metadata.created_at + metadata.ttl - time.time()
-        try:
-            carry = self._channel.carry
-            self._result.append(
-                carry(self._message, on_step=self._on_step, deadline_seconds=max(left, _LEAST_SECONDS))
-            )
-        except Exception as error:
-            self._result.append(error if isinstance(error, FedmedError) else WorkerLost(type(error).__name__))
-        finally:
-            self.done.set()
-
-    def _on_step(self, step: int) -> None:
-        self.step = step
+def _asked(order: wire.Order) -> _Asked:
+    """What is asked, whatever the attempt."""
+    return order.run, order.round, order.kind, order.split
 
 
 def _about(order: wire.Order) -> dict[str, str | int]:

@@ -7,6 +7,7 @@ import secrets
 import ssl
 import urllib.request
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -22,6 +23,9 @@ from fedmed_common.site_config import Network
 
 CONNECT_SECONDS = 4.0
 ANSWER_SECONDS = 20.0
+
+LARGEST_ANSWER_BYTES = 8 * 2**20
+"""Of one answer. The largest are objects of an order: pieces of 5 MiB and their heads; a bundle has 1 MB at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +63,39 @@ class Reach:
             )
 
     def client(self) -> httpx.Client:
-        """A client for HTTP that trusts the consortium alone, goes the configured way and follows no redirection."""
+        """A client for HTTP that trusts the consortium alone, goes the configured way and follows no redirection.
+
+        Its answers are bounded and taken as they are; it says no more of this machine than it must.
+        """
         proxy = httpx.Proxy(self.proxy, ssl_context=proxy_trust(self)) if self.proxy else None
-        return httpx.Client(
+        return _Client(
+            headers={"user-agent": "fedmed", "accept-encoding": "identity"},
             verify=self.trust,
             proxy=proxy,
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+        )
+
+
+class _Client(httpx.Client):
+    """Reads no more of an answer than may be in one, and inflates nothing."""
+
+    def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> httpx.Response:
+        """As httpx's. Raises ``httpx.DecodingError`` where the answer is too large or compressed."""
+        response = super().send(request, stream=True, **options)
+        try:
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise httpx.DecodingError("compressed", request=request)
+            content = bytearray()
+            for piece in response.iter_raw():
+                content += piece
+                if len(content) > LARGEST_ANSWER_BYTES:
+                    raise httpx.DecodingError("too large", request=request)
+        finally:
+            response.close()
+        return httpx.Response(
+            response.status_code, headers=response.headers, content=bytes(content), request=request
         )
 
 

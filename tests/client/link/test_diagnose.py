@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fedmed_client.link import diagnose, problems
-from fedmed_client.link.reach import find_proxy
+from fedmed_client.link.reach import LARGEST_ANSWER_BYTES, find_proxy
 from fedmed_client.site.home import SiteFolder
 from fedmed_common import errors, identity, signed_requests
 from fedmed_common.cli import root_command, run
@@ -275,9 +275,14 @@ def test_a_server_that_does_not_take_the_certificate(
             b"content-length: 3\r\n\r\n\xff\xff\xff",
             "read",
         ),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/protobuf\r\ncontent-length: 99999999\r\n\r\n"
+            + bytes(LARGEST_ANSWER_BYTES + 1),
+            "read",
+        ),
         (b"220 mail.example ESMTP\r\n\r\n", "does not speak HTTP"),
     ],
-    ids=["a page", "nothing", "a login", "garbage", "broken compression", "another protocol"],
+    ids=["a page", "nothing", "a login", "garbage", "compression", "no end", "another protocol"],
 )
 def test_something_else_behind_the_right_certificate(
     answer: bytes, phrase: str, home: SiteFolder, offline: Any, listen: Listen, tmp_path: Path

@@ -67,6 +67,18 @@ def test_what_is_missing_is_refused() -> None:
             inflate(header, {other: content for other, content in objects.items() if other != name})
 
 
+def test_more_than_an_order_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    header, objects = announced()
+    monkeypatch.setattr(messages, "MOST_OBJECTS", len(objects) - 1)
+    with pytest.raises(WireError, match="more parts"):
+        _ = header.objects
+    monkeypatch.setattr(messages, "LARGEST_ORDER_BYTES", sum(map(len, objects.values())) - 1)
+    fetched = messages.Fetched()
+    with pytest.raises(WireError, match="larger than an order may be"):
+        for content in objects.values():
+            fetched.weigh(content)
+
+
 def test_one_chunk_named_many_times_does_not_take_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     header, objects = announced(20 * 2**20)  # 80 MB in chunks that are all the same
     stored = sum(map(len, objects.values()))
