@@ -22,7 +22,7 @@ from fedmed_common.errors import CheckpointError, FedmedError, Interrupted, Quor
 from fedmed_common.lookup import find
 from fedmed_common.models import build_model
 from fedmed_server import history
-from fedmed_server.channel import Channel, Member
+from fedmed_server.channel import Channel, Member, never
 from fedmed_server.cohort import Roll, call_roll
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult
 from fedmed_server.rounds import evaluate, missed, now, rounds
@@ -44,7 +44,7 @@ class RunRequest:
 
     ``sites``: wait for so many nodes. ``expected``: the registered names of the sites that a deployed run was launched with;
     only these are asked, and the run goes on without those that do not come, as far as the quorum allows. Where it does not,
-    such a run is interrupted, for sites come back; a simulation has failed.
+    such a run is interrupted, for sites come back; a simulation has failed. ``is_revoked(site)``: as in :class:`Channel`.
     """
 
     experiment: Experiment
@@ -52,6 +52,7 @@ class RunRequest:
     command: str
     sites: int | None = None
     expected: tuple[str, ...] | None = None
+    is_revoked: Callable[[str], bool] = never
     watch: Callable[[str, str], None] = _ignore
     on_round: Callable[[RoundDone], None] = lambda _record: None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -114,6 +115,7 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
         watch=request.watch,
         stop=request.stop,
         expected=request.expected,
+        is_revoked=request.is_revoked,
         poll_seconds=_POLL_SECONDS if request.expected is None else _DEPLOYED_POLL_SECONDS,
     )
     state = _initial_state(request)

@@ -17,6 +17,11 @@ from fedmed_server.history import SiteFacts
 T = TypeVar("T")
 
 
+def never(_site: str) -> bool:
+    """No site is revoked, as in a simulation."""
+    return False
+
+
 @runtime_checkable
 class Guarded(Protocol):
     """A grid that bounds replies before it reads them, and can say what has come without reading it."""
@@ -47,6 +52,7 @@ class Channel:
 
     ``watch(site, phase)`` is told who is asked and who has answered; ``stop`` ends the run. ``expected``: the registered names
     of the sites that the run was launched with; None in a simulation, whose sites say their names themselves.
+    ``is_revoked(site)``: the consortium has shut it out, so that nothing is asked of it, taken from it or waited for.
     """
 
     grid: Grid
@@ -55,6 +61,7 @@ class Channel:
     watch: Callable[[str, str], None]
     stop: threading.Event
     expected: tuple[str, ...] | None = None
+    is_revoked: Callable[[str], bool] = never
     poll_seconds: float = 0.05
 
     def check_stop(self) -> None:

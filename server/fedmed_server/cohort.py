@@ -86,7 +86,10 @@ def share_of(sites: int, share: float) -> int:
 def _call_expected(channel: Channel, expected: Sequence[str]) -> Roll:
     connected = _await_names(channel, expected)
     roll = _ask(channel, connected)
-    absent = dict.fromkeys(sorted(set(expected) - connected.keys()), "not connected") | roll.absent
+    missing = sorted(set(expected) - connected.keys())
+    absent = {
+        name: "revoked" if channel.is_revoked(name) else "not connected" for name in missing
+    } | roll.absent
     members = []
     for member in roll.members:
         if _series(member.facts.version) == _series(version("fedmed")):
@@ -143,15 +146,16 @@ def _await_nodes(channel: Channel, wanted: int) -> dict[str, int]:
 
 
 def _await_names(channel: Channel, expected: Sequence[str]) -> dict[str, int]:
-    """The nodes of the expected sites by registered name, once all are connected or the time for that is over."""
+    """The nodes of the expected sites by registered name, once all that may come have, or the time for that is over."""
     end = time.monotonic() + channel.experiment.federation.roll_call_seconds
     said: set[str] = set()
     while True:
         nodes = {node.name: node.node_id for node in channel.through(channel.grid.get_nodes, end)}
-        connected = {name: nodes[name] for name in sorted(expected) if name in nodes}
-        if len(connected) == len(set(expected)) or time.monotonic() > end:
+        may_come = [name for name in sorted(set(expected)) if not channel.is_revoked(name)]
+        connected = {name: nodes[name] for name in may_come if name in nodes}
+        if len(connected) == len(may_come) or time.monotonic() > end:
             return connected
-        for name in sorted(set(expected) - connected.keys() - said):
+        for name in sorted(set(may_come) - connected.keys() - said):
             channel.watch(name, "not connected")
             said.add(name)
         channel.pause()

@@ -2,7 +2,8 @@
 
 A site may be asked again until the deadline, each time as a further attempt. What the network did to an order, or a site
 that says "not now", costs it nothing; what went wrong at the site counts against ``federation.retries``. Only the answer
-to the latest attempt is taken: what comes to an older one, or after the deadline, is dropped.
+to the latest attempt is taken: what comes to an older one, or after the deadline, is dropped. A site that is revoked
+meanwhile has refused.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class _Exchange:
             self._grid.set_limit(sum(array.nbytes for array in template.values()), len(template))
         self._connected = self._channel.through(self._activated, self._end)
         for part in self._parts:
-            self._channel.through(partial(self._send, part), self._end)
+            if not self._is_revoked(part):
+                self._channel.through(partial(self._send, part), self._end)
         waiting = list(self._parts)
         while waiting:
             part = waiting.pop(0)
@@ -106,6 +108,8 @@ class _Exchange:
     def _look(self, turn: _Part, later: Sequence[_Part]) -> None:
         """See what has come; ask again whom it takes; where nothing has come for the one whose turn it is, wait."""
         self._channel.check_stop()
+        if self._is_revoked(turn):
+            return
         over = time.monotonic() > self._end
         try:
             self._collect(turn, over)
@@ -122,6 +126,13 @@ class _Exchange:
             self._give_up(turn)
         elif turn.answer is None:
             self._channel.pause()
+
+    def _is_revoked(self, part: _Part) -> bool:
+        """Whether the consortium has shut the site out: its part ends, whatever is on its way."""
+        if not self._channel.is_revoked(part.member.name):
+            return False
+        part.answer = Answer(member=part.member, result=self._blank(part, "refused", "revoked"), reply=None)
+        return True
 
     def _tend(self, parts: Sequence[_Part]) -> None:
         arrived, self._connected = self._arrived(parts), self._activated()

@@ -280,6 +280,28 @@ def test_the_roll_call_needs_the_quorum(tmp_path: Path) -> None:
         run_federation(network, _deployed(tmp_path / "run", sites, quorum=0.5))
 
 
+def test_a_site_that_is_revoked_in_a_round_is_not_awaited(tmp_path: Path) -> None:
+    sites = _sites()
+    network = Network(sites, {("b", "train", 2): "dropped"})
+    request = replace(
+        _deployed(tmp_path / "run", sites, quorum=0.5),
+        is_revoked=lambda site: site == "b" and ("b", "train", 2) not in network.faults,
+    )
+    ended = run_federation(network, request)
+    assert ended.status.startswith("degraded: b missed the training of round 2 (refused: revoked); ")
+    assert ended.status.count("refused: revoked") == ended.status.count("b missed")
+    assert [number for site, kind, number, _ in sites.asked if (site, kind) == ("b", "train")] == [1]
+
+
+def test_the_roll_call_does_not_wait_for_a_revoked_site(tmp_path: Path) -> None:
+    sites = _sites()
+    network = Network(sites)
+    network.away[101] = 10**9
+    request = _deployed(tmp_path / "run", sites, quorum=0.5, roll_call_seconds=1e5)
+    ended = run_federation(network, replace(request, is_revoked=lambda site: site == "b"))
+    assert ended.status == "degraded: b missed the roll call of round 1: revoked"
+
+
 @pytest.mark.parametrize("away", ["at the roll call", "in a round"])
 def test_a_run_with_too_few_sites_is_interrupted_and_goes_on_when_they_are_back(
     away: str, tmp_path: Path, undisturbed: Path

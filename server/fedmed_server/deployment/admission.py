@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -23,7 +22,7 @@ from fedmed_server.deployment.site_states import (
     moment,
     save_site_states,
 )
-from fedmed_server.provision.registry import RegisteredSite, load_registry
+from fedmed_server.provision.registry import RegisteredSite, load_registry, mark
 
 ACTIVATE = "/v1/fleet/activate-node"
 
@@ -141,11 +140,11 @@ class Admission:
                 _log.error("the states of the sites cannot be written: %s", error)
 
     async def _read_registry(self) -> None:
-        if _mark(self._home.registry) == self._registry_read:
+        if mark(self._home.registry) == self._registry_read:
             return
         async with self._reading:
-            mark = _mark(self._home.registry)
-            if mark == self._registry_read:
+            now = mark(self._home.registry)
+            if now == self._registry_read:
                 return
             try:
                 sites = load_registry(self._home.registry)
@@ -153,12 +152,12 @@ class Admission:
                 if self._registry_read is None:
                     raise
                 _log.error("the registry as it was read last still holds: %s", error)
-                self._registry_read = mark
+                self._registry_read = now
                 return
             keys = {name: site.public_key for name, site in sites.items() if not site.revoked}
             self._sites = sites
             self._node_of = await asyncio.to_thread(self._nodes.register, keys)
-            self._registry_read = mark
+            self._registry_read = now
 
     def _judge(self, site: RegisteredSite, stamp: Stamp) -> None:
         if site.revoked:
@@ -236,12 +235,3 @@ def _verified(site: RegisteredSite, request: Request) -> Stamp:
         version = request.headers.get(header_of("version"), "")
         other = bool(version) and not works_with(version, installed_version())
         raise RequestRefused("version" if other else "signature") from None
-
-
-def _mark(file: Path) -> tuple[int, int, int]:
-    """Changes whenever the file is replaced."""
-    try:
-        status = file.stat()
-    except FileNotFoundError:
-        return (0, 0, 0)
-    return status.st_mtime_ns, status.st_ino, status.st_size

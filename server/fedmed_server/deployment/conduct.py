@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -23,6 +24,7 @@ from fedmed_server.deployment.runs import Launch, Progress
 from fedmed_server.deployment.site_states import moment
 from fedmed_server.folders import locked
 from fedmed_server.history import RoundDone, RunEnded
+from fedmed_server.provision.registry import Revocations
 from fedmed_server.report import write_report
 from fedmed_server.tracking import BackgroundTracker, track
 
@@ -52,8 +54,9 @@ def conduct(
         if ended is None:
             with _recorded(folder, progress):
                 experiment = runs.checked_experiment(home, folder)
-            request = _request(folder, launch, experiment, progress, stop)
-            ended = _federate(grid, home, request, on_end)
+            request, live = _request(folder, launch, experiment, progress, stop)
+            request = replace(request, is_revoked=Revocations(home.registry))
+            ended = _federate(grid, home, (request, live), on_end)
         on_end("completed")
         if not ended.status.startswith("failed"):
             _complete(home, folder)

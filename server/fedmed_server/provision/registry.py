@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from fedmed_common.errors import ProvisionError
 from fedmed_common.files import write_atomically
 
 VERSION = 1
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,36 @@ def save_registry(path: Path, sites: Mapping[str, RegisteredSite]) -> None:
         },
     }
     write_atomically(path, (json.dumps(document, indent=2) + "\n").encode())
+
+
+class Revocations:
+    """Which sites are revoked at this moment; the registry is read again when it changes, and its last good state holds."""
+
+    def __init__(self, registry: Path) -> None:
+        self._file = registry
+        self._read: tuple[int, int, int] | None = None
+        self._revoked: frozenset[str] = frozenset()
+
+    def __call__(self, site: str) -> bool:
+        """Whether the site is revoked."""
+        now = mark(self._file)
+        if now != self._read:
+            self._read = now
+            try:
+                sites = load_registry(self._file)
+                self._revoked = frozenset(name for name, one in sites.items() if one.revoked)
+            except ProvisionError as error:
+                _log.error("who was revoked before still is, and nobody else: %s", error)
+        return site in self._revoked
+
+
+def mark(file: Path) -> tuple[int, int, int]:
+    """Changes whenever the file is replaced."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return (0, 0, 0)
+    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _read_site(name: str, fields: Mapping[str, str], path: Path) -> RegisteredSite:

@@ -16,7 +16,7 @@ from fedmed_server.provision.certify import renew, revoke, sign
 from fedmed_server.provision.create import create
 from fedmed_server.provision.folder import ConsortiumFolder
 from fedmed_server.provision.overview import overview
-from fedmed_server.provision.registry import RegisteredSite, load_registry, save_registry
+from fedmed_server.provision.registry import RegisteredSite, Revocations, load_registry, save_registry
 
 from .conftest import Coordinator
 
@@ -212,6 +212,20 @@ def test_a_folder_without_consortium_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProvisionError, match="holds no consortium\n  fix: name its folder with --out"):
         revoke(folder, "north")
     assert not folder.path.exists()
+
+
+def test_a_running_server_sees_at_once_who_is_revoked(coordinator: Coordinator) -> None:
+    for name in ("north", "south"):
+        sign(coordinator.folder, coordinator.request(name))
+    registry = coordinator.folder.server.registry
+    is_revoked = Revocations(registry)
+    assert not is_revoked("north")
+    revoke(coordinator.folder, "north")
+    assert [is_revoked(name) for name in ("north", "south", "elsewhere")] == [True, False, False]
+    registry.write_text("{")
+    assert [is_revoked(name) for name in ("north", "south")] == [True, False]
+    registry.unlink()
+    assert is_revoked("north")
 
 
 def test_the_overview_tells_who_is_to_do_what(coordinator: Coordinator) -> None:

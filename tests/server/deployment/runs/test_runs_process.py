@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from fedmed_server.deployment.keeper import MOST_RESTARTS, Keeper
 from fedmed_server.deployment.launcher import Launcher
 from fedmed_server.deployment.runs import Progress
 from fedmed_server.folders import is_locked
+from fedmed_server.provision.registry import load_registry, save_registry
 
 
 def _until(condition: Callable[[], bool], seconds: float = 90.0) -> None:
@@ -132,6 +134,27 @@ def test_a_run_goes_on_after_the_server_was_away(home: ServerHome, launch: Calla
         runs.ask_to_stop(folder)
         _until(lambda: Progress(folder).update().records == 2)
     assert _status(folder) == "interrupted"
+
+
+def test_a_run_does_not_wait_for_revoked_sites_and_is_tried_again_with_those_that_are_back(
+    home: ServerHome, launch: Callable[..., Path]
+) -> None:
+    folder = launch()
+    registered = load_registry(home.registry)
+    gone = {
+        name: replace(registered[name], revoked="2026-01-01T00:00:00+00:00") for name in ("alpha", "beta")
+    }
+    with _superlink(home), _parts(home):
+        _until(lambda: is_locked(folder))
+        save_registry(home.registry, registered | gone)
+        _until(lambda: runs.load(folder).restarts >= 1)
+        assert _status(folder) == (
+            "interrupted: the roll call: 0 of 2 sites take part, 2 are needed. alpha: revoked; beta: revoked"
+        )
+        save_registry(home.registry, registered)
+        _until(lambda: is_locked(folder))
+        runs.ask_to_stop(folder)
+        _until(lambda: _status(folder) == "interrupted")
 
 
 def test_a_run_that_cannot_be_carried_has_failed_and_holds_up_no_other(
