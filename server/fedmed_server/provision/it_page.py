@@ -30,6 +30,29 @@ STAMP_TOLD: Told = {
 }
 """Fields of the stamp on each request, in words."""
 
+HEADERS_TOLD: Told = {
+    (
+        "flwr-package-name",
+        "flwr-package-version",
+        "flwr-component-name",
+    ): "the version of Flower that is used",
+    (
+        "flwr-public-key",
+        "flwr-timestamp",
+        "flwr-signature",
+    ): "the site's public key, the time, and a signature over it",
+    (
+        "host",
+        "user-agent",
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-type",
+        "content-length",
+    ): "HTTP's own: the coordinator's address, fixed words, and the request's length",
+}
+"""The other headers of each request, in words."""
+
 
 def draw_page(connection: Connection, certificates: Certificates) -> str:
     """The page of one site, in one file that needs nothing else. Everything that people wrote is escaped."""
@@ -49,6 +72,7 @@ def draw_page(connection: Connection, certificates: Certificates) -> str:
         version=version("fedmed"),
         signature=SIGNATURE_HEADER,
         stamp=told(Stamp, STAMP_TOLD),
+        headers=[(", ".join(names), words) for names, words in HEADERS_TOLD.items()],
         reply=told(Reply, {**REPLY_TOLD, ("facts",): "once, when a run begins: the three rows below"}),
         facts=told(Facts, FACTS_TOLD),
         order=told(Order, ORDER_TOLD),

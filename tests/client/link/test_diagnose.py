@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -24,6 +25,7 @@ from fedmed_common.cli import root_command, run
 from fedmed_common.consortium import Connection
 from fedmed_common.errors import ConnectionProblem, FedmedError
 from fedmed_common.site_config import Network
+from fedmed_server.provision.it_page import HEADERS_TOLD
 from fedmed_server.provision.registry import load_registry, save_registry
 from fedmed_simulations.rehearsal.machines import Machine, free_ports, wait_for
 from fedmed_simulations.rehearsal.relay import Relay
@@ -289,6 +291,29 @@ def test_something_else_behind_the_right_certificate(
 ) -> None:
     port = listen(under_tls(server_context(offline, tmp_path), saying(answer)))
     expect(at(home, port), errors.NotTheCoordinator, "is not a fedmed server", phrase)
+
+
+def test_the_pages_list_every_header_that_leaves(
+    home: SiteFolder, offline: Any, listen: Listen, tmp_path: Path
+) -> None:
+    asked: list[bytes] = []
+
+    def hear(stream: socket.socket) -> None:
+        asked.append(stream.recv(65536))
+        stream.sendall(HTML)
+
+    problem(at(home, listen(under_tls(server_context(offline, tmp_path), hear))))
+    request = next(one for one in asked if one.startswith(b"POST /v1/fleet/activate-node"))
+    lines = request.partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    page = (Path(__file__).parents[3] / "docs" / "what-leaves-a-site.md").read_text()
+    table = page.split("\n## Headers")[1].split("\n## ")[0].split("|---|---|\n")[1]
+    rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")]
+    assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row)} == set(headers)
+    stamped = {signed_requests.header_of(field) for field in signed_requests.FIELDS}
+    told = {name for names in HEADERS_TOLD for name in names}
+    assert told | stamped | {signed_requests.SIGNATURE_HEADER} == set(headers)
+    assert (headers["user-agent"], headers["accept-encoding"]) == ("fedmed", "identity")
 
 
 def test_an_alert_that_anyone_on_the_way_can_send_does_not_end_a_site_for_good(
