@@ -1,7 +1,8 @@
 """What stands between the network and Flower: an ASGI application around Flower's, outermost on the port that sites reach.
 
 Only the calls that a site makes are served. A request is read up to a bound, admitted or refused as a whole, and handed on
-unaltered. A refusal says one word, from ``signed_requests.REFUSALS``, and the server's time and version.
+unaltered. A refusal says one word, from ``signed_requests.REFUSALS``, and the server's time and version. A server that has too
+much to read answers 503, in the form of Flower's own errors, and is asked again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fedmed_common.signed_requests import (
     installed_version,
 )
 from fedmed_server.deployment.admission import Admission, Request
+from fedmed_server.deployment.bodies import Bodies, Busy
 
 HEALTH = "/health"
 FLEET_PATHS = frozenset(
@@ -42,7 +44,6 @@ FLEET_PATHS = frozenset(
 )
 """The calls of a site. Flower has two more, with which a node registers and removes itself; here the registry does."""
 
-_DROPPED = 4
 _STATUS = {"unknown-path": 404, "too-large": 413}
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Guard:
     """Serves sites, and nothing but what sites may ask."""
 
     def __init__(self, app: ASGIApp, admission: Admission, *, body_bytes: int) -> None:
-        self._app, self._admission, self._body_bytes = app, admission, body_bytes
+        self._app, self._admission, self._bodies = app, admission, Bodies(body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -59,6 +60,10 @@ class Guard:
                 receive = _once(await self._admitted(scope, receive), receive)
         except RequestRefused as refusal:
             await _refuse(refusal.reason, send)
+            return
+        except Busy as busy:
+            _log.warning("a request from %s has to wait: %s", _peer(scope), busy)
+            await _answer(503, {"content-type": "application/json"}, send)
             return
         except ClientDisconnect:
             return
@@ -71,32 +76,15 @@ class Guard:
             raise RequestRefused("unknown-path")
         try:
             site = await self._admission.known(headers)
-            body = await self._read(headers, receive)
-            await self._admission.admit(site, Request(method="POST", path=path, headers=headers, body=body))
+            async with self._bodies.read(site, headers, receive) as body:
+                await self._admission.admit(
+                    site, Request(method="POST", path=path, headers=headers, body=body)
+                )
         except RequestRefused as refusal:
-            peer = scope["client"][0] if scope.get("client") else "?"
             name, call = headers.get(header_of("site"), "")[:64], path.rpartition("/")[2]
-            _log.warning("%s of %r from %s is refused: %s", call, name, peer, refusal.reason)
+            _log.warning("%s of %r from %s is refused: %s", call, name, _peer(scope), refusal.reason)
             raise
         return body
-
-    async def _read(self, headers: dict[str, str], receive: Receive) -> bytes:
-        """The body. Of one that is a little too large the rest is taken and dropped, so that the sender hears why."""
-        announced = headers.get("content-length", "0")
-        if not announced.isdecimal() or int(announced) > _DROPPED * self._body_bytes:
-            raise RequestRefused("too-large")
-        body, size, more = bytearray(), 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            part, more = message.get("body", b""), message.get("more_body", False)
-            size += len(part)
-            if size <= self._body_bytes:
-                body += part
-            elif not more or size > _DROPPED * self._body_bytes:
-                raise RequestRefused("too-large")
-        return bytes(body)
 
 
 class ControlGuard:
@@ -120,6 +108,10 @@ class ControlGuard:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await _refuse("unknown-path", send)
+
+
+def _peer(scope: Scope) -> str:
+    return str(scope["client"][0]) if scope.get("client") else "?"
 
 
 def _is_health(scope: Scope) -> bool:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0
 _LAST_REQUESTS_SECONDS = 2
 _KEEP_ALIVE_SECONDS = 75
+_MOST_CONNECTIONS = 2000
 _log = logging.getLogger(__name__)
 
 
@@ -141,6 +142,7 @@ def _public(
     certificates = ssl.CERT_NONE if settings.public.behind_proxy else ssl.CERT_REQUIRED
     config = _config(home, app, log_config, settings.public.host, settings.public.port)
     config.ssl_cert_reqs, config.ssl_ca_certs = certificates, str(home.authority)
+    config.limit_concurrency = _MOST_CONNECTIONS
     return _listener(home, config)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +23,7 @@ from fedmed_common.signed_requests import (
     installed_version,
     sign,
 )
+from fedmed_server.deployment.bodies import AT_ONCE_OF_A_SITE
 
 _numbers = itertools.count()
 OK = (200, "")
@@ -189,6 +192,31 @@ def test_a_body_of_unknown_length_is_bounded_too(hospital: Any) -> None:
     headers = hospital.headers(path, b"")
     parts = (b"0" * 2**20 for _ in range(8))
     assert reason(hospital.client.post(path, content=parts, headers=headers)) == (413, "too-large")
+
+
+def _held_up(one: Any) -> ssl.SSLSocket:
+    """An upload of which a byte comes, and no more."""
+    context = ssl.create_default_context(cafile=str(one.authority))
+    context.load_cert_chain(one.certificate)
+    stream = context.wrap_socket(
+        socket.create_connection(("127.0.0.1", one.port)), server_hostname="127.0.0.1"
+    )
+    path = "/v1/fleet/push-object"
+    headers = {**one.headers(path, b""), "host": "127.0.0.1", "content-length": str(2**20)}
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", "0"]
+    stream.sendall("\r\n".join(lines).encode())
+    return stream
+
+
+def test_a_site_whose_uploads_are_held_up_still_beats(hospital: Any) -> None:
+    streams = [_held_up(hospital) for _ in range(AT_ONCE_OF_A_SITE + 2)]
+    try:
+        assert reason(hospital.beat()) == OK
+    finally:
+        for stream in streams:
+            stream.close()
+    message = PushObjectRequest(node=Node(node_id=hospital.node), object_content=b"0" * 2**20)
+    assert hospital.ask("push-object", message).status_code != httpx.codes.SERVICE_UNAVAILABLE
 
 
 @pytest.mark.parametrize("path", ["/v1/fleet/get-run?a=b", "/v1/fleet/nothing", "/v1/fleet//get-run", "/"])
