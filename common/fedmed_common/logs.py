@@ -15,6 +15,7 @@ from typing import Any, TextIO
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 _KEYS = r"patient|accession|issuer|birth|mrn|(?:referring|performing|requesting)physician"
+_RUN_ID = r"(?<![\w\-])20\d{6}-(?:[01]\d|2[0-3])[0-5]\d[0-5]\d-[a-z0-9][\w.\-]{0,63}-[0-9a-f]{4}(?![\w\-])"
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
     for pattern, replacement in (
@@ -38,9 +39,9 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (r"\b[a-z]:\\[^\s'\",;)\]}]+|\\\\[^\s'\",;)\]}]+", "<path>"),
         (r"(?<![\w/<])[\w.\-]+(?:/[\w.\-]+)*\.(?:dcm|ima|nii(?:\.gz)?|png|jpe?g|tiff?)\b", "<path>"),
-        # dates as DICOM and as people write them, then numbers long enough to be somebody's
-        (r"\b(?:19|20)\d\d-?(?:0[1-9]|1[0-2])-?(?:0[1-9]|[12]\d|3[01])\b", "<date>"),
-        (r"(?<![\w.])\d{7,}(?![\w.])", "<number>"),
+        # dates as DICOM and as people write them, but for the ids of runs; then numbers long enough to be somebody's
+        (rf"(?!{_RUN_ID})\b(?:19|20)\d\d-?(?:0[1-9]|1[0-2])-?(?:0[1-9]|[12]\d|3[01])\b", "<date>"),
+        (rf"(?!{_RUN_ID})(?<![\w.])\d{{7,}}(?![\w.])", "<number>"),
     )
 )
 

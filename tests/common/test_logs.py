@@ -104,6 +104,17 @@ def test_what_helps_is_kept() -> None:
     assert redact(frame) == '  File "<path>/train.py", line 12, in train'
 
 
+def test_the_id_of_a_run_is_kept_and_nothing_that_only_begins_like_one() -> None:
+    kept = "run 20261121-112651-name_of-it.2-791b is started; '20261121-112651-a-0000'"
+    assert redact(kept) == kept
+    for text in (
+        "20261121", "2026-11-21", "20261121-", "20261121-Doe", "20261121-112651", "20261121-112651-Doe",
+        "20261121-11265-a-791b", "20261121-992651-a-791b", "20261121-112651-a-791b9", "20261121-112651-a-791b-Doe",
+        "Doe-20261121-112651-a-791b", "19551121-112651-a-791b",
+    ):  # fmt: skip
+        assert "<date>" in redact(f"on {text}, at once"), text
+
+
 def test_setting_up_twice_writes_a_line_once(log: tuple[logging.Logger, io.StringIO]) -> None:
     logger, stream = log
     set_up(logging.INFO)
