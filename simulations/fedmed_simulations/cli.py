@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from enum import StrEnum
@@ -73,19 +74,27 @@ def resume(
     home: Annotated[
         Path, typer.Option(envvar="FEDMED_HOME", help="The server's folder, for a run in the hospitals.")
     ] = Path(),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs. How a simulation goes is then told on stderr.")
+    ] = False,
 ) -> None:
     """Go on with a run, and its baselines, that was interrupted or killed; it ends as if it had never stopped."""
     from fedmed_server.deployment.cli import resume_launched
     from fedmed_simulations import runfolder
 
-    if not (run / runfolder.PLAN).exists() and resume_launched(str(run), home):
+    if not (run / runfolder.PLAN).exists() and resume_launched(str(run), home, as_json=as_json):
         return
 
     from rich.console import Console
 
+    from fedmed_server import history
     from fedmed_simulations.run import carry_out_with_baselines
 
-    carry_out_with_baselines(run.absolute(), Console())
+    carry_out_with_baselines(run.absolute(), Console(stderr=as_json))
+    if as_json:
+        *_, last = history.read(run / history.FILE)
+        status = last.status if isinstance(last, history.RunEnded) else ""
+        typer.echo(json.dumps({"run": run.absolute().name, "status": status}, indent=1))
 
 
 def _experiment_file(name: str) -> Path:

@@ -117,7 +117,7 @@ def show_sites(home: Home = Path(), as_json: Json = False) -> None:
     _print_json([asdict(site) for site in found]) if as_json else _print(tables.sites_table(found))
 
 
-def resume_launched(run: str, home: Path) -> bool:
+def resume_launched(run: str, home: Path, *, as_json: bool = False) -> bool:
     """Go on with a launched run; whether there is one of that name."""
     from fedmed_common.errors import ConfigError
     from fedmed_server.deployment import runs
@@ -128,6 +128,9 @@ def resume_launched(run: str, home: Path) -> bool:
     except ConfigError:
         return False
     wanted = runs.ask_to_resume(folder)
+    if as_json:
+        _print_json({"run": wanted.run, "wanted": wanted.wanted})
+        return True
     typer.echo(
         f"{wanted.run} goes on as soon as the server runs; 'fedmed status {wanted.run}' shows how far it is"
     )

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fedmed_common import identity
 from fedmed_common.children import pid_file
+from fedmed_common.errors import FedmedError
 from fedmed_server.deployment import live, runs
 from fedmed_server.deployment.home import ServerHome
 from fedmed_server.deployment.runs import Launch, Progress
@@ -20,9 +21,9 @@ from fedmed_server.report import REPORT
 
 State = Literal[
     "waiting", "starting", "gathering", "running", "testing", "reporting",
-    "stopping", "interrupted", "completed", "degraded", "failed",
+    "stopping", "interrupted", "completed", "degraded", "failed", "damaged",
 ]  # fmt: skip
-"""waiting: 'fedmed serve' does not run. gathering: sites are awaited before the first round."""
+"""waiting: 'fedmed serve' does not run. gathering: sites are awaited before the first round. damaged: cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,8 @@ class SitePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """One run. ``round``: how many are done. ``status``: the sentence that its history ends with, if it has ended.
+    """One run. ``round``: how many are done. ``status``: the sentence that its history ends with, if it has ended, or what is
+    damaged.
 
     ``criterion``: the last validation value; ``restarts``: since the last round.
     """
@@ -89,7 +91,7 @@ def is_serving(home: ServerHome) -> bool:
 
 def all_runs(home: ServerHome) -> list[RunStatus]:
     """The launched runs, the oldest first."""
-    return [run_status(home, folder) for folder in runs.launched(home)]
+    return [_status_or_damage(home, folder) for folder in runs.launched(home)]
 
 
 def run_status(home: ServerHome, folder: Path) -> RunStatus:
@@ -117,6 +119,30 @@ def run_status(home: ServerHome, folder: Path) -> RunStatus:
         report=str(folder / REPORT) if (folder / REPORT).exists() else "",
         sites=tuple(_part(home, name, progress, doing) for name in launch.sites),
     )
+
+
+def _status_or_damage(home: ServerHome, folder: Path) -> RunStatus:
+    """One damaged folder hides no other run."""
+    try:
+        return run_status(home, folder)
+    except (FedmedError, OSError, ValueError) as error:
+        ours = isinstance(error, FedmedError)
+        reason = (
+            str(error).partition("\n")[0] if ours else f"its files cannot be read ({type(error).__name__})"
+        )
+        return RunStatus(
+            run=folder.name,
+            experiment="",
+            state="damaged",
+            status=reason,
+            round=0,
+            rounds=0,
+            best_round=0,
+            criterion=None,
+            restarts=0,
+            report="",
+            sites=(),
+        )
 
 
 def all_sites(home: ServerHome) -> list[SiteStatus]:

@@ -14,7 +14,7 @@ from fedmed_server.deployment.status import RunStatus, SitePart, SiteStatus
 _COLOURS = {
     "completed": "green", "connected": "green", "ok": "green", "running": "cyan", "testing": "cyan",
     "degraded": "yellow", "interrupted": "yellow", "waiting": "yellow", "away": "yellow", "late": "yellow",
-    "failed": "red", "refused": "red", "rejected": "red", "revoked": "red",
+    "failed": "red", "damaged": "red", "refused": "red", "rejected": "red", "revoked": "red",
 }  # fmt: skip
 _AT_WORK = {"asked": "at work", "awaited": "at work, awaited"}
 
@@ -23,6 +23,9 @@ def runs_table(found: Sequence[RunStatus]) -> Table:
     """One line a run."""
     table = _table("run", "state", "rounds", "best", "sites")
     for one in found:
+        if one.state == "damaged":
+            table.add_row(one.run, _coloured(one.state), "-", "-", one.status)
+            continue
         table.add_row(
             one.run, _coloured(one.state), f"{one.round}/{one.rounds}", _best(one), str(len(one.sites))
         )

@@ -160,6 +160,26 @@ def test_the_status_of_a_run_for_people(say: Say, launch: Callable[..., Path]) -
     assert "beta: late (deadline)" in out
 
 
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (runs.LAUNCH, "not the folder of a launched run"),
+        (runs.EXPERIMENT, "experiment.toml: cannot be read"),
+        (history.FILE, "ValidationError"),
+    ],
+)
+def test_a_damaged_run_hides_no_other(file: str, words: str, say: Say, launch: Callable[..., Path]) -> None:
+    good, bad = launch(), launch(name="rings")
+    (bad / file).write_text("{}\n")
+    said = {one["run"]: one for one in _document(say("status", "--json"))}
+    assert {name: one["state"] for name, one in said.items()} == {good.name: "waiting", bad.name: "damaged"}
+    assert words in said[bad.name]["status"]
+    code, out, _ = say("status")
+    assert code == 0
+    assert good.name in out
+    assert "damaged" in out
+
+
 def test_a_runs_states(say: Say, launch: Callable[..., Path], home: ServerHome) -> None:
     folder = launch()
 
@@ -176,6 +196,8 @@ def test_a_runs_states(say: Say, launch: Callable[..., Path], home: ServerHome) 
         assert _document(say("stop", folder.name, "--json")) == {"run": folder.name, "wanted": "stop"}
         assert state() == "stopping"
     assert state() == "interrupted"
+    assert _document(say("resume", folder.name, "--json")) == {"run": folder.name, "wanted": "run"}
+    say("stop", folder.name)
     code, out, _ = say("resume", folder.name)
     assert code == 0
     assert "goes on as soon as the server runs" in out
