@@ -121,6 +121,9 @@ def _check_seconds(seconds: Mapping[str, float]) -> None:
 
 
 def _check_metrics(metrics: Metrics, expected: Expected) -> None:
+    """What is there must be possible. That there is less, or nothing, is no reason to refuse a reply, also of a site that has
+    patients: its policy keeps back metrics over few patients and those that it does not permit, and does not say which.
+    """
     for name, mean in metrics.items():
         if name not in expected.metrics:
             raise RejectedReply("undeclared metric")

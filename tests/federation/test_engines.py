@@ -138,7 +138,8 @@ def test_a_finished_run_is_not_run_again(write_experiment, tmp_path: Path) -> No
     _fedmed("simulate", write_experiment(rounds=1), "--runs", tmp_path / "runs")
     run = _only_run(tmp_path / "runs")
     before = (run / "history.jsonl").read_bytes()
-    assert "completed" in _fedmed("resume", run).stdout
+    said = json.loads(_fedmed("resume", run, "--json").stdout)
+    assert said == {"run": run.name, "status": "completed"}
     assert (run / "history.jsonl").read_bytes() == before
 
 
