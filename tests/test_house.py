@@ -127,7 +127,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=_relative)
 def test_commands_that_are_shown_exist(page: Path) -> None:
     shown = re.findall(r"(?:`|bin/)fedmed ([a-z]+(?: [a-z]+(?![\w.]))?)", page.read_text())
-    unknown = [line for line in shown if not {line, line.split()[0]} & COMMANDS.keys() and line not in DEFAULTS]
+    unknown = [
+        line for line in shown if not {line, line.split()[0]} & COMMANDS.keys() and line not in DEFAULTS
+    ]
     assert unknown == []
 
 
