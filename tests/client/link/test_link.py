@@ -228,7 +228,7 @@ def test_a_run_that_goes_on_as_another_flower_run_gets_the_work_that_was_begun(
     link, run, site = connected(trainer, start), coordinator.run(slow), trainer.path.name
     before = events(trainer)
     run.ask(site, run="begun")
-    wait_for(lambda: (standing(trainer)["order"] or {}).get("step"), "the order is at work", 30, [link])
+    wait_for(lambda: standing(trainer)["order"] is not None, "the order is at work", 30, [link])
     run.end()
     coordinator.runs.pop()
     run = coordinator.run(slow)
