@@ -40,8 +40,10 @@ def status_command(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    for name, value in _lines(found):
-        typer.echo(f"{name.replace('_', ' '):<25}{value}")
+    lines = [(name.replace("_", " "), value) for name, value in _lines(found) if value not in {"", "-"}]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        typer.echo(f"{name:<{width}}  {value}")
 
 
 def health_command(home: Home = HERE) -> None:
