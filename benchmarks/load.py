@@ -45,6 +45,7 @@ from fedmed_simulations.rehearsal.consortium import Consortium
 
 ROUNDS = 1
 POLL_SECONDS, BEAT_SECONDS = 5.0, 10.0
+RAMP_SECONDS, AT_ONCE = 60.0, 4
 EXPERIMENT = f"""
 name = "load"
 seed = 1
@@ -123,7 +124,7 @@ class Client(threading.Thread):
     def run(self) -> None:
         """Work until told to stop."""
         rest = random.Random(self._site)  # noqa: S311
-        self._over.wait(rest.uniform(0, POLL_SECONDS))
+        self._over.wait(rest.uniform(0, RAMP_SECONDS))
         active = False
         while not self._over.is_set():
             try:
@@ -268,9 +269,11 @@ def measure(consortium: Consortium, names: Sequence[str], kind: str, limit_secon
 
 def real_sites(consortium: Consortium, names: Sequence[str], options: argparse.Namespace) -> list[Measured]:
     """One run with a quarter of the sites, then one with all of them; every site has its processes."""
-    for name in names:
-        consortium.start_site(name)
-    consortium.wait_connected(names, seconds=options.limit)
+    for first in range(0, len(names), AT_ONCE):
+        some = names[first : first + AT_ONCE]
+        for name in some:
+            consortium.start_site(name)
+        consortium.wait_connected(some, seconds=options.limit)
     found = [measure(consortium, some, "real", options.limit) for some in (names[: len(names) // 4], names)]
     for name in names:
         consortium.stop(name)
@@ -332,8 +335,9 @@ def main() -> None:
             "|---|---|---|---|---|---|---|",
             *(row(one) for one in found),
             "",
-            "The seconds of the roll call hold the ServerApp's start. Real sites are a link and a worker each; a client is a "
-            "thread that speaks the protocol through the link's own connection.",
+            "The seconds of the roll call hold the ServerApp's start. Real sites are a link and a worker each, started four at a "
+            f"time; a client is a thread that speaks the protocol through the link's own calls and asks for work every "
+            f"{POLL_SECONDS:g} s.",
             "",
         ]
     )
