@@ -13,9 +13,9 @@ import pytest
 from pydantic import BaseModel
 
 from fedmed_common import errors, wire
+from fedmed_common.catalogue import ARCHITECTURES, Architecture
 from fedmed_common.cli import COMMANDS, DEFAULTS
 from fedmed_common.config import Experiment, Policy, Site, SiteData
-from fedmed_common.models import MODELS
 from fedmed_common.site_config import Device, Limits, Network, Schedule
 from fedmed_common.tasks import LOSSES, TASKS
 from fedmed_strategies.presets import RECIPES
@@ -37,7 +37,9 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted names of all keys of an experiment; those of a site have a page of their own."""
     for name, field in model.model_fields.items():
         nested = _nested(field.annotation)
-        if nested is None or nested is Site:
+        if nested is not None and issubclass(nested, Architecture):
+            yield from (f"{prefix}{name}.{key}" for key in ("name", "norm"))
+        elif nested is None or nested is Site:
             yield prefix + name
         else:
             yield from _keys(nested, f"{prefix}{name}.")
@@ -71,9 +73,15 @@ def test_every_key_of_a_site_is_documented(model: type[BaseModel]) -> None:
     ] == []
 
 
-@pytest.mark.parametrize(
-    "table", [MODELS, TASKS, LOSSES, RECIPES], ids=["models", "tasks", "losses", "recipes"]
-)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_documented_with_its_settings(name: str) -> None:
+    text = (ROOT / "docs" / "models.md").read_text()
+    section = text.split(f"\n### `{name}`")[1].split("\n### ")[0]
+    settings = set(ARCHITECTURES[name].model_fields) - {"name", "norm"}
+    assert [key for key in sorted(settings) if f"`model.{key}`" not in section] == []
+
+
+@pytest.mark.parametrize("table", [TASKS, LOSSES, RECIPES], ids=["tasks", "losses", "recipes"])
 def test_every_name_that_an_experiment_can_give_is_documented(table: Mapping[str, object]) -> None:
     text = (ROOT / "docs" / "experiments.md").read_text()
     assert [name for name in table if f"`{name}`" not in text] == []

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fedmed_client import pulse
 from fedmed_client.data.cohort import Case
 from fedmed_client.workbench import Bench
 from fedmed_common import params
-from fedmed_common.metrics import Metrics, merge
+from fedmed_common.metrics import Metrics
 from fedmed_common.params import Parameters
-from fedmed_common.tasks import patient_mean
 
 
 def evaluate(bench: Bench, cases: Sequence[Case], parameters: Parameters) -> Metrics:
-    """Metrics summed over patients; a patient with several cases counts once."""
+    """The task's metrics over the patients of the cases."""
     params.to_model(parameters, bench.model)
     bench.model.eval()
-    by_patient: dict[int, list[Metrics]] = {}
+    by_patient: dict[int, list[Any]] = {}
     for case in cases:
-        prediction = bench.task.predict(bench.model, case.image, bench.device)
-        scores = bench.task.score(prediction, case.label, case.annotated, case.spacing_mm)
-        by_patient.setdefault(case.patient, []).append(scores)
+        by_patient.setdefault(case.patient, []).append(bench.task.measure(bench.model, case, bench.device))
         pulse.beat()
-    return merge(patient_mean(scores) for scores in by_patient.values())
+    return bench.task.summarise(by_patient.values())

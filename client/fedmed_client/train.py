@@ -57,8 +57,8 @@ def train(
 
 
 def make_optimizer(model: torch.nn.Module, settings: Training, rate: float) -> torch.optim.Optimizer:
-    """The experiment's optimizer over all parameters."""
-    parameters = list(model.parameters())
+    """The experiment's optimizer over the parameters that are not frozen."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, rate, momentum=settings.momentum, weight_decay=settings.weight_decay
@@ -87,8 +87,9 @@ def _step(
     bench: Bench, optimizer: torch.optim.Optimizer, image: Tensor, label: Tensor, annotated: Tensor
 ) -> float:
     optimizer.zero_grad(set_to_none=True)
-    logits = bench.model(image.to(bench.device))
-    loss = bench.task.loss(logits.float(), label.to(bench.device), annotated.to(bench.device))
+    loss = bench.task.objective(
+        bench.model, image.to(bench.device), label.to(bench.device), annotated.to(bench.device)
+    )
     loss.backward()  # type: ignore[no-untyped-call]
     if bench.experiment.train.gradient_norm:
         torch.nn.utils.clip_grad_norm_(bench.model.parameters(), bench.experiment.train.gradient_norm)

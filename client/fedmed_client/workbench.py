@@ -21,8 +21,7 @@ from fedmed_common.errors import ConfigError
 from fedmed_common.loading import experiment_from_order
 from fedmed_common.models import build_model
 from fedmed_common.processes import allow_many_open_files, cores
-from fedmed_common.tasks import build_task
-from fedmed_common.tasks.segmentation import Segmentation
+from fedmed_common.tasks import Task, build_task
 
 
 def _no_step(_site: str, _step: int) -> None:
@@ -56,7 +55,7 @@ class Bench:
 
     experiment: Experiment
     model: torch.nn.Module
-    task: Segmentation
+    task: Task
     device: torch.device
 
 

@@ -11,15 +11,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from fedmed_common.catalogue import ARCHITECTURES, AnyArchitecture, Plan, UNet
 from fedmed_common.fields import Fraction, Model, Name, Positive, Triple
 from fedmed_common.site_config import Policy, Site, SiteData
 
 __all__ = [
-    "Architecture",
     "Data",
     "Experiment",
     "Federation",
     "Intensity",
+    "Lora",
     "Partition",
     "Policy",
     "RecipeChoice",
@@ -30,6 +31,7 @@ __all__ = [
     "Task",
     "Tracking",
     "Training",
+    "Transfer",
 ]
 
 
@@ -105,16 +107,29 @@ class Data(Model):
     )
 
 
-class Architecture(Model):
-    """The network: a name out of MODELS and its settings."""
+class Lora(Model):
+    """Low-rank adapters beside frozen linear layers (Hu et al. 2022, 'LoRA', ICLR)."""
 
-    name: Name = "unet"
-    channels: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
-        (16, 32, 64, 128), min_length=2, max_length=8
-    )
-    residual_units: Annotated[int, Field(ge=0, le=8)] = 1
-    norm: Literal["instance", "batch", "group"] = "instance"
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    alpha: Positive = Field(16.0, description="the adapters' output is scaled by alpha / rank")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: tuple[str, ...] = Field(
+        (), description="patterns of layer names; empty: the attention layers that the architecture names"
+    )
+
+
+class Transfer(Model):
+    """What training starts from, and which part of the network it changes."""
+
+    weights: Path | None = Field(
+        None,
+        description="safetensors, a torch state dict, or a folder that transformers wrote; read at the coordinator's",
+    )
+    train: Literal["all", "head"] = Field(
+        "all", description="head: only the layers that depend on the classes"
+    )
+    freeze: tuple[str, ...] = Field((), description="patterns of parameter names that stay as they are")
+    lora: Lora | None = None
 
 
 class Training(Model):
@@ -218,7 +233,8 @@ class Experiment(Model):
     rounds: Annotated[int, Field(ge=1, le=1_000_000)]
     task: Task
     data: Data
-    model: Architecture = Architecture()
+    model: AnyArchitecture = UNet()
+    transfer: Transfer = Transfer()
     train: Training = Training()
     recipe: RecipeChoice = RecipeChoice()
     federation: Federation = Federation()
@@ -231,14 +247,13 @@ class Experiment(Model):
             raise ValueError(
                 f"data.patch has {len(self.data.patch)} numbers, but task.dimensions is {self.task.dimensions}"
             )
-        reduction = 2 ** (len(self.model.channels) - 1)
-        if self.model.name == "unet":
-            bad = [size for size in self.data.patch if size % reduction]
-            if bad:
-                raise ValueError(
-                    f"data.patch {list(self.data.patch)}: {bad[0]} is not a multiple of {reduction}, "
-                    f"as a U-Net with {len(self.model.channels)} levels needs"
-                )
+        self.model.check(self.plan)
+        tasks = {task for kind in ARCHITECTURES.values() for task in kind.tasks}
+        if self.task.name in tasks - self.model.tasks:
+            raise ValueError(
+                f"model.name = '{self.model.name}' is for {' and '.join(sorted(self.model.tasks))}; "
+                f"task.name is '{self.task.name}'"
+            )
         if self.federation.best != "dice" and not self.task.surface_metrics:
             raise ValueError(f"federation.best = '{self.federation.best}' needs task.surface_metrics = true")
         if self.federation.evaluate_every > self.rounds:
@@ -247,6 +262,17 @@ class Experiment(Model):
             )
         return self
 
+    @property
+    def plan(self) -> Plan:
+        """What its network is built for."""
+        background = self.task.name == "segmentation"
+        return Plan(
+            dimensions=self.task.dimensions,
+            in_channels=self.data.channels,
+            outputs=len(self.task.classes) + background,
+            patch=self.data.patch,
+        )
+
     def order_text(self) -> str:
         """What sites are told of the experiment, as canonical JSON: no folder and no tracking address of this machine."""
-        return self.model_dump_json(exclude={"simulation", "tracking"})
+        return self.model_dump_json(exclude={"simulation": True, "tracking": True, "transfer": {"weights"}})

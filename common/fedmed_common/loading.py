@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from fedmed_common.catalogue import ARCHITECTURES, Architecture
 from fedmed_common.config import Experiment, Site
 from fedmed_common.errors import ConfigError
 from fedmed_common.fields import Model
@@ -125,7 +126,9 @@ def _resolve(text: str, file: Path, field: str) -> str:
 def _as_config_error(model: type[Model], error: ValidationError, file: Path | str) -> ConfigError:
     first = error.errors(include_url=False)[0]
     location = first["loc"]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    field = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in _without_tags(location)
+    ).lstrip(".")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
@@ -134,10 +137,22 @@ def _as_config_error(model: type[Model], error: ValidationError, file: Path | st
         return ConfigError(f"unknown key{more}", file=file, field=field, fix=fix)
     if first["type"] == "missing":
         return ConfigError(f"is missing{more}", file=file, field=field, fix="add it")
+    if first["type"] == "union_tag_invalid":
+        known, name = list(ARCHITECTURES), str(first["ctx"]["tag"])
+        near = difflib.get_close_matches(name, known, n=1)
+        fix = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
+        return ConfigError(f"unknown name '{name}'{more}", file=file, field=f"{field}.name", fix=fix)
     message = first["msg"].removeprefix("Value error, ")
     silent = isinstance(first["input"], dict | Model) or _is_secret(model, location)
     given = "" if silent else f"; given: {str(first['input'])[:80]!r}"
     return ConfigError(f"{message}{more}", file=file, field=field or None, fix=f"correct the value{given}")
+
+
+def _without_tags(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Pydantic puts the architecture's name between ``model`` and the field."""
+    if location[:1] == ("model",) and len(location) > 1 and location[1] in ARCHITECTURES:
+        return location[:1] + location[2:]
+    return location
 
 
 def _fields_at(model: type[Model], location: tuple[int | str, ...]) -> list[str]:
@@ -154,6 +169,9 @@ def _is_secret(model: type[Model], location: tuple[int | str, ...]) -> bool:
 
 def _model_at(model: type[Model], location: tuple[int | str, ...]) -> type[Model] | None:
     for part in location:
+        if issubclass(model, Architecture) and part in ARCHITECTURES:
+            model = ARCHITECTURES[str(part)]
+            continue
         if isinstance(part, int) or part not in model.model_fields:
             continue
         nested = _nested_model(model.model_fields[part].annotation)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Parameters = dict[str, NDArray[np.float32]]
 """Every floating-point tensor of a model's state, by name. Integer buffers (BatchNorm's step counter) stay where they are."""
 
+_MEAN, _VARIANCE = "running_mean", "running_var"
+
 
 def from_model(model: torch.nn.Module) -> Parameters:
     """A copy of the model's floating-point state."""
@@ -45,13 +47,31 @@ def to_model(parameters: Mapping[str, NDArray[np.float32]], model: torch.nn.Modu
             tensor.copy_(torch.tensor(parameters[name]))
 
 
-def delta(model: torch.nn.Module, start: Mapping[str, NDArray[np.float32]]) -> Parameters:
-    """What training changed: the model's state minus ``start``."""
-    return {
-        name: tensor.detach().float().cpu().numpy() - start[name]
+def trained(model: torch.nn.Module) -> tuple[str, ...]:
+    """Names of what training changes: parameters that are not frozen, and a batch norm's running statistics."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    buffers = {name for name, _ in model.named_buffers()}
+    return tuple(
+        name
         for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point()
-    }
+        if tensor.is_floating_point() and name not in frozen and (name not in buffers or is_statistic(name))
+    )
+
+
+def is_statistic(name: str) -> bool:
+    """Whether the array is a batch norm's running mean or variance: measured, not learned, and nothing for an optimizer."""
+    return name.endswith((_MEAN, _VARIANCE))
+
+
+def is_variance(name: str) -> bool:
+    """Whether the array is a batch norm's running variance, which is never negative."""
+    return name.endswith(_VARIANCE)
+
+
+def delta(model: torch.nn.Module, start: Mapping[str, NDArray[np.float32]]) -> Parameters:
+    """What training changed: the ``trained`` part of the model's state minus ``start``."""
+    state = model.state_dict()
+    return {name: state[name].detach().float().cpu().numpy() - start[name] for name in trained(model)}
 
 
 def norm(parameters: Mapping[str, NDArray[np.float32]]) -> float:
@@ -71,11 +91,15 @@ def count(parameters: Mapping[str, NDArray[np.float32]]) -> int:
 class WeightedMean:
     """A mean that takes one update at a time, so that memory holds one sum whatever the number of sites.
 
-    The result depends on the order of ``add``: callers add in a fixed order of sites.
+    The result depends on the order of ``add``: callers add in a fixed order of sites. Running variances are pooled, not
+    averaged: the variance of all sites' values together is the mean of the sites' variances plus the variance of their means.
     """
 
     def __init__(self, template: Mapping[str, NDArray[np.float32]]) -> None:
         self._sum: Parameters = {name: np.zeros_like(array) for name, array in template.items()}
+        self._squares = {
+            name: np.zeros(array.shape, np.float64) for name, array in template.items() if is_variance(name)
+        }
         self._weight = 0.0
 
     def add(self, update: Mapping[str, NDArray[np.float32]], weight: float) -> None:
@@ -88,6 +112,9 @@ class WeightedMean:
             raise ValueError(f"weight {weight} is not positive")
         for name in self._sum:
             self._sum[name] += update[name] * np.float32(weight)
+        for name in self._squares:
+            mean = name.removesuffix(_VARIANCE) + _MEAN
+            self._squares[name] += weight * np.square(update[mean], dtype=np.float64)
         self._weight += weight
 
     def mean(self) -> Parameters:
@@ -98,4 +125,9 @@ class WeightedMean:
         """
         if not self._weight:
             raise ZeroDivisionError("the mean of no update")
-        return {name: total / np.float32(self._weight) for name, total in self._sum.items()}
+        means = {name: total / np.float32(self._weight) for name, total in self._sum.items()}
+        for name, squares in self._squares.items():
+            shift = means[name.removesuffix(_VARIANCE) + _MEAN].astype(np.float64)
+            spread = np.maximum(squares / self._weight - np.square(shift), 0.0)
+            means[name] = (means[name] + spread).astype(np.float32)
+        return means

@@ -108,6 +108,7 @@ def _status_after(error: BaseException, request: RunRequest) -> str:
 def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     experiment = request.experiment
     recipe = find(RECIPES, experiment.recipe.name, field="recipe.name")
+    state, trained = _initial_state(request)
     channel = Channel(
         grid=grid,
         experiment=experiment,
@@ -117,8 +118,8 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
         expected=request.expected,
         is_revoked=request.is_revoked,
         poll_seconds=_POLL_SECONDS if request.expected is None else _DEPLOYED_POLL_SECONDS,
+        trained=trained,
     )
-    state = _initial_state(request)
     _heal_history(file, state)
     roll = call_roll(channel, request.sites)
     roster = roll.members
@@ -132,24 +133,23 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     return _finish(channel, request, roster, state)
 
 
-def _initial_state(request: RunRequest) -> RunState:
-    """The checkpoint's, or that of round 0.
+def _initial_state(request: RunRequest) -> tuple[RunState, tuple[str, ...]]:
+    """The checkpoint's, or that of round 0; and the names of the arrays that training changes.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another experiment.
     """
     digest = hashlib.sha256(request.experiment.order_text().encode()).hexdigest()
     state = load_state(request.folder)
+    model = build_model(request.experiment)
     if state is None:
-        return RunState(
-            round=0, parameters=params.from_model(build_model(request.experiment)), experiment=digest
-        )
+        state = RunState(round=0, parameters=params.from_model(model), experiment=digest)
     if state.experiment != digest:
         raise CheckpointError(
             f"{request.folder}: the experiment was changed after round {state.round} of it was done\n"
             "  fix: undo the change, or start a new run"
         )
-    return state
+    return state, params.trained(model)
 
 
 def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], state: RunState) -> RunEnded:

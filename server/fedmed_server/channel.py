@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import Interrupted, TransportAway, TransportLost
+from fedmed_common.params import Parameters
 from fedmed_server.history import SiteFacts
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Channel:
     ``watch(site, phase)`` is told who is asked and who has answered; ``stop`` ends the run. ``expected``: the registered names
     of the sites that the run was launched with; None in a simulation, whose sites say their names themselves.
     ``is_revoked(site)``: the consortium has shut it out, so that nothing is asked of it, taken from it or waited for.
+    ``trained``: names of the arrays that a site's update holds; None: all.
     """
 
     grid: Grid
@@ -63,6 +65,13 @@ class Channel:
     expected: tuple[str, ...] | None = None
     is_revoked: Callable[[str], bool] = never
     poll_seconds: float = 0.05
+    trained: tuple[str, ...] | None = None
+
+    def updated(self, parameters: Parameters) -> Parameters:
+        """The part of the parameters that an update changes, in their order."""
+        if self.trained is None:
+            return parameters
+        return {name: parameters[name] for name in self.trained}
 
     def check_stop(self) -> None:
         """Raises :class:`Interrupted` when the run is to stop."""

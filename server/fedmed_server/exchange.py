@@ -75,7 +75,7 @@ class _Exchange:
         self, channel: Channel, members: Sequence[Member], order: wire.Order, parameters: Parameters
     ) -> None:
         self._channel, self._grid = channel, channel.grid
-        self._template = parameters if order.kind is wire.Kind.TRAIN else None
+        self._template = channel.updated(parameters) if order.kind is wire.Kind.TRAIN else None
         self._packed = wire.pack_parameters(parameters) if parameters else None
         self._bytes_down = sum(len(array.data) for array in (self._packed or {}).values())
         self._end = time.monotonic() + channel.experiment.federation.deadline_seconds

@@ -160,3 +160,6 @@ def _check_delta(delta: params.Parameters, expected: Expected) -> None:
         raise RejectedReply("non-finite parameters")
     if length > expected.norm_limit:
         raise RejectedReply("update too large")
+    for name, start in (expected.template or {}).items():
+        if params.is_variance(name) and float((start + delta[name]).min(initial=0.0)) < 0:
+            raise RejectedReply("negative variance")

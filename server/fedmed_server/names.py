@@ -7,7 +7,6 @@ from pathlib import Path
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
 from fedmed_common.lookup import find
-from fedmed_common.models import MODELS
 from fedmed_common.tasks import LOSSES, TASKS
 from fedmed_strategies.presets import RECIPES
 
@@ -19,7 +18,6 @@ def check_names(experiment: Experiment, file: Path) -> None:
         ConfigError: names the file, the field and the nearest known name.
     """
     try:
-        find(MODELS, experiment.model.name, field="model.name")
         find(TASKS, experiment.task.name, field="task.name")
         find(LOSSES, experiment.task.loss, field="task.loss")
         find(RECIPES, experiment.recipe.name, field="recipe.name")

@@ -47,7 +47,8 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
     started = time.perf_counter()
     number = state.round + 1
     order = _order(channel, wire.Kind.TRAIN, number)
-    mean = WeightedMean(state.parameters)
+    start = channel.updated(state.parameters)
+    mean = WeightedMean(start)
     trained: list[SiteResult] = []
     aggregate_seconds = 0.0
     for answer in exchange(channel, draw(roster, channel.experiment, number), order, state.parameters):
@@ -60,7 +61,7 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
         del answer
     lost = missed(trained, f"training of round {number}")
     _check_quorum(channel, trained, number)
-    parameters = recipe.server_step(state.parameters, mean.mean())
+    parameters = {**state.parameters, **recipe.server_step(start, mean.mean())}
     trained_at = time.perf_counter()
     new = replace(state, round=number, parameters=parameters, missed=state.missed + lost)
     evaluation: tuple[SiteResult, ...] = ()

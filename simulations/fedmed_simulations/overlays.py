@@ -16,6 +16,7 @@ from fedmed_client.data.cohort import Case
 from fedmed_client.workbench import COHORTS, Bench, SiteHome, bench_for, numerics
 from fedmed_common import params
 from fedmed_common.config import Experiment
+from fedmed_common.tasks.segmentation import Segmentation
 from fedmed_server.report import Figure
 
 _MOST_SITES = 4
@@ -37,6 +38,8 @@ def draw_overlays(homes: Sequence[SiteHome], experiment: Experiment, model_file:
     """One figure a site, for the first sites that hold out test patients: reference and prediction side by side."""
     bench = bench_for(experiment.order_text())
     params.to_model(load_file(model_file), bench.model)
+    if not isinstance(bench.task, Segmentation):
+        return []
     bench.model.eval()
     figures: list[Figure] = []
     for home in homes:
@@ -44,13 +47,13 @@ def draw_overlays(homes: Sequence[SiteHome], experiment: Experiment, model_file:
         cases = cohort.of("test")
         if cases and len(figures) < _MOST_SITES:
             richest = max(cases, key=lambda case: sum(case.present))
-            figures.append(_figure(bench, home.site.name, richest))
+            figures.append(_figure(bench, bench.task, home.site.name, richest))
     return figures
 
 
-def _figure(bench: Bench, site: str, case: Case) -> Figure:
+def _figure(bench: Bench, task: Segmentation, site: str, case: Case) -> Figure:
     with numerics(bench.experiment, bench.device):
-        prediction = bench.task.predict(bench.model, case.image, bench.device)
+        prediction = task.predict(bench.model, case.image, bench.device)
     plane = int(np.argmax(np.count_nonzero(case.label, axis=(0, 1))))
     classes = bench.experiment.task.classes
     photograph = case.label.shape[2] == 1

@@ -28,7 +28,7 @@ def task(loss: str = "dice_ce") -> Segmentation:
                 "name": "losses",
                 "rounds": 1,
                 "task": {"classes": CLASSES, "dimensions": 2, "loss": loss},
-                "data": {"patch": (8, 8)},
+                "data": {"patch": (16, 16)},
             }
         )
     )

@@ -38,7 +38,7 @@ def task(*, surface: bool = True) -> Segmentation:
                 "name": "scores",
                 "rounds": 1,
                 "task": {"classes": CLASSES, "surface_metrics": surface, "nsd_tolerance_mm": TOLERANCE_MM},
-                "data": {"patch": (8, 8, 8)},
+                "data": {"patch": (16, 16, 16)},
             }
         )
     )

@@ -142,7 +142,7 @@ def describe(approval: Approval) -> list[str]:
         f"  hash      {approval.hash}",
         f"  state     {approval.state}{f' by {approval.by}' if approval.by else ''}",
         f"  task      {task.name} in {task.dimensions}D of {', '.join(task.classes)}",
-        f"  model     {asked.model.name}, channels {', '.join(map(str, asked.model.channels))}",
+        f"  model     {asked.model.label}: {asked.model.summary()}",
         f"  work      {asked.rounds} rounds of {train.steps} steps with {train.batch_size} patches each",
         f"  recipe    {asked.recipe.name}",
         "  leaves    once: numbers of patients by split, and of those who show each class",

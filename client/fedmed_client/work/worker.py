@@ -152,7 +152,7 @@ def warm(site: Site) -> None:
     optimizer = make_optimizer(model, _SMALL.train, _SMALL.train.learning_rate)
     image, label = torch.zeros(2, 1, 16, 16), torch.zeros(2, 16, 16, dtype=torch.int64)
     annotated = torch.ones(2, 1, dtype=torch.bool)
-    build_task(_SMALL).loss(model(image.to(device)), label.to(device), annotated.to(device)).backward()  # type: ignore[no-untyped-call]
+    build_task(_SMALL).objective(model, image.to(device), label.to(device), annotated.to(device)).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
 

@@ -1,31 +1,30 @@
-"""Network architectures, one a file. A new one is a function ``build(experiment) -> Module`` and a line in ``MODELS``."""
+"""The networks, one architecture a file: ``build(settings, plan) -> Module``. What can be named is in ``catalogue``."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from fedmed_common.config import Experiment
-from fedmed_common.lookup import load
 
 if TYPE_CHECKING:
     from torch.nn import Module
-
-MODELS: dict[str, str] = {"unet": "fedmed_common.models.unet:build"}
 
 
 def build_model(experiment: Experiment) -> Module:
     """The experiment's network on the CPU in float32, its weights drawn from ``experiment.seed`` alone.
 
     Two processes get equal weights, and the global random state stays as it was. The network maps ``(B, channels, *patch)`` to
-    logits ``(B, 1 + classes, *patch)``, background first.
+    logits: of segmentation ``(B, 1 + classes, *patch)``, background first; of classification ``(B, classes)``. While training it
+    may give several, as a tuple: see ``tasks.supervision``.
 
     Raises:
-        ConfigError: no model of this name, or settings that it cannot be built with.
+        ConfigError: settings that it cannot be built with, or a package that is not installed.
     """
     import torch
 
-    build = load(MODELS, experiment.model.name, field="model.name")
+    build = import_module(experiment.model.module).build
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(experiment.seed)
-        network: Module = build(experiment)
+        network: Module = build(experiment.model, experiment.plan)
     return network.float()

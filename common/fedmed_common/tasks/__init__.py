@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedmed_common.config import Experiment
 from fedmed_common.lookup import load
 from fedmed_common.metrics import Mean, Metrics, merge
 
 if TYPE_CHECKING:
-    from fedmed_common.tasks.segmentation import Segmentation
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from torch.nn import Module
 
 TASKS: dict[str, str] = {"segmentation": "fedmed_common.tasks.segmentation:Segmentation"}
 
@@ -22,13 +26,45 @@ LOSSES: dict[str, str] = {
 """What ``task.loss`` can name."""
 
 
-def build_task(experiment: Experiment) -> Segmentation:
+class Case(Protocol):
+    """What a task looks at in one annotated image; shapes as in ``fedmed_client.data.cohort.Case``."""
+
+    @property
+    def image(self) -> NDArray[np.float32]: ...
+    @property
+    def label(self) -> NDArray[np.uint8]: ...
+    @property
+    def annotated(self) -> tuple[bool, ...]: ...
+    @property
+    def present(self) -> tuple[bool, ...]: ...
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]: ...
+
+
+class Task(Protocol):
+    """What is learned: a loss for training, and measurements of a trained network.
+
+    ``target``: of segmentation a label map int64 ``(B, *S)``, of classification 0 or 1 int64 ``(B, K)``. ``annotated``: bool
+    ``(B, K)``, best left on the CPU.
+    """
+
+    def objective(self, model: Module, image: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
+        """The mean over the batch of each sample's own loss, as a scalar in float32: what training makes small."""
+
+    def measure(self, model: Module, case: Case, device: torch.device | str) -> Any:
+        """What is kept of one case for ``summarise``. The model lies on ``device`` already, in evaluation mode."""
+
+    def summarise(self, patients: Iterable[Sequence[Any]]) -> Metrics:
+        """A site's metrics from the measurements of its cases, those of one patient together. Weights count patients."""
+
+
+def build_task(experiment: Experiment) -> Task:
     """The experiment's task.
 
     Raises:
         ConfigError: no task, or no loss, of this name.
     """
-    task: Segmentation = load(TASKS, experiment.task.name, field="task.name")(experiment)
+    task: Task = load(TASKS, experiment.task.name, field="task.name")(experiment)
     return task
 
 

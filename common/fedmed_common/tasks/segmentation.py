@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fedmed_common.config import Experiment
 from fedmed_common.lookup import find, load
-from fedmed_common.metrics import Mean, Metrics
-from fedmed_common.tasks import LOSSES
+from fedmed_common.metrics import Mean, Metrics, merge
+from fedmed_common.tasks import LOSSES, Case, patient_mean
 from fedmed_common.tasks.losses import Loss
 from fedmed_common.tasks.sliding_window import sliding_argmax
 from fedmed_common.tasks.surface import diagonal_mm, surface_distances
@@ -47,6 +47,19 @@ class Segmentation:
         per_sample: Loss = load(LOSSES, self.experiment.task.loss, field="task.loss")
         with torch.autocast(logits.device.type, enabled=False):
             return per_sample(logits.float(), label, annotated).mean()
+
+    def objective(self, model: nn.Module, image: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
+        """The loss of what the model makes of a batch."""
+        return self.loss(model(image), target, annotated)
+
+    def measure(self, model: nn.Module, case: Case, device: torch.device | str) -> Metrics:
+        """The scores of one case."""
+        prediction = self.predict(model, case.image, device)
+        return self.score(prediction, case.label, case.annotated, case.spacing_mm)
+
+    def summarise(self, patients: Iterable[Sequence[Metrics]]) -> Metrics:
+        """Sums over patients; a patient with several cases counts once."""
+        return merge(patient_mean(cases) for cases in patients)
 
     def predict(
         self, model: nn.Module, image: NDArray[np.float32], device: torch.device | str
