@@ -30,6 +30,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fedmed_simulations.rehearsal.cli:rehearse_command",
         "Rehearse a whole consortium on this machine.",
     ),
+    "models list": (
+        "fedmed_common.cli_models:list_command",
+        "List the architectures, what they cost and what they need.",
+    ),
+    "models show": ("fedmed_common.cli_models:show_command", "Show one architecture and its settings."),
+    "models export": ("fedmed_common.cli_models:export_command", "Write a trained network as ONNX."),
     "report": ("fedmed_server.cli_report:report_command", "Draw a run's report.html again."),
     "track": ("fedmed_server.cli_report:track_command", "Bring MLflow up to date with a run."),
     "launch": ("fedmed_server.deployment.cli:launch", "Start a run in the hospitals."),
@@ -100,12 +106,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """By command line: the function, and one line of help. A blank separates a group from its command."""
 
 GROUPS: dict[str, str] = {
+    "models": "The architectures that can be trained. 'fedmed models' is 'fedmed models list'.",
     "provision": "Certificates and kits of a consortium. 'fedmed provision FILE' is 'fedmed provision create FILE'.",
     "site": "What a hospital runs on its own data.",
 }
 
-DEFAULTS: dict[str, str] = {"provision": "create"}
+DEFAULTS: dict[str, str] = {"provision": "create", "models": "list"}
 """By group: the command that is meant where the line names none."""
+
+ALONE = frozenset({"models"})
+"""Groups whose command is meant also where nothing follows; the others show their help."""
 
 ENVIRONMENT: dict[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -149,7 +159,7 @@ class LazyGroup(TyperGroup):
             name=name,
             help=help_line,
             commands=commands,
-            no_args_is_help=True,
+            no_args_is_help=name not in ALONE,
             rich_markup_mode="rich",
             suggest_commands=False,
             **settings,
@@ -159,7 +169,9 @@ class LazyGroup(TyperGroup):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """The group's own options, and the rest; a rest that begins with a file or an option is the default command's."""
         first = args[0] if args else ""
-        if self.default and first not in self.get_help_option_names(ctx) and re.search(r"^-|[./\\]", first):
+        if not args and self.name in ALONE and self.default:
+            args = [self.default]
+        elif self.default and first not in self.get_help_option_names(ctx) and re.search(r"^-|[./\\]", first):
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 

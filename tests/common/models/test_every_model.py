@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from architectures import EACH, SMALL, experiment
@@ -14,6 +16,7 @@ from fedmed_common import params, wire
 from fedmed_common.catalogue import ARCHITECTURES
 from fedmed_common.config import Experiment
 from fedmed_common.models import build_model
+from fedmed_common.models.export import write_onnx
 from fedmed_common.tasks import build_task
 
 each = pytest.mark.parametrize(("name", "dimensions"), EACH, ids=str)
@@ -145,3 +148,17 @@ def test_patients_add_up(name: str, dimensions: int) -> None:
     together = torch.cat([both[key].flatten() for key in sorted(both)]).double()
     apart = torch.cat([sum(part[key] for part in alone).flatten() for key in sorted(both)]).double()  # type: ignore[union-attr]
     assert float((together - apart).norm() / together.norm()) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, kind in ARCHITECTURES.items() if kind.exports and name in SMALL]
+)
+def test_onnx_gives_the_same_output(name: str, tmp_path: Path) -> None:
+    asked = experiment(name, ARCHITECTURES[name].dimensions[0])
+    network = build_model(asked)
+    write_onnx(network, asked, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": images(asked, 3).numpy()})
+    network.eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, network(images(asked, 3)).numpy(), rtol=1e-3, atol=1e-4)
