@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,15 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.losses import DiceCELoss
 from numpy.typing import NDArray
+from skimage import measure
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
-from fedmed_common.tasks import LOSSES, build_task
+from fedmed_common.tasks import COUPLED_LOSSES, LOSSES, build_task
 from fedmed_common.tasks.segmentation import Segmentation
 
 CLASSES = ("liver", "spleen", "tumour")
 few = settings(max_examples=25, deadline=None)
-losses = st.sampled_from(sorted(LOSSES))
+UNCOUPLED = sorted(LOSSES.keys() - COUPLED_LOSSES)
+losses = st.sampled_from(UNCOUPLED)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -47,6 +51,74 @@ def draw(seed: int, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return torch.tensor(logits, dtype=torch.float32), torch.tensor(label), torch.tensor(annotated)
 
 
+Shares, Truth, Shown = NDArray[np.float64], NDArray[np.bool_], list[int]
+
+
+def _mean_tversky(alpha: float, beta: float) -> Callable[[Shares, Truth, Shown], float]:
+    def loss(shares: Shares, truth: Truth, shown: Shown) -> float:
+        indices = []
+        for value in shown:
+            both = (shares[value] * truth[value]).sum()
+            wrong, missed = (shares[value] * ~truth[value]).sum(), ((1 - shares[value]) * truth[value]).sum()
+            indices.append(both / (both + alpha * wrong + beta * missed))
+        return 1 - float(np.mean(indices)) if shown else 0.0
+
+    return loss
+
+
+def _generalised_dice(shares: Shares, truth: Truth, _shown: Shown) -> float:
+    weights = [1 / mask.sum() ** 2 if mask.any() else 0.0 for mask in truth]
+    both = sum(w * (s * t).sum() for w, s, t in zip(weights, shares, truth, strict=True))
+    either = sum(w * (s + t).sum() for w, s, t in zip(weights, shares, truth, strict=True))
+    return float(1 - 2 * both / either)
+
+
+def _boundary(shares: Shares, truth: Truth, shown: Shown) -> float:
+    terms = []
+    for value in shown:
+        inside, outside = np.argwhere(truth[value]), np.argwhere(~truth[value])
+        if len(outside):
+            to_inside = np.array([min(np.linalg.norm(p - q) for q in inside) for p in outside])
+            to_outside = np.array([min(np.linalg.norm(p - q) for q in outside) for p in inside])
+            total = (shares[value][~truth[value]] * to_inside).sum()
+            total -= (shares[value][truth[value]] * (to_outside - 1)).sum()
+            terms.append(total / truth[value].size)
+    return float(np.mean(terms)) if terms else 0.0
+
+
+def _balance(truth: Truth) -> NDArray[np.float64]:
+    counts = truth.reshape(len(truth), -1).sum(1)
+    return truth[0].size / (np.count_nonzero(counts) * counts[truth.argmax(0)])
+
+
+def _sparse_ce(shares: Shares, truth: Truth, _shown: Shown) -> float:
+    return float((_balance(truth) * -np.log((shares * truth).sum(0))).mean())
+
+
+def _border_ce(shares: Shares, truth: Truth, shown: Shown) -> float:
+    instances = []
+    for value in shown:
+        numbers = measure.label(truth[value], connectivity=truth[value].ndim)
+        instances += [np.argwhere(numbers == number) for number in range(1, numbers.max() + 1)]
+    weights = _balance(truth)
+    for place in np.argwhere(truth[0]) if len(instances) > 1 else []:
+        nearest = sorted(np.linalg.norm(points - place, axis=1).min() for points in instances)[:2]
+        weights[tuple(place)] += 10 * np.exp(-(sum(nearest) ** 2) / (2 * 5**2))
+    return float((weights * -np.log((shares * truth).sum(0))).mean())
+
+
+PARTS: dict[str, Callable[[Shares, Truth, Shown], float]] = {
+    "dice": _mean_tversky(0.5, 0.5),
+    "cross_entropy": lambda shares, truth, _: -float(np.log(shares[truth]).mean()),
+    "generalised_dice": _generalised_dice,
+    "tversky": _mean_tversky(0.3, 0.7),
+    "focal": lambda shares, truth, _: -float((np.log(shares[truth]) * (1 - shares[truth]) ** 2).mean()),
+    "sparse_ce": _sparse_ce,
+    "boundary": _boundary,
+    "border_ce": _border_ce,
+}
+
+
 def reference(
     loss: str, logits: NDArray[np.float64], label: NDArray[np.int64], annotated: NDArray[np.bool_]
 ) -> float:
@@ -58,15 +130,13 @@ def reference(
     shares[hidden] = 0
     truth = np.stack([label == value for value in range(len(shares))])
     shown = [value for value in range(1, len(shares)) if truth[value].any()]
-    overlaps = [
-        2 * (shares[value] * truth[value]).sum() / (shares[value].sum() + truth[value].sum())
-        for value in shown
-    ]
-    parts = {
-        "dice": 1 - float(np.mean(overlaps)) if shown else 0.0,
-        "cross_entropy": -float(np.log(shares[truth]).mean()),
-    }
-    return sum(parts.values()) if loss == "dice_ce" else parts[loss]
+    terms = {"dice", "cross_entropy"} if loss == "dice_ce" else {loss}
+    terms = {"dice", "focal"} if loss == "dice_focal" else terms
+    if loss == "dice_boundary":
+        return PARTS["generalised_dice"](shares, truth, shown) + 0.01 * PARTS["boundary"](
+            shares, truth, shown
+        )
+    return sum(PARTS[term](shares, truth, shown) for term in terms)
 
 
 @few

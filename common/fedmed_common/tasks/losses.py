@@ -6,45 +6,76 @@ the CPU spares a GPU one wait.
 A class that nobody looked for in a sample counts as part of its background, whose probability is then the sum of theirs: the
 marginal loss of Shi et al. 2021, 'Marginal loss and exclusion loss for partially supervised multi-organ segmentation', Medical
 Image Analysis 70. Where the label shows such a class all the same, it is read as background.
+
+A voxel whose label is ``UNLABELLED`` counts for nothing, in any loss: nobody looked at it (sparse annotation, Çiçek et al. 2016,
+'3D U-Net', MICCAI, section 2). The other losses are in ``losses_overlap``, ``losses_voxelwise`` and ``losses_border``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(logits, label, annotated) -> (B,)``: each sample's own loss."""
+UNLABELLED = 255
+"""In a label map: nobody looked at this voxel."""
 
 
+def over_labelled_voxels(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss that does not ask where a voxel lies, as one that leaves out unlabelled voxels; 0 of a sample without any other."""
+
+    @wraps(loss)
+    def sparse(logits: Tensor, label: Tensor, annotated: Tensor, **settings: float) -> Tensor:
+        labelled = label != UNLABELLED
+        if bool(labelled.all()):
+            return loss(logits, label, annotated, **settings)
+        samples = zip(logits, label, annotated, labelled, strict=True)
+        return torch.cat(
+            [
+                loss(one[None, :, kept], truth[None, kept], known[None], **settings)
+                if bool(kept.any())
+                else one.sum()[None] * 0.0
+                for one, truth, known, kept in samples
+            ]
+        )
+
+    return sparse
+
+
+@over_labelled_voxels
 def dice_ce(logits: Tensor, label: Tensor, annotated: Tensor) -> Tensor:
     """Dice plus cross entropy, equally weighted."""
-    truth_BN = _visible(label, annotated)
+    truth_BN = visible(label, annotated)
     probability_BCN, log_true_BN = _likelihood(logits, truth_BN)
     return _dice(probability_BCN, log_true_BN, truth_BN) + _cross_entropy(
         probability_BCN, log_true_BN, truth_BN, annotated
     )
 
 
+@over_labelled_voxels
 def dice(logits: Tensor, label: Tensor, annotated: Tensor) -> Tensor:
     """One minus the soft Dice overlap, mean over the foreground classes that the sample shows; zero where it shows none.
 
     ``2 * sum(p * g) / (sum(p) + sum(g))``: the Dice loss of Milletari et al. 2016 (V-Net) with first powers below the line, as
     MONAI and nnU-Net have it. A class that the sample does not show has no term: its gradient could only push it down.
     """
-    truth_BN = _visible(label, annotated)
+    truth_BN = visible(label, annotated)
     return _dice(*_likelihood(logits, truth_BN), truth_BN)
 
 
+@over_labelled_voxels
 def cross_entropy(logits: Tensor, label: Tensor, annotated: Tensor) -> Tensor:
     """Mean over the sample's voxels of the negative log-probability of the true class."""
-    truth_BN = _visible(label, annotated)
+    truth_BN = visible(label, annotated)
     return _cross_entropy(*_likelihood(logits, truth_BN), truth_BN, annotated)
 
 
-def _visible(label: Tensor, annotated: Tensor) -> Tensor:
+def visible(label: Tensor, annotated: Tensor) -> Tensor:
     """The label ``(B, N)`` without unannotated classes."""
     flat = label.flatten(1)
     if bool(annotated.all()):
@@ -83,3 +114,36 @@ def _cross_entropy(
     )
     merged = torch.logaddexp(log_true_BN, log_hidden)
     return -merged.where(truth_BN == 0, log_true_BN).mean(1)
+
+
+def merged(logits: Tensor, annotated: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithm of each class's probability ``(B, C, *S)``, and which classes count ``(B, C)``.
+
+    The background's probability is the sum of its own and of the unannotated classes', which count no more.
+    """
+    known_BC = pad(annotated, (1, 0), value=True).to(logits.device)
+    log_probability = logits.log_softmax(1)
+    if bool(annotated.all()):
+        return log_probability, known_BC
+    hidden = ~known_BC.reshape(*known_BC.shape, *[1] * (logits.dim() - 2))
+    not_background = (~hidden).clone()
+    not_background[:, 0] = False
+    background = log_probability.masked_fill(not_background, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([background, log_probability[:, 1:]], 1), known_BC
+
+
+def seen(label: Tensor, annotated: Tensor) -> Tensor:
+    """The label ``(B, *S)`` without unannotated classes; what is unlabelled stays so."""
+    labelled = label != UNLABELLED
+    shown = visible(label.where(labelled, 0), annotated).reshape(label.shape)
+    return shown.where(labelled, label)
+
+
+def one_hot(label: Tensor, classes: int) -> Tensor:
+    """Which class each voxel shows, bool ``(B, classes, *S)``; an unlabelled one shows none."""
+    return torch.stack([label == value for value in range(classes)], 1)
+
+
+def mean_over(values_BK: Tensor, counted_BK: Tensor) -> Tensor:
+    """The mean of the values that count, by sample; 0 where none does."""
+    return values_BK.where(counted_BK, 0.0).sum(1) / counted_BK.sum(1).clamp(min=1)

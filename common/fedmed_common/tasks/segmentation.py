@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from fedmed_common.config import Experiment
 from fedmed_common.lookup import find, load
 from fedmed_common.metrics import Mean, Metrics, merge
-from fedmed_common.tasks import LOSSES, Case, patient_mean
-from fedmed_common.tasks.losses import Loss
+from fedmed_common.tasks import LOSSES, Case, patient_mean, supervision
+from fedmed_common.tasks.losses import UNLABELLED, Loss
 from fedmed_common.tasks.sliding_window import sliding_argmax
 from fedmed_common.tasks.surface import diagonal_mm, surface_distances
 
@@ -39,18 +40,23 @@ class Segmentation:
     def __post_init__(self) -> None:
         find(LOSSES, self.experiment.task.loss, field="task.loss")
 
+    @property
+    def per_sample(self) -> Loss:
+        """The experiment's loss, with its settings."""
+        settings = self.experiment.task.loss_settings.given()
+        loss: Loss = load(LOSSES, self.experiment.task.loss, field="task.loss")
+        return partial(loss, **settings) if settings else loss
+
     def loss(self, logits: Tensor, label: Tensor, annotated: Tensor) -> Tensor:
         """The mean over the batch of each sample's own loss, in float32 whatever the logits are.
 
         logits ``(B, 1 + K, *S)``; label int64 ``(B, *S)``; annotated bool ``(B, K)``, best left on the CPU.
         """
-        per_sample: Loss = load(LOSSES, self.experiment.task.loss, field="task.loss")
-        with torch.autocast(logits.device.type, enabled=False):
-            return per_sample(logits.float(), label, annotated).mean()
+        return supervision.per_sample(self.per_sample, logits, label, annotated).mean()
 
     def objective(self, model: nn.Module, image: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
-        """The loss of what the model makes of a batch."""
-        return self.loss(model(image), target, annotated)
+        """The loss of what the model makes of a batch, of all its outputs where it gives several."""
+        return supervision.objective(self.per_sample, model, model(image), image, target, annotated)
 
     def measure(self, model: nn.Module, case: Case, device: torch.device | str) -> Metrics:
         """The scores of one case."""
@@ -97,15 +103,16 @@ class Segmentation:
         For each annotated class that the label shows: ``dice/<class>``; with ``task.surface_metrics`` also ``hd95_mm/<class>``
         and ``nsd/<class>``, the image's diagonal and 0 where nothing was predicted. For each that it does not show:
         ``false_positive/<class>``, 1 where any voxel was predicted. An unannotated class has none, and its predicted voxels
-        count for nothing. Label maps are ``(X, Y, Z)``.
+        count for nothing; so do unlabelled voxels. Label maps are ``(X, Y, Z)``.
         """
         metrics: Metrics = {}
+        labelled = label != UNLABELLED
         for value, (name, known) in enumerate(
             zip(self.experiment.task.classes, annotated, strict=True), start=1
         ):
             if not known:
                 continue
-            predicted, truth = prediction == value, label == value
+            predicted, truth = (prediction == value) & labelled, label == value
             if truth.any():
                 values = {"dice": _dice(predicted, truth)}
                 if self.experiment.task.surface_metrics:
