@@ -129,7 +129,11 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
     policy.check_statistics(home.site.policy)
     cohort, _ = COHORTS.get(home, order.experiment)
     patients: dict[str, int] = {split: cohort.patients(split) for split in SPLITS}
-    presence = policy.releasable_counts(home.site.policy, cohort.presence("train"))
+    presence = policy.releasable_counts(
+        home.site.policy,
+        cohort.presence("train"),
+        one_each=experiment_of(order.experiment).task.labels == "single",
+    )
     return _reply(
         home, order, facts=wire.Facts(patients=patients, presence=presence, version=version("fedmed"))
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fedmed_common.config import Experiment, Policy
 from fedmed_common.errors import PolicyRefusal
-from fedmed_common.metrics import Metrics
+from fedmed_common.metrics import Metrics, score_called
 from fedmed_common.site_config import Device
 
 
@@ -73,15 +73,48 @@ def check_patients(policy: Policy, patients: int) -> None:
 def releasable(policy: Policy, metrics: Metrics) -> Metrics:
     """The metrics of patients that may leave: permitted ones over at least ``least_patients``, whom their weights count.
 
-    Where fewer show a class, its false positives stay too: their weight would tell how many show it.
+    Where fewer show a class, what is measured on those who do not show it stays too: its weight would tell how many show it.
+    Of a classification each metric speaks of both groups, so that all of a class's stay where either group is small; and where
+    every patient shows one class exactly, so many classes stay that what is left over of the patients tells of none of them.
     """
-    enough = {name: mean for name, mean in metrics.items() if mean.weight >= policy.least_patients}
-    kept_back = {name.partition("/")[2] for name in metrics.keys() - enough.keys() if not _where_absent(name)}
+    small = _small_groups(policy, metrics)
+    few = {
+        name for name, mean in metrics.items() if not _is_paired(name) and mean.weight < policy.least_patients
+    }
+    kept_back = {_class_of(name) for name in few if not _where_absent(name)}
     return {
         name: mean
-        for name, mean in permitted(policy, enough).items()
-        if not (_where_absent(name) and name.partition("/")[2] in kept_back)
+        for name, mean in permitted(policy, metrics).items()
+        if name not in few
+        and not (_is_paired(name) and _class_of(name) in small)
+        and not (_where_absent(name) and _class_of(name) in kept_back)
     }
+
+
+def _small_groups(policy: Policy, metrics: Metrics) -> set[str]:
+    """The classes of a classification of which no metric may leave."""
+    showing, others = (
+        {_class_of(name): mean.weight for name, mean in metrics.items() if _is_paired(name, over)}
+        for over in ("present", "absent")
+    )
+    classes = {_class_of(name) for name in metrics if _is_paired(name)}
+    counts = {name: showing.get(name, 0.0) for name in classes}
+    hidden = {name for name in classes if min(counts[name], others.get(name, 0.0)) < policy.least_patients}
+    return _with_complements(policy, counts, hidden) if "accuracy" in metrics else hidden
+
+
+def _with_complements(policy: Policy, counts: Mapping[str, float], hidden: set[str]) -> set[str]:
+    """``hidden`` and as many of the least frequent others as it takes for all of them together to be enough patients.
+
+    Where every patient shows exactly one class, those of the hidden classes are what the others leave over.
+    """
+    hidden = set(hidden)
+    for name in sorted(counts.keys() - hidden, key=lambda name: (counts[name], name)):
+        together = sum(counts[one] for one in hidden)
+        if not together or together >= policy.least_patients:
+            break
+        hidden.add(name)
+    return hidden
 
 
 def permitted(policy: Policy, metrics: Metrics) -> Metrics:
@@ -95,18 +128,32 @@ def permitted(policy: Policy, metrics: Metrics) -> Metrics:
     }
 
 
-def releasable_counts(policy: Policy, counts: Mapping[str, int]) -> dict[str, int]:
+def releasable_counts(policy: Policy, counts: Mapping[str, int], *, one_each: bool = False) -> dict[str, int]:
     """Counts of patients by class; one that is positive but less than ``least_patients`` becomes -1, which says only that.
 
-    Empty where the policy does not permit ``presence``.
+    ``one_each``: every patient shows exactly one class; the next larger counts are then -1 as well, where what is left over of
+    the patients would tell the small one. Empty where the policy does not permit ``presence``.
     """
     if policy.statistics is not None and "presence" not in policy.statistics:
         return {}
-    return {
-        name: count if count == 0 or count >= policy.least_patients else -1 for name, count in counts.items()
-    }
+    hidden = {name for name, count in counts.items() if 0 < count < policy.least_patients}
+    if one_each:
+        shown = {name: count for name, count in counts.items() if count}
+        hidden = _with_complements(policy, shown, hidden)
+    return {name: -1 if name in hidden else count for name, count in counts.items()}
 
 
 def _where_absent(metric: str) -> bool:
     """Whether the metric is over the patients who do not show its class."""
-    return metric.startswith("false_positive/")
+    score = score_called(metric)
+    return score is not None and score.over == "absent"
+
+
+def _is_paired(metric: str, over: str | None = None) -> bool:
+    """Whether it tells of those who show a class and of those who do not; ``over``: and its weight counts these."""
+    score = score_called(metric)
+    return score is not None and score.paired and over in (None, score.over)
+
+
+def _class_of(metric: str) -> str:
+    return metric.partition("/")[2]

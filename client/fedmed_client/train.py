@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmed_client.data.sampler import PatchSampler
+from fedmed_client.data.samplers import Sampler
 from fedmed_client.workbench import Bench
 from fedmed_common import params
 from fedmed_common.config import Training
@@ -28,7 +28,7 @@ class Update:
 
 def train(
     bench: Bench,
-    sampler: PatchSampler,
+    sampler: Sampler,
     start: Parameters,
     round_number: int,
     seed: np.random.SeedSequence,
@@ -75,7 +75,7 @@ def learning_rate(settings: Training, round_number: int, rounds: int) -> float:
 
 
 def _batches(
-    sampler: PatchSampler, steps: int, seed: np.random.SeedSequence
+    sampler: Sampler, steps: int, seed: np.random.SeedSequence
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     rng = np.random.default_rng(seed)
     torch.manual_seed(int(rng.integers(2**63)))

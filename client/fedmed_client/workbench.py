@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedmed_client.data.cohort import Cohort, open_cohort
-from fedmed_client.data.sampler import PatchSampler
+from fedmed_client.data.samplers import Sampler, build_sampler
 from fedmed_client.site.audit import AuditLog
 from fedmed_client.work.outbox import Outbox
 from fedmed_common.config import Experiment, Site
@@ -90,9 +90,9 @@ class Cohorts:
     """Cohorts that stay open while the process lives."""
 
     def __init__(self) -> None:
-        self._open: dict[str, tuple[Cohort, PatchSampler | None]] = {}
+        self._open: dict[str, tuple[Cohort, Sampler | None]] = {}
 
-    def get(self, home: SiteHome, order_text: str) -> tuple[Cohort, PatchSampler | None]:
+    def get(self, home: SiteHome, order_text: str) -> tuple[Cohort, Sampler | None]:
         """The site's cohort and the sampler of its training patients (None where it has none).
 
         A home of the same name and folder can have another cohort: its label table changed, or ``open`` leaves patients out.
@@ -104,7 +104,7 @@ class Cohorts:
             allow_many_open_files()
             cohort = home.cohort(experiment)
             cases = cohort.of("train")
-            self._open[key] = cohort, PatchSampler(cases, experiment) if cases else None
+            self._open[key] = cohort, build_sampler(cases, experiment) if cases else None
         return self._open[key]
 
 

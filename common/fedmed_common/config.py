@@ -1,7 +1,7 @@
 """The two files that people write: the experiment (what to train, on what, how) and a site's file (whose data, what it permits).
 
 Both are frozen and validated on construction; ``loading`` reads them from TOML. The tables of a site's file lie in
-``site_config``.
+``site_config``, those of training in ``training_config``.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedmed_common.catalogue import ARCHITECTURES, AnyArchitecture, Plan, UNet
 from fedmed_common.fields import Fraction, Model, Name, Positive, Triple
+from fedmed_common.metrics import SCORES, Score, scores_of
 from fedmed_common.site_config import Policy, Site, SiteData
+from fedmed_common.training_config import LossSettings, Training
 
 __all__ = [
     "Data",
@@ -21,8 +23,10 @@ __all__ = [
     "Federation",
     "Intensity",
     "Lora",
+    "LossSettings",
     "Partition",
     "Policy",
+    "Privacy",
     "RecipeChoice",
     "Simulation",
     "Site",
@@ -35,13 +39,21 @@ __all__ = [
 ]
 
 
+_LOSS_OF = {"classification": "cross_entropy"}
+
+
 class Task(Model):
-    """What is to be predicted. Class 0, the background, is implied and never named."""
+    """What is to be predicted. Class 0, the background of a segmentation, is implied and never named."""
 
     name: Name = "segmentation"
     classes: tuple[Name, ...] = Field(min_length=1, max_length=254)
     dimensions: Literal[2, 3] = 3
-    loss: Name = "dice_ce"
+    labels: Literal["multi", "single"] = Field(
+        "multi",
+        description="classification: several classes, or none, may be present; or always exactly one",
+    )
+    loss: Name = Field(default_factory=lambda given: _LOSS_OF.get(given.get("name", ""), "dice_ce"))
+    loss_settings: LossSettings = LossSettings()
     surface_metrics: bool = Field(False, description="also compute HD95 and NSD; slow in 3D")
     nsd_tolerance_mm: Positive = 2.0
 
@@ -53,6 +65,27 @@ class Task(Model):
         if "background" in classes:
             raise ValueError("'background' is implied; name the foreground classes only")
         return classes
+
+    @model_validator(mode="after")
+    def _loss_knows_its_settings(self) -> Self:
+        self.loss_settings.check(self.loss)
+        return self
+
+    @model_validator(mode="after")
+    def _labels_of_its_kind(self) -> Self:
+        if self.labels == "single" and self.name == "segmentation":
+            raise ValueError(
+                "labels = 'single' is for name = 'classification': every voxel has one class anyway"
+            )
+        if self.labels == "single" and len(self.classes) < 2:
+            raise ValueError("labels = 'single' needs two classes at least, of which a case shows one")
+        return self
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The metrics that it is measured by, the headline first."""
+        settings = {"surface_metrics": self.surface_metrics, "single": self.labels == "single"}
+        return scores_of(self.name, frozenset(name for name, on in settings.items() if on))
 
 
 class Intensity(Model):
@@ -103,7 +136,9 @@ class Data(Model):
     splits: Splits = Splits()
     augmentation: Literal["none", "light", "standard"] = "light"
     foreground_share: Fraction = Field(
-        0.66, description="share of patches centred on a foreground voxel, its class drawn evenly"
+        0.66,
+        description="share of patches centred on a foreground voxel, its class drawn evenly; "
+        "classification: of samples that show a class, drawn evenly",
     )
 
 
@@ -132,25 +167,31 @@ class Transfer(Model):
     lora: Lora | None = None
 
 
-class Training(Model):
-    """One site's work in one round."""
+class Privacy(Model):
+    """Differential privacy of each training patient: what a site's updates tell about one of them is bounded.
 
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 20
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
-    learning_rate: Positive = 1e-3
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-5
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="learning rate over the whole run's rounds"
+    Guarantee: all that a site sends in training is (``epsilon``, ``delta``)-differentially private over the whole run.
+    Neighbours are a site's training patients with and without one patient, all images of that patient together. It is the
+    worst case over what else is known; it holds against the coordinator too, and needs no trust in other sites. Assumed: a
+    patient is at one site, under one identifier, and in training throughout the run; the site's number of training patients,
+    and how long it takes, are not secret. Metrics on validation and test patients are not covered.
+
+    The mechanism is DP-SGD (Abadi et al. 2016, 'Deep learning with differential privacy', algorithm 1) with patients in the
+    place of examples.
+    """
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-5
+    clipping_norm: Positive = Field(1.0, description="C: the longest gradient that one patient contributes")
+    sampling_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        description="q: the chance with which each training patient takes part in a step, drawn anew each time"
     )
-    gradient_norm: Annotated[float, Field(ge=0.0)] = Field(
-        12.0, description="clip each step's gradient to this norm; 0: do not clip"
+    noise_multiplier: Positive | None = Field(
+        None,
+        description="sigma: deviation of the noise in units of clipping_norm; absent: the least that keeps epsilon",
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    threads: Annotated[int, Field(ge=0, le=1024)] = Field(
-        0, description="CPU threads of one site; 0: all cores"
+    samples: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
+        None, description="of a patient in a step, whose mean is the patient's gradient; absent: train.batch_size"
     )
 
 
@@ -173,9 +214,10 @@ class Federation(Model):
     evaluate_every: Annotated[int, Field(ge=1)] = Field(
         1, description="rounds between evaluations; the last round is always evaluated"
     )
-    best: Literal["dice", "nsd", "hd95_mm"] = Field(
+    best: Name = Field(
         "dice",
-        description="validation metric whose mean over classes picks the best round; equal values: the later round",
+        description="validation metric whose mean over classes picks the best round; equal values: the later round; "
+        "not given: the task's first, 'dice' or 'auroc'",
     )
     update_norm_limit: Positive = Field(1e4, description="the gate refuses a larger update")
 
@@ -236,10 +278,21 @@ class Experiment(Model):
     model: AnyArchitecture = UNet()
     transfer: Transfer = Transfer()
     train: Training = Training()
+    privacy: Privacy | None = None
     recipe: RecipeChoice = RecipeChoice()
-    federation: Federation = Federation()
+    federation: Federation = Field(Federation(), validate_default=True)
     tracking: Tracking = Tracking()
     simulation: Simulation | None = None
+
+    @field_validator("federation")
+    @classmethod
+    def _best_of_its_task(cls, federation: Federation, info: ValidationInfo) -> Federation:
+        """Where the experiment names no metric, the task's headline picks the best round."""
+        task: Task | None = info.data.get("task")
+        scores = task.scores if task is not None else ()
+        if not scores or "best" in federation.model_fields_set:
+            return federation
+        return federation.model_copy(update={"best": scores[0].name})
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -248,19 +301,61 @@ class Experiment(Model):
                 f"data.patch has {len(self.data.patch)} numbers, but task.dimensions is {self.task.dimensions}"
             )
         self.model.check(self.plan)
+        self._can_be_transferred()
         tasks = {task for kind in ARCHITECTURES.values() for task in kind.tasks}
         if self.task.name in tasks - self.model.tasks:
             raise ValueError(
                 f"model.name = '{self.model.name}' is for {' and '.join(sorted(self.model.tasks))}; "
                 f"task.name is '{self.task.name}'"
             )
-        if self.federation.best != "dice" and not self.task.surface_metrics:
-            raise ValueError(f"federation.best = '{self.federation.best}' needs task.surface_metrics = true")
+        self._check_best()
+        self._check_privacy()
         if self.federation.evaluate_every > self.rounds:
             raise ValueError(
                 f"federation.evaluate_every ({self.federation.evaluate_every}) is more than rounds ({self.rounds})"
             )
         return self
+
+    def _check_best(self) -> None:
+        best = self.federation.best
+        known = [score.name for score in SCORES.get(self.task.name, ()) if score.picks]
+        if not known or best in {score.name for score in self.task.scores if score.picks}:
+            return
+        if best in known:
+            need = (
+                "task.surface_metrics = true"
+                if self.task.name == "segmentation"
+                else "task.labels = 'single'"
+            )
+            raise ValueError(f"federation.best = '{best}' needs {need}")
+        raise ValueError(
+            f"federation.best = '{best}' is no metric of task.name = '{self.task.name}'; known: {', '.join(known)}"
+        )
+
+    def _check_privacy(self) -> None:
+        if self.privacy is None:
+            return
+        if self.model.norm == "batch":
+            raise ValueError(
+                "model.norm = 'batch' measures patients outside the noise; with [privacy] use 'group' or 'instance'"
+            )
+        if self.train.processes > 1 or self.train.precision == "fp16":
+            raise ValueError(
+                "with [privacy] a site trains in one process, in 'fp32' or 'bf16': set train.processes = 1 and train.precision"
+            )
+
+    def _can_be_transferred(self) -> None:
+        name = self.model.label
+        if self.transfer.train == "head" and not self.model.head:
+            raise ValueError(
+                f"transfer.train = 'head': it is not known which layers of '{name}' depend on the classes; name those that stay "
+                "as they are in transfer.freeze"
+            )
+        lora = self.transfer.lora
+        if lora is not None and not (lora.targets or self.model.attention):
+            raise ValueError(
+                f"transfer.lora: '{name}' has no attention layers that are known; name layers in transfer.lora.targets"
+            )
 
     @property
     def plan(self) -> Plan:
@@ -271,6 +366,7 @@ class Experiment(Model):
             in_channels=self.data.channels,
             outputs=len(self.task.classes) + background,
             patch=self.data.patch,
+            spacing_mm=self.data.spacing_mm,
         )
 
     def order_text(self) -> str:

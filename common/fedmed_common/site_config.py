@@ -44,6 +44,11 @@ class SiteData(Model):
         None, description="format dicom: regular expression that a series description must match"
     )
     maximum_cases: Annotated[int, Field(ge=1)] | None = None
+    labels_from: Literal["masks", "table"] = Field(
+        "masks",
+        description="classification: a case shows the classes that its segmentation shows, or those that a table names",
+    )
+    table: Path = Field(Path("labels.csv"), description="labels_from table: a CSV file, below root")
 
     @field_validator("patient_pattern", "series_description")
     @classmethod
@@ -76,6 +81,23 @@ class Policy(Model):
     )
     metrics: tuple[str, ...] | None = Field(
         None, description="metrics that may leave, as 'loss', 'dice' or 'dice/liver'; absent: all"
+    )
+    require_privacy: bool = Field(False, description="train only with differential privacy")
+    maximum_epsilon: Positive | None = Field(
+        None,
+        description="what all private training of this site together may spend; absent: no limit of the site's own",
+    )
+    budget_delta: Annotated[float, Field(gt=0.0, le=0.1)] = Field(
+        1e-5, description="the delta at which maximum_epsilon holds"
+    )
+    least_noise: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="the least noise multiplier (sigma)"
+    )
+    maximum_clipping: Positive | None = Field(
+        None, description="the largest clipping norm (C); absent: any"
+    )
+    maximum_sampling_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="the largest share of training patients that a step may draw (q)"
     )
 
 

@@ -255,7 +255,7 @@ class _Exchange:
             attempt=order.attempt,
             kind=order.kind,
             classes=task.classes,
-            metrics=gate.allowed_metrics(order.kind, task.classes, task.surface_metrics),
+            metrics=gate.allowed_metrics(order.kind, task),
             patients=None if unknown else _patients(part.member, order),
             steps=self._channel.experiment.train.steps,
             template=self._template,

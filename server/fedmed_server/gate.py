@@ -15,8 +15,9 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedmed_common import params, wire
+from fedmed_common.config import Task
 from fedmed_common.errors import RejectedReply, WireError
-from fedmed_common.metrics import Metrics
+from fedmed_common.metrics import Metrics, score_called
 
 UNREADABLE, OVERSIZED = "unreadable objects", "more than was asked for"
 UNREAD = {901: UNREADABLE, 902: OVERSIZED}
@@ -54,14 +55,14 @@ class Expected:
     norm_limit: float = math.inf
 
 
-def allowed_metrics(kind: wire.Kind, classes: tuple[str, ...], surface: bool) -> frozenset[str]:
+def allowed_metrics(kind: wire.Kind, task: Task) -> frozenset[str]:
     """The metric names a reply of this kind may carry."""
     if kind is wire.Kind.FACTS:
         return frozenset()
     if kind is wire.Kind.TRAIN:
         return _TRAINING_METRICS
-    kinds = ("dice", "false_positive", "hd95_mm", "nsd") if surface else ("dice", "false_positive")
-    return frozenset(f"{prefix}/{name}" for prefix in kinds for name in classes)
+    by_class = {f"{score.name}/{klass}" for score in task.scores if score.by_class for klass in task.classes}
+    return frozenset(by_class | {score.name for score in task.scores if not score.by_class})
 
 
 def admit(content: RecordDict, expected: Expected) -> wire.Reply:
@@ -134,8 +135,8 @@ def _check_metrics(metrics: Metrics, expected: Expected) -> None:
         most = expected.steps if expected.kind is wire.Kind.TRAIN else expected.patients
         if most is not None and mean.weight > most:
             raise RejectedReply("metric over more than the site was asked for")
-        bounded = name.partition("/")[0] in {"dice", "false_positive", "nsd"}
-        if bounded and not -1e-6 <= mean.total <= mean.weight * (1 + 1e-6):
+        score = score_called(name)
+        if score is not None and score.share and not -1e-6 <= mean.total <= mean.weight * (1 + 1e-6):
             raise RejectedReply("metric out of range")
         if not 0 <= mean.total <= 1e12:
             raise RejectedReply("metric value")

@@ -7,7 +7,9 @@ from pathlib import Path
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
 from fedmed_common.lookup import find
-from fedmed_common.tasks import LOSSES, TASKS
+from fedmed_common.models import require_packages
+from fedmed_common.tasks import TASKS, losses_of
+from fedmed_common.weight_files import find_weights
 from fedmed_strategies.presets import RECIPES
 
 
@@ -19,7 +21,22 @@ def check_names(experiment: Experiment, file: Path) -> None:
     """
     try:
         find(TASKS, experiment.task.name, field="task.name")
-        find(LOSSES, experiment.task.loss, field="task.loss")
+        find(losses_of(experiment.task), experiment.task.loss, field="task.loss")
         find(RECIPES, experiment.recipe.name, field="recipe.name")
+        require_packages(experiment)
+    except ConfigError as error:
+        raise ConfigError(error.problem, file=file, field=error.field, fix=error.fix) from None
+
+
+def check_weights(experiment: Experiment, file: Path) -> None:
+    """Whether the weights that a new run starts from are there; one that goes on needs them no more.
+
+    Raises:
+        ConfigError: names the file, the field and the fix.
+    """
+    if experiment.transfer.weights is None:
+        return
+    try:
+        find_weights(experiment.transfer.weights)
     except ConfigError as error:
         raise ConfigError(error.problem, file=file, field=error.field, fix=error.fix) from None

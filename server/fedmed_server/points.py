@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from fedmed_common.metrics import class_mean, merge
+from fedmed_common.metrics import SCORES, Metrics, class_mean, merge
 from fedmed_server.history import Record, RoundDone, RunEnded, SiteFacts, SiteResult
 
 _NAME = re.compile(r"\w[\w.\- ]*(/\w[\w.\- ]*)*", re.ASCII)
@@ -87,7 +87,7 @@ def _of_all(phase: str, results: Sequence[SiteResult]) -> dict[str, float]:
     answered = [result for result in results if result.outcome == "ok"]
     merged = merge(result.means() for result in answered)
     values = {f"{phase}/{name}": mean.value for name, mean in merged.items()}
-    values[f"{phase}/mean_dice"] = class_mean(merged, "dice")
+    values |= _headline(phase, merged)
     if results:
         values[f"sites/{phase}/answered"] = len(answered)
         values[f"sites/{phase}/missing"] = len(results) - len(answered)
@@ -104,8 +104,15 @@ def _of_site(phase: str, result: SiteResult) -> dict[str, float]:
     if result.outcome == "ok":
         means = result.means()
         values |= {f"{phase}/{name}": mean.value for name, mean in means.items()}
-        values[f"{phase}/mean_dice"] = class_mean(means, "dice")
+        values |= _headline(phase, means)
     return values
+
+
+def _headline(phase: str, metrics: Metrics) -> dict[str, float]:
+    """The mean over classes of the metric that leads its task, as ``test/mean_dice``; NaN for those of other tasks."""
+    return {
+        f"{phase}/mean_{scores[0].name}": class_mean(metrics, scores[0].name) for scores in SCORES.values()
+    }
 
 
 def _clean(values: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from fedmed_common import failpoints, wire
-from fedmed_common.metrics import class_mean, merge
+from fedmed_common.metrics import class_mean, merge, score_called
 from fedmed_common.params import Parameters, WeightedMean
 from fedmed_server.channel import Channel, Member
 from fedmed_server.cohort import draw, share_of, too_few
@@ -155,4 +155,5 @@ def _is_better(channel: Channel, evaluation: Sequence[SiteResult], state: RunSta
     )
     if value is None or best is None:
         return False
-    return value <= best if channel.experiment.federation.best == "hd95_mm" else value >= best
+    score = score_called(channel.experiment.federation.best)
+    return value <= best if score is not None and score.better == "lower" else value >= best

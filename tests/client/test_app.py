@@ -18,7 +18,7 @@ from fedmed_client.site.audit import AuditLog
 from fedmed_client.work.outbox import Outbox
 from fedmed_client.workbench import SiteHome
 from fedmed_common import params, wire
-from fedmed_common.config import Experiment, Site
+from fedmed_common.config import Experiment, Site, Task
 from fedmed_common.models import build_model
 from fedmed_common.site_config import Device
 from fedmed_server.gate import Expected, admit, allowed_metrics
@@ -231,7 +231,7 @@ def test_a_sealed_order_is_not_carried_out_again(home: SiteHome, order: wire.Ord
             attempt=3,
             kind=asked.kind,
             classes=("disc",),
-            metrics=allowed_metrics(asked.kind, ("disc",), False),
+            metrics=allowed_metrics(asked.kind, Task(classes=("disc",))),
             template=order.parameters if asked is order else None,
         )
         assert admit(wire.pack_reply(later), expected).attempt == 3

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmed_common import wire
+from fedmed_common.config import Task
 from fedmed_common.errors import RejectedReply
 from fedmed_common.metrics import Mean
 from fedmed_server import gate
 
+TASK = Task(classes=("liver",))
 SPLITS = ("train", "validation", "test")
 TEMPLATE = {"conv.weight": np.zeros((4, 3), np.float32), "conv.bias": np.zeros(4, np.float32)}
 EXPECTED = gate.Expected(
@@ -25,7 +27,7 @@ EXPECTED = gate.Expected(
     attempt=1,
     kind=wire.Kind.TRAIN,
     classes=("liver",),
-    metrics=gate.allowed_metrics(wire.Kind.TRAIN, ("liver",), False),
+    metrics=gate.allowed_metrics(wire.Kind.TRAIN, TASK),
     patients=20,
     steps=4,
     template=TEMPLATE,
@@ -94,7 +96,7 @@ EVALUATION = gate.Expected(
     attempt=1,
     kind=wire.Kind.EVALUATE,
     classes=("liver",),
-    metrics=gate.allowed_metrics(wire.Kind.EVALUATE, ("liver",), False),
+    metrics=gate.allowed_metrics(wire.Kind.EVALUATE, TASK),
     patients=5,
 )
 
@@ -169,4 +171,4 @@ def test_facts_hold_a_name_counts_and_a_version(changes: dict[str, object]) -> N
 
 
 def test_a_roll_call_measures_nothing() -> None:
-    assert not gate.allowed_metrics(wire.Kind.FACTS, ("liver",), True)
+    assert not gate.allowed_metrics(wire.Kind.FACTS, TASK)

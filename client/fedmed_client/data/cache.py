@@ -30,10 +30,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fedmed_client.data.cases import FileStamp, find_cases, source_files
 from fedmed_client.data.index import Skipped
 from fedmed_client.data.labels import annotated
-from fedmed_client.data.preprocess import Label, prepare
+from fedmed_client.data.preprocess import Label, Prepared, prepare
 from fedmed_client.data.rawcase import RawCase
+from fedmed_client.data.whole import prepare_whole
 from fedmed_client.data.workers import in_order
-from fedmed_common.config import Data, Experiment, Site
+from fedmed_common.config import Data, Experiment, Site, Task
 from fedmed_common.errors import DataError, FedmedError, LabelError
 from fedmed_common.files import sync_folder, write_atomically
 
@@ -81,8 +82,7 @@ class Arrays(BaseModel):
     model_config = ConfigDict(frozen=True)
     folder: Path
     data: Data
-    classes: int
-    slices_together: bool
+    task: Task
 
 
 def ready_cache(
@@ -116,13 +116,19 @@ def _key(site: Site, experiment: Experiment, files: Sequence[FileStamp]) -> str:
         "site": site.model_dump(
             mode="json",
             include={"data": True, "labels": True, "ignore_labels": True},
-            exclude={"data": {"root"}},
+            exclude={"data": {"root", "labels_from", "table"}},
         ),
         "data": experiment.data.model_dump(
             mode="json", include={"channels", "spacing_mm", "intensity", "crop_to_foreground"}
         ),
         "task": experiment.task.model_dump(mode="json", include={"classes", "dimensions"}),
     }
+    if experiment.task.name == "classification":
+        document["classification"] = {
+            "labels": experiment.task.labels,
+            "patch": experiment.data.patch,
+            "table": str(site.data.table) if site.data.labels_from == "table" else None,
+        }
     if site.data.format == "dicom":  # a case that no decoder could read is prepared once there is one
         document["decoders"] = [name for name in _DECODERS if find_spec(name) is not None]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
@@ -145,12 +151,7 @@ def _build(site: Site, experiment: Experiment, folder: Path, cache: Path, progre
 def _fill(site: Site, experiment: Experiment, building: Path, index_file: Path, progress: bool) -> None:
     found = find_cases(site, experiment, index_file=index_file, progress=progress)
     classes = experiment.task.classes
-    arrays = Arrays(
-        folder=building,
-        data=experiment.data,
-        classes=len(classes),
-        slices_together=experiment.task.dimensions == 2,
-    )
+    arrays = Arrays(folder=building, data=experiment.data, task=experiment.task)
     results = in_order(
         partial(prepare_case, arrays=arrays),
         found.cases,
@@ -182,18 +183,16 @@ def prepare_case(case: RawCase, arrays: Arrays) -> tuple[Entry, NDArray[np.int32
         LabelError: a label name is unmapped or ambiguous.
     """
     try:
-        prepared = prepare(*case.load(), arrays.data)
+        prepared, shows, points = _prepared(case, arrays)
     except (LabelError, MemoryError):
         raise
     except Exception as error:  # whatever one file does to a reader, the others are still to be used
         code = error.code if isinstance(error, FedmedError) else DataError.code
         reason = str(error) if isinstance(error, FedmedError) else f"{type(error).__name__}: {error}"
         return Skipped(path=case.path, code=code, reason=reason)
-    points = class_points(prepared.label, arrays.classes)
     identity = secrets.token_hex(16)
-    layout: Any = (
-        np.asfortranarray if arrays.slices_together and prepared.label.shape[2] > 1 else np.ascontiguousarray
-    )
+    slices_together = arrays.task.dimensions == 2 and prepared.image.shape[3] > 1
+    layout: Any = np.asfortranarray if slices_together else np.ascontiguousarray
     image, label = layout(prepared.image), layout(prepared.label)
     _save(arrays.folder / f"{identity}.image.npy", image)
     _save(arrays.folder / f"{identity}.label.npy", label)
@@ -204,11 +203,22 @@ def prepare_case(case: RawCase, arrays: Arrays) -> tuple[Entry, NDArray[np.int32
         id=identity,
         patient=case.patient,
         spacing_mm=prepared.spacing_mm,
-        present=tuple(len(part) > 0 for part in points),
+        present=shows,
         points=tuple(len(part) for part in points),
         digest=digest.hexdigest(),
     )
     return entry, np.concatenate(points)
+
+
+def _prepared(case: RawCase, arrays: Arrays) -> tuple[Prepared, tuple[bool, ...], list[NDArray[np.int32]]]:
+    """The arrays, which classes they show, and of a segmentation the places that show them."""
+    classes = len(arrays.task.classes)
+    if arrays.task.name == "classification":
+        whole, shows = prepare_whole(*case.load(), case.shows, arrays.data, arrays.task)
+        return whole, shows, [np.zeros((0, 3), np.int32)] * classes
+    prepared = prepare(*case.load(), arrays.data)
+    points = class_points(prepared.label, classes)
+    return prepared, tuple(len(part) > 0 for part in points), points
 
 
 def class_points(label: Label, classes: int) -> list[NDArray[np.int32]]:

@@ -66,18 +66,23 @@ def source_files(site: Site, *, excluding: Path) -> list[FileStamp]:
     """
     require_root(site)
     root, data = site.data.root, site.data
+    table = (root / data.table,) if data.labels_from == "table" else ()
     folders = (root,) if data.format == "dicom" else (root / data.images, root / data.labels)
-    return sorted(set(_stamps(folders, root, excluding.resolve())))
+    stamps = {*_stamps(folders, root, excluding.resolve()), *_stamps_of(table, root)}
+    return sorted(stamps)
 
 
 def _stamps(folders: Iterable[Path], root: Path, excluding: Path) -> Iterator[FileStamp]:
     for folder in folders:
         for place, subfolders, names in os.walk(folder):
             subfolders[:] = [name for name in subfolders if Path(place, name).resolve() != excluding]
-            for name in names:
-                path = Path(place, name)
-                try:
-                    status = path.stat()
-                except OSError:
-                    continue
-                yield os.path.relpath(path, root), status.st_size, status.st_mtime_ns
+            yield from _stamps_of((Path(place, name) for name in names), root)
+
+
+def _stamps_of(paths: Iterable[Path], root: Path) -> Iterator[FileStamp]:
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        yield os.path.relpath(path, root), status.st_size, status.st_mtime_ns

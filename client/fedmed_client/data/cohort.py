@@ -24,9 +24,10 @@ class Case:
     """One annotated image, its arrays mapped from the site's cache and read-only.
 
     ``id``: random and local; nothing may depend on it. ``patient``: a number within the cohort. ``image``: float32
-    ``(C, X, Y, Z)``; ``label``: uint8 ``(X, Y, Z)``, 0 background, k the k-th class. ``annotated``, ``present``,
-    ``points``: by class; ``points`` are ``(n, 3)`` indices of voxels that show it. ``oriented``: the axes point
-    right, anterior, superior; not so in a photograph.
+    ``(C, X, Y, Z)``; ``label``: uint8 ``(X, Y, Z)``, 0 background, k the k-th class; for a classification ``(K, 1, N)``,
+    1 where sample n shows class k (see ``whole``). ``annotated``, ``present``, ``points``: by class; ``points`` are
+    ``(n, 3)`` indices of voxels that show it, for a classification none. ``oriented``: the axes point right, anterior,
+    superior; not so in a photograph.
     """
 
     id: str

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmed_client.data.index import LabelObject, Series, Skipped
+from fedmed_client.data.label_table import read_table
 from fedmed_client.data.labels import assign, flatten, relabel
 from fedmed_client.data.match import match
 from fedmed_client.data.nifti import read_nifti_label
@@ -27,6 +28,7 @@ from fedmed_client.data.rtstruct import read_rtstruct, region_names
 from fedmed_client.data.scan import scan
 from fedmed_client.data.seg import read_seg, segment_names
 from fedmed_client.data.series import load_series
+from fedmed_client.data.text import normalise_patient
 from fedmed_client.data.volume import Volume
 from fedmed_common.config import Experiment, Site, SiteData
 from fedmed_common.errors import DataError
@@ -44,6 +46,9 @@ def dicom_cases(
     """The wanted series that have a label; the others, and labels without a series, go to ``skipped``."""
     index = scan(site.data.root, index_file=index_file, progress=progress)
     wanted = [series for series in index.series if _is_wanted(series, site.data)]
+    if site.data.labels_from == "table":
+        yield from _tabled_cases(site, experiment, wanted, skipped)
+        return
     labels: dict[Path, list[LabelObject]] = defaultdict(list)
     for label in index.labels:
         try:
@@ -60,6 +65,46 @@ def dicom_cases(
             yield RawCase(patient=series.patient, path=first, load=load)
         else:
             skipped.append(Skipped(path=first, code=DataError.code, reason="no label belongs to this series"))
+
+
+def _tabled_cases(
+    site: Site, experiment: Experiment, wanted: Sequence[Series], skipped: list[Skipped]
+) -> Iterator[RawCase]:
+    """The series that have, or whose patient has, a row in the site's table."""
+    table = read_table(
+        site, experiment, lambda key, cell: normalise_patient(cell, "") if key == "PatientID" else cell
+    )
+    by_patient = table.key == "PatientID"
+    keys = [_without_issuer(series.patient) if by_patient else series.uid for series in wanted]
+    people: dict[str, set[str]] = defaultdict(set)
+    for key, series in zip(keys, wanted, strict=True):
+        people[key].add(series.patient)
+    for key in table.shows.keys() - people.keys():
+        reason = f"row {table.rows[key]}: no series that is wanted here has this {table.key}"
+        skipped.append(Skipped(path=table.path, code=DataError.code, reason=reason))
+    for key, series in zip(keys, wanted, strict=True):
+        first = series.files[0]
+        if key not in table.shows:
+            reason = f"its {table.key} has no row in {table.path}"
+            skipped.append(Skipped(path=first, code=DataError.code, reason=reason))
+        elif len(people[key]) > 1:
+            reason = f"patients of several issuers have this {table.key}; name SeriesInstanceUID in {table.path} instead"
+            skipped.append(Skipped(path=first, code=DataError.code, reason=reason))
+        else:
+            load = partial(load_without_mask, series)
+            yield RawCase(patient=series.patient, path=first, load=load, shows=table.shows[key])
+
+
+def load_without_mask(series: Series) -> Loaded:
+    """A series with an empty label map."""
+    volume = load_series(series)
+    return volume, np.zeros(volume.shape, np.uint8)
+
+
+def _without_issuer(patient: str) -> str:
+    """The patient's key as it is without an issuer; a bar within the identifier has a backslash before it."""
+    match = re.match(r"(?:\\.|[^\\|])*\|", patient)
+    return match[0] if match else patient
 
 
 def load_case(

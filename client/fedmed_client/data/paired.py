@@ -13,9 +13,11 @@ import numpy as np
 
 from fedmed_client.data.images import read_image, read_mask, semantic
 from fedmed_client.data.index import Skipped
+from fedmed_client.data.label_table import read_table
 from fedmed_client.data.labels import relabel
 from fedmed_client.data.nifti import read_nifti, read_nifti_label
 from fedmed_client.data.rawcase import Loaded, RawCase, only_names_stop_the_site
+from fedmed_client.data.text import printable
 from fedmed_common.config import Experiment, Site
 from fedmed_common.errors import DataError, UnreadableFile
 
@@ -31,6 +33,9 @@ def paired_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> 
     Raises:
         DataError: the folder of images or of labels is missing.
     """
+    if site.data.labels_from == "table":
+        yield from _tabled_cases(site, experiment, skipped)
+        return
     images = _by_stem(site, site.data.images, skipped)
     labels = _by_stem(site, site.data.labels, skipped)
     for stem in labels.keys() - images.keys():
@@ -46,6 +51,39 @@ def paired_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> 
             skipped.append(_left_out(image, "the file name does not match data.patient_pattern"))
         elif _stored_as_wanted(image, site.data.stored_type, skipped):
             yield RawCase(patient=patient, path=image, load=partial(load, image, labels[stem]))
+
+
+def _tabled_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> Iterator[RawCase]:
+    """The images that have a row in the site's table; the others, and rows without an image, go to ``skipped``."""
+    suffixes = SUFFIXES[site.data.format]
+    table = read_table(site, experiment, lambda _key, cell: _stem(cell, suffixes))
+    images = _by_stem(site, site.data.images, skipped)
+    for stem in table.shows.keys() - images.keys():
+        skipped.append(
+            _left_out(table.path, f"row {table.rows[stem]}: there is no image '{printable(stem)}'")
+        )
+    load = load_tabled_nifti if site.data.format == "nifti" else load_tabled_photograph
+    for stem, image in images.items():
+        patient = _patient(stem, site.data.patient_pattern)
+        if stem not in table.shows:
+            skipped.append(_left_out(image, f"an image without a row in {table.path}"))
+        elif patient is None:
+            skipped.append(_left_out(image, "the file name does not match data.patient_pattern"))
+        elif _stored_as_wanted(image, site.data.stored_type, skipped):
+            part = partial(load, image, experiment=experiment)
+            yield RawCase(patient=patient, path=image, load=part, shows=table.shows[stem])
+
+
+def load_tabled_nifti(image: Path, *, experiment: Experiment) -> Loaded:
+    """A NIfTI image without a mask: its label map is empty."""
+    volume = read_nifti(image)
+    return volume, np.zeros(volume.shape, np.uint8)
+
+
+def load_tabled_photograph(image: Path, *, experiment: Experiment) -> Loaded:
+    """A photograph without a mask."""
+    volume = read_image(image, experiment.data.channels)
+    return volume, np.zeros(volume.shape, np.uint8)
 
 
 def load_nifti(image: Path, label: Path, *, site: Site, experiment: Experiment) -> Loaded:
@@ -86,6 +124,13 @@ def _by_stem(site: Site, subfolder: str, skipped: list[Skipped]) -> dict[str, Pa
         if len(paths) > 1:
             skipped.extend(_left_out(path, "several files share this name") for path in paths)
     return {stem: paths[0] for stem, paths in files.items() if len(paths) == 1}
+
+
+def _stem(name: str, suffixes: tuple[str, ...]) -> str:
+    """A file's name as a table may have it: without folders and ending."""
+    name = name.replace("\\", "/").rpartition("/")[2]
+    suffix = next((end for end in suffixes if name.lower().endswith(end)), "")
+    return name[: len(name) - len(suffix)]
 
 
 def _patient(stem: str, pattern: str | None) -> str | None:

@@ -44,13 +44,8 @@ def prepare(volume: Volume, label: Label, data: Data) -> Prepared:
         GeometryError: image and label differ in shape, or the affine has no direction for an axis.
         DataError: the channels are not ``data.channels``, or no voxel is a finite number.
     """
-    if label.shape != volume.shape:
-        raise GeometryError(f"the label has {label.shape} voxels, its image {volume.shape}")
-    if volume.voxels.shape[0] != data.channels:
-        raise DataError(
-            f"the image has {volume.voxels.shape[0]} channels, data.channels of the experiment is {data.channels}"
-        )
-    image, label, spacing = reorient(_finite(volume.voxels), label, volume.affine)
+    check_pair(volume, label, data)
+    image, label, spacing = reorient(finite(volume.voxels), label, volume.affine)
     if data.crop_to_foreground:
         image, label = crop(image, label)
     if data.spacing_mm is not None:
@@ -58,6 +53,16 @@ def prepare(volume: Volume, label: Label, data: Data) -> Prepared:
         label = resample(label[None], spacing, data.spacing_mm, nearest)[0]
         spacing = data.spacing_mm
     return Prepared(image=normalise(image, data.intensity), label=label, spacing_mm=spacing)
+
+
+def check_pair(volume: Volume, label: Label, data: Data) -> None:
+    """Raises GeometryError or DataError as ``prepare`` does, where image and label do not fit each other or the experiment."""
+    if label.shape != volume.shape:
+        raise GeometryError(f"the label has {label.shape} voxels, its image {volume.shape}")
+    if volume.voxels.shape[0] != data.channels:
+        raise DataError(
+            f"the image has {volume.voxels.shape[0]} channels, data.channels of the experiment is {data.channels}"
+        )
 
 
 def reorient(image: Image, label: Label, affine: NDArray[np.float64]) -> tuple[Image, Label, Spacing]:
@@ -79,9 +84,9 @@ def foreground(image: Image) -> NDArray[np.bool_]:
     return mask
 
 
-def crop(image: Image, label: Label) -> tuple[Image, Label]:
-    """Cut to the box around the foreground; the box always holds the whole label, so no annotated voxel is lost."""
-    keep: NDArray[np.bool_] = foreground(image) | (label > 0)
+def crop(image: Image, label: Label, *, keep_label: bool = True) -> tuple[Image, Label]:
+    """Cut to the box around the foreground; ``keep_label``: which holds the whole label too, so no annotated voxel is lost."""
+    keep: NDArray[np.bool_] = foreground(image) | (label > 0) if keep_label else foreground(image)
     if not keep.any():
         return image, label
     box = tuple(_extent(np.any(keep, axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
@@ -141,7 +146,8 @@ def _zscore(image: Image) -> Image:
     return result
 
 
-def _finite(voxels: NDArray[Any]) -> Image:
+def finite(voxels: NDArray[Any]) -> Image:
+    """Float32, with what is no number as dark as the darkest. Raises DataError where no voxel is one."""
     image = voxels.astype(np.float32, copy=False)
     finite = np.isfinite(image)
     if finite.all():

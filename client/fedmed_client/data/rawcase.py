@@ -22,11 +22,13 @@ class RawCase:
 
     ``patient``: the site's own key of the patient; it never leaves the site. ``path``: the image, or a series' first
     file. ``load`` reads the image and its label map ``(X, Y, Z)`` on one grid; it can be sent to another process.
+    ``shows``: which classes a table says that it shows; None where its label map says so.
     """
 
     patient: str
     path: Path
     load: Callable[[], Loaded]
+    shows: tuple[bool, ...] | None = None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedmed_common.config import Experiment
+from fedmed_common.config import Task as TaskSettings
 from fedmed_common.lookup import load
 from fedmed_common.metrics import Mean, Metrics, merge
 
@@ -16,14 +17,47 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-TASKS: dict[str, str] = {"segmentation": "fedmed_common.tasks.segmentation:Segmentation"}
+TASKS: dict[str, str] = {
+    "segmentation": "fedmed_common.tasks.segmentation:Segmentation",
+    "classification": "fedmed_common.tasks.classification:Classification",
+}
 
 LOSSES: dict[str, str] = {
     "dice_ce": "fedmed_common.tasks.losses:dice_ce",
     "dice": "fedmed_common.tasks.losses:dice",
     "cross_entropy": "fedmed_common.tasks.losses:cross_entropy",
+    "generalised_dice": "fedmed_common.tasks.losses_overlap:generalised_dice",
+    "tversky": "fedmed_common.tasks.losses_overlap:tversky",
+    "batch_dice": "fedmed_common.tasks.losses_overlap:batch_dice",
+    "batch_dice_ce": "fedmed_common.tasks.losses_overlap:batch_dice_ce",
+    "focal": "fedmed_common.tasks.losses_voxelwise:focal",
+    "dice_focal": "fedmed_common.tasks.losses_voxelwise:dice_focal",
+    "sparse_ce": "fedmed_common.tasks.losses_voxelwise:sparse_ce",
+    "boundary": "fedmed_common.tasks.losses_border:boundary",
+    "dice_boundary": "fedmed_common.tasks.losses_border:dice_boundary",
+    "border_ce": "fedmed_common.tasks.losses_border:border_ce",
 }
-"""What ``task.loss`` can name."""
+"""What ``task.loss`` of a segmentation can name."""
+
+COUPLED_LOSSES = frozenset({"batch_dice", "batch_dice_ce"})
+"""Those of ``LOSSES`` in which a sample's loss depends on its batch: none for what needs each sample's own gradient."""
+
+LABEL_LOSSES: dict[str, dict[str, str]] = {
+    "multi": {
+        "cross_entropy": "fedmed_common.tasks.label_losses:binary_cross_entropy",
+        "focal": "fedmed_common.tasks.label_losses:binary_focal",
+    },
+    "single": {
+        "cross_entropy": "fedmed_common.tasks.label_losses:cross_entropy",
+        "focal": "fedmed_common.tasks.label_losses:focal",
+    },
+}
+"""What ``task.loss`` of a classification can name, by ``task.labels``."""
+
+
+def losses_of(task: TaskSettings) -> dict[str, str]:
+    """What ``task.loss`` can name."""
+    return LABEL_LOSSES[task.labels] if task.name == "classification" else LOSSES
 
 
 class Case(Protocol):

@@ -25,7 +25,7 @@ from fedmed_client.site.home import SiteFolder
 from fedmed_client.work import frames
 from fedmed_client.work.channel import WorkerChannel
 from fedmed_common import params, wire
-from fedmed_common.config import Experiment
+from fedmed_common.config import Experiment, Task
 from fedmed_common.errors import WorkerLost
 from fedmed_common.models import build_model
 from fedmed_common.site_config import Limits
@@ -95,7 +95,7 @@ def test_asked_twice_the_same_bytes_and_the_gate_takes_them(
         attempt=7,
         kind=wire.Kind.TRAIN,
         classes=("disc",),
-        metrics=allowed_metrics(wire.Kind.TRAIN, ("disc",), False),
+        metrics=allowed_metrics(wire.Kind.TRAIN, Task(classes=("disc",))),
         template=params.from_model(build_model(experiment)),
     )
     admitted = admit(later.content, expected)

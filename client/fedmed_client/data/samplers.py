@@ -1,0 +1,43 @@
+"""Which sampler a task trains with, and what all of them can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from fedmed_client.data.class_sampler import ClassSampler
+from fedmed_client.data.cohort import Case
+from fedmed_client.data.sampler import Batch, PatchSampler
+from fedmed_common.config import Experiment
+
+
+class Sampler(Protocol):
+    """Draws training samples out of a cohort's cases: the same generator always gives the same ones."""
+
+    @property
+    def patients(self) -> int:
+        """How many there are to draw from."""
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        """``train.batch_size`` samples: image ``(B, C, *patch)``, target as ``tasks.Task`` has it, annotated ``(B, K)``."""
+
+    def of_patient(self, number: int, rng: np.random.Generator) -> Batch:
+        """The same of one patient, who is ``number`` among ``patients``."""
+
+
+SAMPLERS: dict[str, Callable[[Sequence[Case], Experiment], Sampler]] = {
+    "segmentation": PatchSampler,
+    "classification": ClassSampler,
+}
+"""By task; a task that is not listed trains on patches."""
+
+
+def build_sampler(cases: Sequence[Case], experiment: Experiment) -> Sampler:
+    """The sampler of an experiment's training cases.
+
+    Raises:
+        DataError: there are no cases.
+    """
+    return SAMPLERS.get(experiment.task.name, PatchSampler)(cases, experiment)
