@@ -22,12 +22,15 @@ M = TypeVar("M", bound=Model)
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read an experiment file; relative folders in it are relative to the file.
+    """Read an experiment file; relative folders and ``transfer.weights`` are relative to the file.
 
     Raises:
         ConfigError: names the file, the field and the fix.
     """
     document = _read_toml(path)
+    transfer = document.get("transfer")
+    if isinstance(transfer, dict) and isinstance(transfer.get("weights"), str):
+        transfer["weights"] = _resolve(transfer["weights"], path, "transfer.weights")
     simulation = document.get("simulation")
     if isinstance(simulation, dict):
         if isinstance(simulation.get("federation"), str):

@@ -48,13 +48,17 @@ def to_model(parameters: Mapping[str, NDArray[np.float32]], model: torch.nn.Modu
 
 
 def trained(model: torch.nn.Module) -> tuple[str, ...]:
-    """Names of what training changes: parameters that are not frozen, and a batch norm's running statistics."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    """Names of what training changes: parameters that are not frozen, and running statistics of batch norms that are not."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
     buffers = {name for name, _ in model.named_buffers()}
     return tuple(
         name
         for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point() and name not in frozen and (name not in buffers or is_statistic(name))
+        if tensor.is_floating_point()
+        and name not in frozen
+        and (name not in buffers or is_statistic(name))
+        and not (is_statistic(name) and name.rpartition(".")[0] + ".weight" in frozen)
     )
 
 

@@ -19,11 +19,13 @@ from flwr.serverapp import Grid, ServerApp
 from fedmed_common import params
 from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError, FedmedError, Interrupted, QuorumError, TransportLost
+from fedmed_common.files import write_atomically
 from fedmed_common.lookup import find
-from fedmed_common.models import build_model
+from fedmed_common.models import start_model
 from fedmed_server import history
 from fedmed_server.channel import Channel, Member, never
 from fedmed_server.cohort import Roll, call_roll
+from fedmed_server.folders import WEIGHTS
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult
 from fedmed_server.rounds import evaluate, missed, now, rounds
 from fedmed_server.state import RunState, best_round, load_state, model_file, save_parameters, save_state
@@ -138,10 +140,14 @@ def _initial_state(request: RunRequest) -> tuple[RunState, tuple[str, ...]]:
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another experiment.
+        ConfigError: the weights to start from cannot be read, or none of them fits.
     """
     digest = hashlib.sha256(request.experiment.order_text().encode()).hexdigest()
     state = load_state(request.folder)
-    model = build_model(request.experiment)
+    weights = request.experiment.transfer.weights if state is None else None
+    model, loaded = start_model(request.experiment, weights)
+    if loaded is not None:
+        write_atomically(request.folder / WEIGHTS, loaded.as_json())
     if state is None:
         state = RunState(round=0, parameters=params.from_model(model), experiment=digest)
     if state.experiment != digest:

@@ -16,6 +16,8 @@ from fedmed_common.errors import CheckpointError
 from fedmed_common.files import sync_folder, write_atomically
 
 LOCK = ".lock"
+WEIGHTS = "weights.json"
+"""What became of the file that the run's weights started from."""
 _AGAIN_SECONDS = 0.1
 
 

@@ -46,11 +46,13 @@ def simulate(
 ) -> None:
     """Run a whole federation on this machine, through the apps that hospitals run."""
     from fedmed_common.loading import load_experiment
+    from fedmed_server.names import check_weights
     from fedmed_simulations.checks import check_experiment
 
     file = _experiment_file(experiment)
     loaded = load_experiment(file)
     check_experiment(loaded, file)
+    check_weights(loaded, file)
 
     from rich.console import Console
 

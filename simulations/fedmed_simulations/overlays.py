@@ -53,7 +53,7 @@ def draw_overlays(homes: Sequence[SiteHome], experiment: Experiment, model_file:
 
 def _figure(bench: Bench, task: Segmentation, site: str, case: Case) -> Figure:
     with numerics(bench.experiment, bench.device):
-        prediction = task.predict(bench.model, case.image, bench.device)
+        prediction = task.predict(bench.model, case.image, bench.device, case.label)
     plane = int(np.argmax(np.count_nonzero(case.label, axis=(0, 1))))
     classes = bench.experiment.task.classes
     photograph = case.label.shape[2] == 1

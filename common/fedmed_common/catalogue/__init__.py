@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union, get_args
 from pydantic import Discriminator, Tag
 
 from fedmed_common.catalogue.base import Architecture, Plan
+from fedmed_common.catalogue.transformers import Transformers
 from fedmed_common.catalogue.unets import UNet, UNets
 from fedmed_common.catalogue.unets_modern import ModernUNets
 
 __all__ = ["ARCHITECTURES", "AnyArchitecture", "Architecture", "Plan", "UNet"]
 
-_Known: TypeAlias = UNets | ModernUNets
+_Known: TypeAlias = UNets | ModernUNets | Transformers
 
 ARCHITECTURES: dict[str, type[Architecture]] = {
     kind.model_fields["name"].default: kind for kind in get_args(_Known)

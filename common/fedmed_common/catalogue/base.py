@@ -13,12 +13,16 @@ Norm = Literal["instance", "group", "batch"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a network is built for. ``outputs``: channels of its logits. ``patch``: voxels per axis of what it sees."""
+    """What a network is built for. ``outputs``: channels of its logits. ``patch``: voxels per axis of what it sees.
+
+    ``spacing_mm``: of those voxels, where the experiment says it.
+    """
 
     dimensions: Literal[2, 3]
     in_channels: int
     outputs: int
     patch: tuple[int, ...]
+    spacing_mm: tuple[float, float, float] | None = None
 
 
 class Architecture(Model):
@@ -37,6 +41,10 @@ class Architecture(Model):
     dimensions: ClassVar[tuple[int, ...]] = (2,)
     head: ClassVar[tuple[str, ...]] = ()
     """Patterns of the parameter names that depend on the classes: what transfer learning trains anew."""
+    attention: ClassVar[tuple[str, ...]] = ()
+    """Patterns of the layer names that get an adapter where ``transfer.lora`` names none."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Packages of the extra ``transformers`` that its network is made of."""
     exports: ClassVar[bool] = True
     """Whether its network can be written as ONNX."""
 

@@ -38,3 +38,11 @@ def use_group_norm(network: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.InstanceNorm2d | nn.InstanceNorm3d):
                 setattr(module, name, nn.GroupNorm(gcd(GROUPS, child.num_features), child.num_features))
+
+
+def without_inplace(network: nn.Module) -> nn.Module:
+    """The network, none of whose activations overwrites its input any more: gradients of single samples need it."""
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+    return network

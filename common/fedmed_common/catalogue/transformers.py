@@ -1,0 +1,151 @@
+"""Transformers, and networks with one as their encoder."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+from pydantic import Field
+
+from fedmed_common.catalogue.base import Architecture, Plan
+
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Size = Annotated[int, Field(ge=1, le=8192)]
+Count = Annotated[int, Field(ge=1, le=64)]
+
+
+class SegFormer(Architecture):
+    """A hierarchical transformer without position codes, and a decoder of linear layers."""
+
+    module: ClassVar[str] = "fedmed_common.models.segformer"
+    title: ClassVar[str] = "SegFormer"
+    source: ClassVar[str] = (
+        "Xie et al. 2021, 'SegFormer: simple and efficient design for semantic segmentation with transformers', NeurIPS"
+    )
+    head: ClassVar[tuple[str, ...]] = ("network.decode_head.classifier.*",)
+    attention: ClassVar[tuple[str, ...]] = ("*.attention.q_proj", "*.attention.v_proj")
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
+
+    name: Literal["segformer"] = "segformer"
+    variant: Literal["tiny", "b0", "b1", "b2", "b3", "b4", "b5"] = Field(
+        "b0", description="b0 to b5 are published; tiny, of one block a stage, is for trying out"
+    )
+    drop_path: Rate = Field(0.1, description="of the last block, falling to 0 at the first")
+    dropout: Rate = Field(0.1, description="before the last layer")
+
+    def least(self) -> int:
+        """The first stages' keys lie on a grid of one in 32."""
+        return 32
+
+
+class _Deepest(Architecture):
+    """A network whose norms see a map as small as the patch over ``_shrinks``."""
+
+    _shrinks: ClassVar[int]
+
+    def multiple(self) -> int:
+        """The deepest map's share of the patch."""
+        return self._shrinks
+
+    def check(self, plan: Plan) -> None:
+        """Also refuses a deepest map of one voxel, of which a norm would leave nothing."""
+        super().check(plan)
+        if prod(size // self._shrinks for size in plan.patch) == 1:
+            raise ValueError(
+                f"data.patch {list(plan.patch)}: '{self.label}' shrinks it to one voxel; its norm over that voxel alone leaves "
+                "nothing; use a larger data.patch"
+            )
+
+
+class UNETR(_Deepest):
+    """A vision transformer on the whole patch, whose layers 3, 6, 9 and 12 feed a convolutional decoder."""
+
+    module: ClassVar[str] = "fedmed_common.models.unetr"
+    title: ClassVar[str] = "UNETR"
+    source: ClassVar[str] = (
+        "Hatamizadeh et al. 2022, 'UNETR: transformers for 3D medical image segmentation', WACV"
+    )
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
+    head: ClassVar[tuple[str, ...]] = ("out.*",)
+    attention: ClassVar[tuple[str, ...]] = ("*.attn.qkv",)
+    _shrinks: ClassVar[int] = 16
+
+    name: Literal["unetr"] = "unetr"
+    features: Size = Field(16, description="of the finest level; each coarser one doubles them")
+    hidden: Size = Field(768, description="length of a token")
+    mlp: Size = Field(3072, description="width of the transformer's linear layers")
+    heads: Count = 12
+    dropout: Rate = 0.0
+
+    def check(self, plan: Plan) -> None:
+        """Also refuses tokens that the heads cannot share."""
+        super().check(plan)
+        if self.hidden % self.heads:
+            raise ValueError(f"model.hidden ({self.hidden}) is not a multiple of model.heads ({self.heads})")
+
+
+class SwinUNETR(_Deepest):
+    """A transformer with shifted windows at four levels, and a convolutional decoder."""
+
+    module: ClassVar[str] = "fedmed_common.models.swin_unetr"
+    title: ClassVar[str] = "Swin UNETR"
+    source: ClassVar[str] = (
+        "Hatamizadeh et al. 2022, 'Swin UNETR: Swin transformers for semantic segmentation of brain tumors in MRI images', "
+        "BrainLes; version 2: He et al. 2023, 'SwinUNETR-V2', MICCAI"
+    )
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
+    head: ClassVar[tuple[str, ...]] = ("out.*",)
+    attention: ClassVar[tuple[str, ...]] = ("*.attn.qkv",)
+    _shrinks: ClassVar[int] = 32
+
+    name: Literal["swin_unetr"] = "swin_unetr"
+    features: Annotated[int, Field(ge=12, le=768, multiple_of=12)] = Field(
+        48, description="of the first level, a multiple of 12; each further one doubles them"
+    )
+    depths: tuple[Count, Count, Count, Count] = Field((2, 2, 2, 2), description="blocks per level")
+    heads: tuple[Count, Count, Count, Count] = Field((3, 6, 12, 24), description="per level")
+    window: Annotated[int, Field(ge=2, le=32)] = Field(
+        7, description="tokens per axis that attend to each other"
+    )
+    drop_path: Rate = Field(0.0, description="of the last block, falling to 0 at the first")
+    dropout: Rate = 0.0
+    version: Literal[1, 2] = Field(1, description="2: a residual convolution before each level")
+
+    def check(self, plan: Plan) -> None:
+        """Also refuses features that the heads cannot share."""
+        super().check(plan)
+        for level, heads in enumerate(self.heads):
+            if self.features * 2**level % heads:
+                raise ValueError(
+                    f"model.heads: {heads} heads cannot share the {self.features * 2**level} features of level {level + 1}"
+                )
+
+
+class SAM(Architecture):
+    """An image encoder, frozen, and a decoder that segments what a prompt, drawn from the reference label, points at."""
+
+    module: ClassVar[str] = "fedmed_common.models.sam"
+    title: ClassVar[str] = "Segment Anything (SAM), prompted"
+    source: ClassVar[str] = "Kirillov et al. 2023, 'Segment anything', ICCV"
+    head: ClassVar[tuple[str, ...]] = ("network.mask_decoder.*",)
+    attention: ClassVar[tuple[str, ...]] = ("network.vision_encoder.layers.*.attn.qkv",)
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
+    exports: ClassVar[bool] = False
+
+    name: Literal["sam"] = "sam"
+    variant: Literal["tiny", "vit_b", "vit_l", "vit_h"] = Field(
+        "vit_b", description="vit_b, vit_l and vit_h are published; tiny is for trying out"
+    )
+    image_size: Annotated[int, Field(ge=32, le=2048, multiple_of=16)] = Field(
+        1024, description="the patch is scaled to this; published weights need 1024"
+    )
+    prompts: Literal["box", "point"] = Field(
+        "box", description="of each class in the label: its bounding box, or its most interior voxel"
+    )
+    box_margin: Annotated[int, Field(ge=0, le=512)] = Field(
+        2, description="voxels between a class and its box, on each side"
+    )
+    train_encoder: bool = Field(False, description="train the image encoder too")
+
+
+Transformers: TypeAlias = SegFormer | UNETR | SwinUNETR | SAM

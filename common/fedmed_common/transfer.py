@@ -1,0 +1,94 @@
+"""Which part of a network training changes: all of it, its head, what is not frozen, or low-rank adapters.
+
+What is frozen gets no gradient, no optimizer step and no place in a site's reply. A batch norm whose scale is frozen stays in
+evaluation mode, so that its running statistics stay as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedmed_common.config import Experiment, Lora
+from fedmed_common.errors import ConfigError
+
+_ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def apply_transfer(network: nn.Module, experiment: Experiment) -> None:
+    """Freeze, and put in adapters, as the experiment's ``transfer`` asks. Adapters are drawn from the default generator.
+
+    With ``lora``, the adapters are trained and, for its weights were drawn at random, the head; nothing else is. What the
+    architecture itself keeps frozen, as SAM's image encoder, stays so.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing is left to train.
+    """
+    asked, head = experiment.transfer, experiment.model.head
+    names = [name for name, _ in network.named_parameters()]
+    frozen: set[str] = set()
+    if asked.train == "head" or asked.lora is not None:
+        frozen |= set(names) - _matching(names, head, "model.name")
+    frozen |= _matching(names, asked.freeze, "transfer.freeze")
+    trainable = {name for name, parameter in network.named_parameters() if parameter.requires_grad} - frozen
+    if asked.lora is not None:
+        targets = asked.lora.targets or experiment.model.attention
+        _adapt(network, asked.lora, targets)
+    for name, parameter in network.named_parameters():
+        is_adapter = ".lora_" in name
+        parameter.requires_grad_(is_adapter or name in trainable)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigError(
+            "nothing is left to train", field="transfer", fix="take patterns out of transfer.freeze"
+        )
+    _hold_statistics(network)
+
+
+def _adapt(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
+    """Low-rank adapters beside the layers that the patterns name; the second of each pair begins as zeros, so that at first
+    nothing changes (Hu et al. 2022, section 4.1).
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    layers = [name for name, module in network.named_modules() if isinstance(module, _ADAPTED)]
+    chosen = _matching(layers, targets, "transfer.lora.targets")
+    settings: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    inject_adapter_in_model(LoraConfig(target_modules=sorted(chosen), **settings), network)
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str], field: str) -> set[str]:
+    """The names that any of the patterns matches.
+
+    Raises:
+        ConfigError: a pattern matches none.
+    """
+    known = list(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in known if fnmatchcase(name, pattern)}
+        if not matched:
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:3]
+            raise ConfigError(
+                f"'{pattern}' matches nothing in the network",
+                field=field,
+                fix=f"names are as {', '.join(near)}; * stands for any part",
+            )
+        found |= matched
+    return found
+
+
+def _hold_statistics(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
+            module.register_forward_pre_hook(_stay_measured)
+            module.eval()
+
+
+def _stay_measured(module: nn.Module, _inputs: Any) -> None:
+    """Whatever mode the network is in, this layer normalises by its running statistics and leaves them alone."""
+    module.eval()

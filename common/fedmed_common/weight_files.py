@@ -1,0 +1,128 @@
+"""Files of weights: safetensors (ours and others'), PyTorch state dicts of nothing but tensors, folders that transformers wrote.
+
+Imports PyTorch only to read one, so that a wrong path is answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedmed_common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SAFETENSORS, TORCH = frozenset({".safetensors"}), frozenset({".pt", ".pth", ".bin", ".ckpt"})
+FIELD = "transfer.weights"
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "network_weights")
+_WRAPPERS = ("module.", "_orig_mod.")
+_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def find_weights(path: Path) -> tuple[Path, ...]:
+    """The files that hold the weights that ``path`` names; none of them is read but a folder's index.
+
+    Raises:
+        ConfigError: there is none, or its ending is not known.
+    """
+    if path.is_dir():
+        return _of_folder(path)
+    if not path.is_file():
+        raise ConfigError(f"no such file or folder: {path}", field=FIELD, fix="correct the path")
+    if path.suffix not in SAFETENSORS | TORCH:
+        known = ", ".join(sorted(SAFETENSORS | TORCH))
+        raise ConfigError(
+            f"{path} ends in none of {known}",
+            field=FIELD,
+            fix="name a file of weights, or a folder that transformers wrote",
+        )
+    return (path,)
+
+
+def _of_folder(folder: Path) -> tuple[Path, ...]:
+    if (folder / _ONE).is_file():
+        return (folder / _ONE,)
+    if not (folder / _INDEX).is_file():
+        raise ConfigError(
+            f"{folder} holds neither {_ONE} nor {_INDEX}",
+            field=FIELD,
+            fix="name a folder that transformers wrote, or a file",
+        )
+    try:
+        parts = set(json.loads((folder / _INDEX).read_text())["weight_map"].values())
+        files = tuple(folder / Path(part).name for part in sorted(parts))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{folder / _INDEX} cannot be read ({type(error).__name__})",
+            field=FIELD,
+            fix="fetch the folder again",
+        ) from None
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise ConfigError(
+            f"{folder} lacks {absent[0]}, which its index names", field=FIELD, fix="fetch the folder again"
+        )
+    return files
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The floating-point tensors of a file, or of a folder's files, on the CPU.
+
+    Raises:
+        ConfigError: see ``find_weights``; or a file is damaged, or needs code to be run.
+    """
+    state: dict[str, Tensor] = {}
+    for file in find_weights(path):
+        state |= _read_safetensors(file) if file.suffix in SAFETENSORS else _read_torch(file)
+    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, Tensor] = load_file(file)
+        return state
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} is not a safetensors file that can be read: {error}",
+            field=FIELD,
+            fix="fetch or write it again",
+        ) from None
+
+
+def _read_torch(file: Path) -> dict[str, Tensor]:
+    """Tensors of a state dict, without the prefixes of wrappers; nothing in the file is ever run."""
+    import torch
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(
+            f"{file} holds more than tensors, or is damaged, and is not opened: {str(error).splitlines()[0][:200]}",
+            field=FIELD,
+            fix="write its state_dict() alone, best with safetensors.torch.save_file, on a machine where you trust the file",
+        ) from None
+    state = dict(_tensors(content))
+    for wrapper in _WRAPPERS:
+        if state and all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    return state
+
+
+def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
+    from torch import Tensor
+
+    if not isinstance(content, Mapping):
+        return
+    for key in _NESTED:
+        if isinstance(content.get(key), Mapping):
+            yield from _tensors(content[key])
+            return
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            yield str(name), value
