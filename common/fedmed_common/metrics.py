@@ -82,7 +82,7 @@ SCORES: dict[str, tuple[Score, ...]] = {
         Score(name="dice", title="Dice", over="present"),
         Score(
             name="hd95_mm",
-            title="HD95, mm",
+            title="HD95 (mm)",
             over="present",
             better="lower",
             share=False,

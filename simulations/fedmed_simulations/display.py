@@ -23,6 +23,8 @@ from fedmed_common.config import Experiment
 from fedmed_common.metrics import Metrics, class_mean, merge
 from fedmed_server.history import RoundDone, RunEnded, SiteResult
 
+_IN_WORDS = {"false_positive": "painted where absent"}
+
 
 class Display:
     """Two bars: the run's rounds with the time left, and the step of the site at work. Finished rounds stay above."""
@@ -80,11 +82,12 @@ class Display:
 
 
 def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:
-    """Dice per class and site on held-out test patients, of the best model where there is one."""
+    """The leading metric by class and site on held-out test patients, of the best model where there is one, and the others."""
+    lead, *others = [score for score in experiment.task.scores if score.by_class]
     model = "best" if "best" in ended.test else "last"
     results = [result for result in ended.test.get(model, ()) if result.outcome == "ok"]
     table = Table(
-        title=f"Dice on held-out test patients, {model} model; in brackets: patients",
+        title=f"{lead.title} on held-out test patients, {model} model; in brackets: patients",
         title_justify="left",
         show_edge=False,
         pad_edge=False,
@@ -93,28 +96,29 @@ def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:
     for result in results:
         table.add_column(result.site, justify="right")
     table.add_column("all sites", justify="right", style="bold", no_wrap=True)
-    table.add_column("painted where absent", justify="right", max_width=13)
+    shown = [score for score in others if score.over != "all" and not score.needs]
+    for score in shown:
+        table.add_column(_IN_WORDS.get(score.name, score.name), justify="right", max_width=13)
     together = merge(result.means() for result in results)
     for name in experiment.task.classes:
-        cells = [_cell(result.means(), f"dice/{name}").partition(" ")[0] for result in results]
-        table.add_row(
-            name, *cells, _cell(together, f"dice/{name}"), _cell(together, f"false_positive/{name}")
-        )
+        cells = [_cell(result.means(), f"{lead.name}/{name}").partition(" ")[0] for result in results]
+        rest = [_cell(together, f"{score.name}/{name}") for score in shown]
+        table.add_row(name, *cells, _cell(together, f"{lead.name}/{name}"), *rest)
     return table
 
 
 def comparison_table(rows: Sequence[tuple[str, Metrics]], experiment: Experiment) -> Table:
     """The federation beside its baselines, each on the same held-out test patients."""
-    table = Table(
-        title="Held-out test patients: Dice, mean over patients who show the class", title_justify="left"
-    )
+    lead = experiment.task.scores[0]
+    whom = "patients who show the class" if lead.over == "present" else "patients"
+    table = Table(title=f"Held-out test patients: {lead.title}, mean over {whom}", title_justify="left")
     table.add_column("class")
     for name, _ in rows:
         table.add_column(name, justify="right")
     for klass in experiment.task.classes:
-        table.add_row(klass, *(_cell(metrics, f"dice/{klass}") for _, metrics in rows))
+        table.add_row(klass, *(_cell(metrics, f"{lead.name}/{klass}") for _, metrics in rows))
     table.add_section()
-    means = [class_mean(metrics, "dice") for _, metrics in rows]
+    means = [class_mean(metrics, lead.name) for _, metrics in rows]
     table.add_row(
         "mean over classes", *("-" if math.isnan(value) else f"{value:.3f}" for value in means), style="bold"
     )

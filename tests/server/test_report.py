@@ -118,7 +118,7 @@ def test_patients_of_sites_that_did_not_answer_are_not_counted(make_run: MakeRun
     measured = scores(run)
     assert measured is not None
     assert measured.patients == 20
-    assert headline(class_rows(run, measured)).dice == pytest.approx(0.9)
+    assert headline(class_rows(run, measured)).value == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from fedmed_client.site.audit import AuditLog
 from fedmed_client.site.home import SiteFolder
 from fedmed_common.bundle import Approved
-from fedmed_common.config import Experiment
+from fedmed_common.config import Experiment, Task
 from fedmed_common.errors import ConfigError, FedmedError, PolicyRefusal
 from fedmed_common.files import write_atomically
 from fedmed_common.loading import experiment_from_order
@@ -136,19 +136,32 @@ def describe(approval: Approval) -> list[str]:
     except ConfigError:
         return [f"{approval.experiment}: for fedmed {approval.code_version}, which this version cannot read"]
     task, train = asked.task, asked.train
-    distances = ", surface distances" if task.surface_metrics else ""
     return [
         f"{asked.name}, for fedmed {approval.code_version}",
         f"  hash      {approval.hash}",
         f"  state     {approval.state}{f' by {approval.by}' if approval.by else ''}",
         f"  task      {task.name} in {task.dimensions}D of {', '.join(task.classes)}",
         f"  model     {asked.model.label}: {asked.model.summary()}",
-        f"  work      {asked.rounds} rounds of {train.steps} steps with {train.batch_size} patches each",
+        f"  work      {asked.rounds} rounds of {train.steps} steps with {train.batch_size} {_samples(task)} each",
         f"  recipe    {asked.recipe.name}",
         "  leaves    once: numbers of patients by split, and of those who show each class",
         "            each round: the change of each of the network's numbers, the mean loss",
-        f"            each validation: Dice{distances} and false positives by class, with numbers of patients",
+        f"            each validation: {_measured(task)}, with numbers of patients",
     ]
+
+
+def _samples(task: Task) -> str:
+    """What a batch is made of."""
+    if task.name == "segmentation":
+        return "patches"
+    return "whole images" if task.dimensions == 3 else "slices or pictures"
+
+
+def _measured(task: Task) -> str:
+    """The metrics of held-out patients that a reply has, in words."""
+    by_class = ", ".join(score.title for score in task.scores if score.by_class)
+    overall = "".join(f"; {score.title} over all of them" for score in task.scores if not score.by_class)
+    return f"{by_class} by class{overall}"
 
 
 def _decide(home: SiteFolder, known: Approval, state: State, by: Literal["person", "signature"]) -> Approval:

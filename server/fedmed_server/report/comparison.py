@@ -6,15 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedmed_common.metrics import Mean, Metrics
-from fedmed_server.report.tables import ENOUGH_PATIENTS
+from fedmed_common.metrics import SCORES, Metrics
+from fedmed_common.metrics import Score as Measure
+from fedmed_server.report.tables import groups
 
 _DIGITS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """One model's Dice. ``best``: the highest of its row as printed, and not of all columns alike."""
+    """One model's leading metric. ``best``: the highest of its row as printed, and not of all columns alike."""
 
     value: float | None
     patients: float = 0.0
@@ -49,11 +50,13 @@ class Comparison:
         return tuple(row for row in self.classes if not row.counted)
 
 
-def compare(models: Mapping[str, Metrics], classes: Sequence[str]) -> Comparison | None:
-    """Dice by class and model, the classes in the given order; None where no model was compared."""
+def compare(
+    models: Mapping[str, Metrics], classes: Sequence[str], scores: Sequence[Measure] = SCORES["segmentation"]
+) -> Comparison | None:
+    """The first of ``scores`` by class and model, the classes in the given order; None where no model was compared."""
     if not models:
         return None
-    rows = tuple(_row(name, [metrics.get(f"dice/{name}") for metrics in models.values()]) for name in classes)
+    rows = tuple(_row(name, list(models.values()), scores) for name in classes)
     columns = list(zip(*(row.scores for row in rows if row.counted), strict=True))
     means = [sum(score.value or 0.0 for score in column) / len(column) for column in columns]
     return Comparison(
@@ -63,15 +66,16 @@ def compare(models: Mapping[str, Metrics], classes: Sequence[str]) -> Comparison
     )
 
 
-def _row(name: str, dice: Sequence[Mean | None]) -> ComparedClass:
-    values = [mean.value for mean in dice if mean is not None and math.isfinite(mean.value)]
-    numbers = {mean.weight for mean in dice if mean is not None}
-    counted = len(values) == len(dice) and len(numbers) == 1 and min(numbers) >= ENOUGH_PATIENTS
+def _row(name: str, models: Sequence[Metrics], measures: Sequence[Measure]) -> ComparedClass:
+    leads = [metrics.get(f"{measures[0].name}/{name}") for metrics in models]
+    behind = [groups(metrics, name, measures) for metrics in models]
+    values = [mean.value for mean in leads if mean is not None and math.isfinite(mean.value)]
+    counted = len(values) == len(leads) and len(set(behind)) == 1 and behind[0].enough
     scores = tuple(
-        Score(value=mean.value, patients=mean.weight, best=counted and _is_best(mean.value, values))
+        Score(value=mean.value, patients=group.showing, best=counted and _is_best(mean.value, values))
         if mean is not None and math.isfinite(mean.value)
         else Score(value=None)
-        for mean in dice
+        for mean, group in zip(leads, behind, strict=True)
     )
     return ComparedClass(name=name, scores=scores, counted=counted)
 

@@ -19,6 +19,7 @@ from fedmed_server.report import comparison, effort, tables
 from fedmed_server.report.charts import COLOURS, Chart, Curve, line_chart, site_style, stack_chart
 from fedmed_server.report.figures import Figure
 from fedmed_server.report.source import RunHistory, merged, shareable_experiment
+from fedmed_server.report.told import TASKS_TOLD
 
 _MOST_PANELS, _MOST_INCIDENTS, _MOST_LEGEND = 48, 100, COLOURS
 _WIDE, _PANEL = (540.0, 250.0), (250.0, 150.0)
@@ -75,12 +76,16 @@ def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> st
             start=start,
             measured=measured,
             headline=tables.headline(rows),
-            last_dice=_last_dice(run, rows),
+            last_value=_last_value(run, rows),
+            lead=run.experiment.task.scores[0],
+            columns=[one for one in run.experiment.task.scores[1:] if one.by_class],
+            overall=_overall(run, measured),
+            told=TASKS_TOLD[run.experiment.task.name],
             rows=rows,
             enough=tables.ENOUGH_PATIENTS,
             most_presence=max((row.presence.patients for row in rows), default=0),
-            dice_matrix=tables.dice_matrix(run, measured, names) if measured else None,
-            comparison=comparison.compare(run.comparison, names),
+            site_matrix=tables.site_matrix(run, measured, names) if measured else None,
+            comparison=comparison.compare(run.comparison, names, run.experiment.task.scores),
             baselines_told=BASELINES_TOLD,
             presence_matrix=tables.presence_matrix(run, names) if run.facts else None,
             charts=_wide_charts(run),
@@ -122,7 +127,7 @@ def chart_files(run: RunHistory) -> dict[str, str]:
     style = Markup((_ASSETS / "charts.css").read_text(encoding="utf-8"))  # noqa: S704
     charts = {name: chart for name, chart in _wide_charts(run).items() if chart is not None}
     charts |= {
-        f"validation_dice_{name}": chart
+        f"validation_{run.experiment.task.scores[0].name}_{name}": chart
         for name, _, _, chart in _panels(run, run.experiment.task.classes[:_MOST_PANELS])
     }
     return {name: str(macro.chart(chart, style)) for name, chart in charts.items()}  # type: ignore[attr-defined]
@@ -168,22 +173,33 @@ def _state(run: RunHistory, shareable: bool) -> dict[str, str]:
     }
 
 
-def _last_dice(run: RunHistory, rows: Sequence[tables.ClassRow]) -> float:
+def _last_value(run: RunHistory, rows: Sequence[tables.ClassRow]) -> float:
     """The headline's mean with the last round's model instead; NaN where it was not tested."""
+    lead = run.experiment.task.scores[0].name
     last = merged(run.ended.test.get("last", ())) if run.ended else {}
-    counted = {f"dice/{row.name}" for row in rows if row.enough}
-    return class_mean({name: mean for name, mean in last.items() if name in counted}, "dice")
+    counted = {f"{lead}/{row.name}" for row in rows if row.enough}
+    return class_mean({name: mean for name, mean in last.items() if name in counted}, lead)
+
+
+def _overall(run: RunHistory, measured: tables.Scores | None) -> list[tuple[str, float, float]]:
+    """Metrics that are not of one class: title, value, patients."""
+    metrics = measured.metrics if measured else {}
+    return [
+        (one.title, metrics[one.name].value, metrics[one.name].weight)
+        for one in run.experiment.task.scores
+        if not one.by_class and one.name in metrics
+    ]
 
 
 def _wide_charts(run: RunHistory) -> dict[str, Chart | None]:
-    best = tables.best_round(run)
-    dice = _curves(run, _measured(run, "evaluation"), lambda metrics: class_mean(metrics, "dice"))
+    best, lead = tables.best_round(run), run.experiment.task.scores[0]
+    means = _curves(run, _measured(run, "evaluation"), lambda metrics: class_mean(metrics, lead.name))
     loss = _curves(run, _measured(run, "train"), lambda metrics: _value(metrics, "loss"))
     stacks = {done.round: {k: v for k, v in done.seconds.items() if k != "total"} for done in run.rounds}
     return {
-        "validation_dice": line_chart(
-            dice,
-            title="Mean validation Dice over the classes, by round",
+        f"validation_{lead.name}": line_chart(
+            means,
+            title=f"Mean validation {lead.title} over the classes, by round",
             size=_WIDE,
             y_range=(0.0, 1.0),
             mark=best,
@@ -194,17 +210,18 @@ def _wide_charts(run: RunHistory) -> dict[str, Chart | None]:
 
 
 def _panels(run: RunHistory, classes: Sequence[str]) -> list[tuple[str, float, float, Chart]]:
-    """By class: name, last value, patients behind it, chart of validation Dice over all sites and at each."""
+    """By class: name, last value, patients who show it, chart of the leading validation metric over all sites and at each."""
     best, measured = tables.best_round(run), _measured(run, "evaluation")
+    scores = run.experiment.task.scores
     panels = []
     for name in classes:
-        key = f"dice/{name}"
+        key = f"{scores[0].name}/{name}"
         curves = _curves(run, measured, lambda metrics, key=key: _value(metrics, key))  # type: ignore[misc]
-        title = f"Validation Dice of {name}, by round"
+        title = f"Validation {scores[0].title} of {name}, by round"
         chart = line_chart(curves, title=title, size=_PANEL, y_range=(0.0, 1.0), mark=best)
         if chart is not None:
-            last = [everyone[key] for _, everyone, _ in measured if _finite(everyone, key)][-1]
-            panels.append((name, last.value, last.weight, chart))
+            last = [everyone for _, everyone, _ in measured if _finite(everyone, key)][-1]
+            panels.append((name, last[key].value, tables.groups(last, name, scores).least, chart))
     return panels
 
 

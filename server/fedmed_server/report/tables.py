@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedmed_common.metrics import Mean, Metrics
+from fedmed_common.metrics import Mean, Metrics, Score
 from fedmed_server.history import SiteFacts, SiteResult
 from fedmed_server.report.source import RunHistory, in_order, merged
 
 ENOUGH_PATIENTS = 10
-"""A class with fewer test patients is no part of the headline: the standard error of its mean would exceed 0.05 to 0.1."""
+"""A class with fewer test patients is no part of the headline: the standard error of its mean would exceed 0.05 to 0.1.
+
+Where a metric compares those who show a class with those who do not, either group needs as many."""
 
 MOST_SITES = 40
 _MOST_COLUMNS = 12
@@ -50,27 +52,61 @@ class Presence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """Measured patients who show a class, and where the task's metrics need them too, those who do not (else None)."""
+
+    showing: float
+    others: float | None
+
+    @property
+    def least(self) -> float:
+        """The smaller group, on which a claim stands."""
+        return self.showing if self.others is None else min(self.showing, self.others)
+
+    @property
+    def enough(self) -> bool:
+        """Whether a claim can stand on them."""
+        return self.least >= ENOUGH_PATIENTS
+
+    @property
+    def text(self) -> str:
+        """As '12', or '12 and 30 without it'."""
+        return (
+            f"{self.showing:g}" if self.others is None else f"{self.showing:g} and {self.others:g} without it"
+        )
+
+
+def groups(metrics: Metrics, name: str, scores: Sequence[Score]) -> Groups:
+    """The patients behind the metrics of a class, as their weights count them."""
+
+    def weight(over: str) -> float:
+        found = (metrics.get(f"{score.name}/{name}") for score in scores if score.over == over)
+        return next((mean.weight for mean in found if mean is not None), 0.0)
+
+    return Groups(showing=weight("present"), others=weight("absent") if scores[0].paired else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClassRow:
-    """One class over all sites."""
+    """One class over all sites: its metrics by name, and among them the one that leads the task."""
 
     name: str
     presence: Presence
-    dice: Mean | None
-    false_positive: Mean | None
-    surface: Mean | None
-    surface_dice: Mean | None
+    values: Mapping[str, Mean]
+    groups: Groups
+    lead: Mean | None
 
     @property
     def enough(self) -> bool:
         """Whether the class counts in the headline."""
-        return self.dice is not None and self.dice.weight >= ENOUGH_PATIENTS
+        return self.lead is not None and self.groups.enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
     """The mean over the classes with enough patients, and the others by name."""
 
-    dice: float
+    value: float
     counted: tuple[str, ...]
     few: tuple[ClassRow, ...]
 
@@ -134,49 +170,50 @@ def best_round(run: RunHistory) -> int:
 def class_rows(run: RunHistory, measured: Scores | None) -> tuple[ClassRow, ...]:
     """Every class, the most frequent in training first: so the table reads down the long tail."""
     metrics = measured.metrics if measured else {}
-
-    def value(metric: str, name: str) -> Mean | None:
-        mean = metrics.get(f"{metric}/{name}")
-        return mean if mean is not None and mean.weight else None
-
-    rows = [
-        ClassRow(
-            name=name,
-            presence=_presence(name, run.facts),
-            dice=value("dice", name),
-            false_positive=value("false_positive", name),
-            surface=value("hd95_mm", name),
-            surface_dice=value("nsd", name),
+    task = run.experiment.task
+    rows = []
+    for name in task.classes:
+        found = {score.name: metrics.get(f"{score.name}/{name}") for score in task.scores}
+        values = {metric: mean for metric, mean in found.items() if mean is not None and mean.weight}
+        rows.append(
+            ClassRow(
+                name=name,
+                presence=_presence(name, run.facts),
+                values=values,
+                groups=groups(metrics, name, task.scores),
+                lead=values.get(task.scores[0].name),
+            )
         )
-        for name in run.experiment.task.classes
-    ]
     return tuple(sorted(rows, key=lambda row: -row.presence.patients))
 
 
 def headline(rows: Sequence[ClassRow]) -> Headline:
-    """The unweighted mean Dice over the classes with enough patients."""
+    """The unweighted mean of the leading metric over the classes with enough patients."""
     counted = [row for row in rows if row.enough]
-    values = [row.dice.value for row in counted if row.dice]
+    values = [row.lead.value for row in counted if row.lead]
     return Headline(
-        dice=sum(values) / len(values) if values else math.nan,
+        value=sum(values) / len(values) if values else math.nan,
         counted=tuple(row.name for row in counted),
         few=tuple(row for row in rows if not row.enough),
     )
 
 
-def dice_matrix(run: RunHistory, measured: Scores, classes: Sequence[str]) -> Matrix:
-    """Dice of each class at each site, with the number of patients behind it."""
+def site_matrix(run: RunHistory, measured: Scores, classes: Sequence[str]) -> Matrix:
+    """The leading metric of each class at each site, with the number of patients behind it who show the class."""
+    scores = run.experiment.task.scores
     answers = {result.site: result for result in measured.results}
     facts = {site.name: site for site in run.facts}
     names = sorted(answers, key=in_order)[:MOST_SITES]
 
     def cell(klass: str, site: str) -> Cell:
         answer = answers[site]
-        mean = answer.means().get(f"dice/{klass}")
+        means = answer.means()
+        mean = means.get(f"{scores[0].name}/{klass}")
         if answer.outcome != "ok":
             return Cell(kind="silent", text="no answer")
         if mean is not None and mean.weight:
-            return Cell(kind="value", text=f"{mean.value:.2f}", note=f"n = {mean.weight:g}", share=mean.value)
+            count = groups(means, klass, scores).showing
+            return Cell(kind="value", text=f"{mean.value:.2f}", note=f"n = {count:g}", share=mean.value)
         if site in facts and klass not in facts[site].presence:
             return Cell(kind="unannotated", text="not annotated")
         return Cell(kind="unreported", text="none reported")

@@ -1,0 +1,24 @@
+"""What the report says of a task's metrics, in words."""
+
+from __future__ import annotations
+
+TASKS_TOLD: dict[str, dict[str, str]] = {
+    "segmentation": {
+        "headline": "Mean foreground Dice",
+        "classes": "Dice counts the {split} patients who show a class; the false positive rate is the share of those who do not, "
+        "in whom it was predicted all the same.",
+        "matrix": "on the {split} patients who show the class, n of them",
+        "few": "those that at least {enough} of these patients show",
+        "too_few": "Fewer than {enough} {split} patients",
+    },
+    "classification": {
+        "headline": "Mean AUROC",
+        "classes": "A patient's score of a class is the highest over the patient's images. Sensitivity, specificity and F1 are "
+        "those of all patients together; AUROC, AUPRC, balanced accuracy and calibration error are the mean of the sites' own, "
+        "weighted by their patients.",
+        "matrix": "on the {split} patients, n of whom show the class",
+        "few": "those that at least {enough} of these patients show, and at least {enough} do not",
+        "too_few": "Fewer than {enough} {split} patients with it, or without it",
+    },
+}
+"""By task; ``{split}`` and ``{enough}`` are filled in."""
