@@ -19,6 +19,7 @@ SAFETENSORS, TORCH = frozenset({".safetensors"}), frozenset({".pt", ".pth", ".bi
 FIELD = "transfer.weights"
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "network_weights")
 _WRAPPERS = ("module.", "_orig_mod.")
+_ADAPTER_A, _ADAPTER_B = ".lora_A.default.weight", ".lora_B.default.weight"
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -81,18 +82,43 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        state: dict[str, Tensor] = load_file(file)
-        return state
+        with safe_open(file, framework="pt") as content:
+            about = content.metadata() or {}
+            state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(
             f"{file} is not a safetensors file that can be read: {error}",
             field=FIELD,
             fix="fetch or write it again",
         ) from None
+    return _merged(state, about, file)
+
+
+def _merged(state: dict[str, Tensor], about: Mapping[str, str], file: Path) -> dict[str, Tensor]:
+    """Adapters that a run of ours trained, added to the layers beside which they lie (Hu et al. 2022, 'LoRA', equation 3)."""
+    layers = [name.removesuffix(_ADAPTER_A) for name in state if name.endswith(_ADAPTER_A)]
+    if not layers:
+        return state
+    try:
+        lora = json.loads(about["experiment"])["transfer"]["lora"]
+        scale = lora["alpha"] / lora["rank"]
+    except (KeyError, ValueError, TypeError):
+        raise ConfigError(
+            f"{file} holds adapters without what they are scaled by",
+            field=FIELD,
+            fix="merge them into their layers first",
+        ) from None
+    merged = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name
+    }
+    for layer in layers:
+        first, second = state[layer + _ADAPTER_A], state[layer + _ADAPTER_B]
+        weight = merged[f"{layer}.weight"]
+        merged[f"{layer}.weight"] = weight + scale * (second.flatten(1) @ first.flatten(1)).view_as(weight)
+    return merged
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:

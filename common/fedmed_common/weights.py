@@ -30,7 +30,7 @@ class Loaded:
     """What became of a file. Names are the network's, but those of ``left_over`` are the file's.
 
     ``summed``: first layers whose weights of several input channels (as of colour) were summed for images of fewer.
-    ``other_shape``: by name, the file's shape and the network's. ``missing``: not in the file, so as they were drawn.
+    ``other_shape``: by name, the file's shape and the network's. ``missing``: not in the file, so as the seed makes them.
     ``prefix``: what the file puts before its names, and what the network does.
     """
 
@@ -52,8 +52,8 @@ class Loaded:
         ]
         for names, what in (
             (self.summed, "summed over the input channels"),
-            (self.missing, "not in the file, drawn at random"),
-            (shapes, "of another shape in the file, drawn at random"),
+            (self.missing, "not in the file, initialised anew"),
+            (shapes, "of another shape in the file, initialised anew"),
             (self.left_over, "left over in the file"),
         ):
             if names:
@@ -76,7 +76,7 @@ def load_weights(network: nn.Module, path: Path) -> Loaded:
     own = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
     theirs, ours = _best_prefix(found, own)
     matched = {ours + name[len(theirs) :]: name for name in found if name.startswith(theirs)}
-    matched = {name: source for name, source in matched.items() if name in own}
+    matched = {name: matched[name] for name in own if name in matched}
     first = _input_layers(network)
     loaded, summed, other_shape = [], [], {}
     with torch.no_grad():
