@@ -19,7 +19,32 @@ class Small:
     task: str = "segmentation"
 
 
+def _classifier(
+    settings: dict[str, Any],
+    patch: dict[int, tuple[int, ...]],
+    odd: dict[int, tuple[int, ...]] | None = None,
+) -> Small:
+    return Small(settings=settings, patch=patch, odd=odd or {}, task="classification")
+
+
 SMALL: dict[str, Small] = {
+    "fcn": Small(settings={"width": 0.02, "dropout": 0.0}, patch={2: (32, 64)}),
+    "segnet": Small(settings={"width": 0.07}, patch={2: (32, 64), 3: (32, 32, 64)}),
+    "pspnet": Small(
+        settings={"width": 0.02, "dropout": 0.0},
+        patch={2: (32, 40), 3: (16, 16, 24)},
+        odd={2: (37, 45), 3: (17, 19, 21)},
+    ),
+    "hrnet": Small(
+        settings={"width": 0.05, "modules": (1, 1, 1), "blocks": 1},
+        patch={2: (40, 64), 3: (36, 36, 40)},
+        odd={2: (37, 45), 3: (33, 35, 34)},
+    ),
+    "deepmedic": Small(
+        settings={"features": (4, 6), "joined": (8, 6), "dropout": 0.0},
+        patch={2: (16, 20), 3: (8, 12, 10)},
+        odd={2: (13, 17), 3: (7, 9, 11)},
+    ),
     "unet": Small(settings={"channels": (4, 6, 8)}, patch={2: (16, 24), 3: (16, 8, 24)}),
     "unet_2015": Small(settings={"channels": (4, 6, 8)}, patch={2: (16, 24)}),
     "unet3d": Small(settings={"channels": (4, 6, 8)}, patch={3: (16, 8, 24)}),
@@ -38,7 +63,8 @@ SMALL: dict[str, Small] = {
         patch={2: (16, 24), 3: (16, 8, 16)},
     ),
     "dense_unet": Small(
-        settings={"growth": 3, "blocks": (1, 2, 2), "stem": 4, "dropout": 0.0}, patch={2: (16, 24), 3: (16, 8, 8)}
+        settings={"growth": 3, "blocks": (1, 2, 2), "stem": 4, "dropout": 0.0},
+        patch={2: (16, 24), 3: (16, 8, 8)},
     ),
     "unetplusplus": Small(settings={"channels": (4, 6, 8)}, patch={2: (16, 24), 3: (16, 8, 8)}),
     "unext": Small(settings={"channels": (4, 4, 6, 8, 10)}, patch={2: (64, 96)}),
@@ -55,6 +81,44 @@ SMALL: dict[str, Small] = {
         patch={2: (64, 64), 3: (64, 64, 32)},
     ),
     "sam": Small(settings={"variant": "tiny", "image_size": 64}, patch={2: (32, 48)}, odd={2: (31, 45)}),
+    "deeplab_v1": Small(
+        settings={"width": 0.0625, "dropout": 0.0, "rate": 2},
+        patch={2: (32, 24), 3: (16, 8, 24)},
+        odd={2: (29, 22), 3: (17, 9, 10)},
+    ),
+    "deeplab_v2": Small(
+        settings={"width": 0.0625, "backbone": "resnet18", "rates": (1, 2)},
+        patch={2: (32, 24), 3: (16, 8, 24)},
+        odd={2: (29, 22), 3: (17, 9, 10)},
+    ),
+    "deeplab_v3": Small(
+        settings={"width": 0.0625, "backbone": "resnet18", "rates": (1, 2), "dropout": 0.0},
+        patch={2: (48, 32), 3: (32, 16, 32)},
+        odd={2: (45, 38), 3: (33, 17, 18)},
+    ),
+    "deeplab_v3plus": Small(
+        settings={"width": 0.0625, "backbone": "resnet18", "rates": (1, 2), "dropout": 0.0},
+        patch={2: (48, 32), 3: (32, 16, 32)},
+        odd={2: (45, 38), 3: (33, 17, 18)},
+    ),
+    "alexnet": _classifier({"width": 0.05, "dropout": 0.0}, {2: (63, 80)}, {2: (71, 83)}),
+    "vgg": _classifier({"depth": 11, "width": 0.05, "dropout": 0.0}, {2: (64, 64)}, {2: (71, 83)}),
+    "googlenet": _classifier({"width": 0.05, "dropout": 0.0}, {2: (64, 48)}, {2: (71, 53)}),
+    "inception_v3": _classifier({"width": 0.05, "dropout": 0.0}, {2: (107, 107)}, {2: (109, 113)}),
+    "xception": _classifier(
+        {"width": 0.02, "dropout": 0.0}, {2: (64, 48), 3: (33, 33, 33)}, {2: (71, 53), 3: (35, 33, 37)}
+    ),
+    "resnet": _classifier({"width": 0.05}, {2: (64, 48), 3: (33, 33, 33)}, {2: (71, 53), 3: (35, 33, 37)}),
+    "densenet": _classifier({"width": 0.1}, {2: (64, 64), 3: (64, 64, 64)}, {2: (71, 69), 3: (65, 67, 64)}),
+    "efficientnet": _classifier(
+        {"width": 0.1, "dropout": 0.0}, {2: (64, 48), 3: (33, 33, 33)}, {2: (71, 53), 3: (35, 33, 37)}
+    ),
+    "vit": _classifier({"width": 0.01, "layers": 2}, {2: (32, 48), 3: (32, 16, 16)}),
+    "deit": _classifier({"width": 0.01, "layers": 2, "distilled": True}, {2: (32, 48), 3: (32, 16, 16)}),
+    "cait": _classifier({"width": 0.3, "layers": 2}, {2: (32, 48), 3: (32, 16, 16)}),
+    "transmed": _classifier(
+        {"width": 0.05, "layers": 2}, {2: (64, 48), 3: (48, 40, 5)}, {2: (71, 53), 3: (49, 37, 7)}
+    ),
 }
 
 EACH = [

@@ -34,7 +34,8 @@ def halving(dimensions: int) -> nn.Module:
 class UShape(nn.Module):
     """``left`` stages, finest first; ``right`` stages, coarsest first, each on its ``up``-sampled input beside the skip.
 
-    ``pool`` stands between the left stages; the skip comes first in the channels of what a right stage gets.
+    ``pool`` stands between the left stages; the skip comes first in the channels of what a right stage gets. ``encode`` and
+    ``decode`` are its halves, for a network that puts something between them.
     """
 
     def __init__(
@@ -53,17 +54,23 @@ class UShape(nn.Module):
         self.up = nn.ModuleList(up)
         self.head = head
 
-    def forward(self, image: Tensor) -> Tensor:
-        maps = image
-        skips: list[Tensor] = []
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """What each left stage gives, the finest first."""
+        features: list[Tensor] = []
         for level, stage in enumerate(self.left):
-            maps = stage(self.pool(maps) if level else maps)
-            skips.append(maps)
-        skips.pop()
+            features.append(stage(self.pool(features[-1]) if level else image))
+        return features
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """Logits of what each left stage gave."""
+        *skips, maps = features
         for up, stage in zip(self.up, self.right, strict=True):
             maps = stage(torch.cat([skips.pop(), up(maps)], dim=1))
         logits: Tensor = self.head(maps)
         return logits
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.decode(self.encode(image))
 
     def checkpoint_blocks(self) -> list[nn.Module]:
         """The stages: what is worth computing twice to save its memory."""
