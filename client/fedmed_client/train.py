@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmed_client.data.samplers import Sampler
+from fedmed_client.engine.compiling import said_by_its_field
+from fedmed_client.engine.memory import channels_last, checkpointed
+from fedmed_client.engine.team import ALONE, Team
 from fedmed_client.workbench import Bench
 from fedmed_common import params
 from fedmed_common.config import Training
 from fedmed_common.metrics import Mean
 from fedmed_common.params import Parameters
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,27 +40,35 @@ def train(
     round_number: int,
     seed: np.random.SeedSequence,
     on_step: Callable[[int], None],
+    team: Team = ALONE,
 ) -> Update:
     """Take ``train.steps`` optimizer steps from ``start``. The optimizer begins afresh in every round.
 
+    ``team``: the processes that share each batch; all draw the same samples, and each cuts its own.
+
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss is not finite, or float16 was too small for every step.
     """
     settings = bench.experiment.train
     params.to_model(start, bench.model)
     bench.model.train()
-    optimizer = make_optimizer(
-        bench.model, settings, learning_rate(settings, round_number, bench.experiment.rounds)
-    )
-    total = 0.0
-    with torch.random.fork_rng(devices=_cuda_devices(bench.device)):
-        batches = _batches(sampler, settings.steps, seed)
-        for step, (image, label, annotated) in enumerate(batches, start=1):
-            total += _step(bench, optimizer, image, label, annotated)
+    network = team.prepared(bench.trained_network)
+    rate = learning_rate(settings, round_number, bench.experiment.rounds)
+    stepper = _Stepper(bench, network, make_optimizer(bench.model, settings, rate), team)
+    total, done = 0.0, 0
+    with (
+        torch.random.fork_rng(devices=_cuda_devices(bench.device)),
+        checkpointed(bench.model) if settings.checkpointing else nullcontext(),
+    ):
+        for step, batch in enumerate(_batches(sampler, settings.steps, seed, team), start=1):
+            loss, taken = stepper.step(batch)
+            if taken:
+                total, done = total + loss, done + 1
             on_step(step)
     if not math.isfinite(total):
         raise FloatingPointError(f"the training loss of round {round_number} is not finite")
-    return Update(delta=params.delta(bench.model, start), loss=Mean(total, settings.steps))
+    _tell_skipped(settings.steps, done, round_number)
+    return Update(delta=params.delta(team.whole(bench.model), start), loss=Mean(total, done))
 
 
 def make_optimizer(model: torch.nn.Module, settings: Training, rate: float) -> torch.optim.Optimizer:
@@ -75,26 +90,81 @@ def learning_rate(settings: Training, round_number: int, rounds: int) -> float:
 
 
 def _batches(
-    sampler: Sampler, steps: int, seed: np.random.SeedSequence
+    sampler: Sampler, steps: int, seed: np.random.SeedSequence, team: Team
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """This process's part of each batch. The first process draws what one alone would; dropout differs from one to the next."""
     rng = np.random.default_rng(seed)
-    torch.manual_seed(int(rng.integers(2**63)))
+    torch.manual_seed((int(rng.integers(2**63)) + team.rank) % 2**63)
     for _ in range(steps):
-        yield sampler.batch(rng)
+        if team.size == 1:
+            yield sampler.batch(rng)
+        else:
+            picks = sampler.draw(rng)
+            mine = len(picks) // team.size
+            yield sampler.cut(picks[team.rank * mine : (team.rank + 1) * mine])
 
 
-def _step(
-    bench: Bench, optimizer: torch.optim.Optimizer, image: Tensor, label: Tensor, annotated: Tensor
-) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    loss = bench.task.objective(
-        bench.model, image.to(bench.device), label.to(bench.device), annotated.to(bench.device)
-    )
-    loss.backward()  # type: ignore[no-untyped-call]
-    if bench.experiment.train.gradient_norm:
-        torch.nn.utils.clip_grad_norm_(bench.model.parameters(), bench.experiment.train.gradient_norm)
-    optimizer.step()
-    return float(loss.detach())
+@dataclass(slots=True)
+class _Stepper:
+    """Takes optimizer steps. ``network``: the model as the objective sees it."""
+
+    bench: Bench
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    team: Team
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        enabled = self.bench.experiment.train.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.bench.device.type, enabled=enabled)
+
+    def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[float, bool]:
+        """One step on a batch: its loss, and whether it was taken; float16 that overflowed takes none."""
+        settings = self.bench.experiment.train
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._gradients(batch)
+        self.scaler.unscale_(self.optimizer)
+        if settings.gradient_norm:
+            torch.nn.utils.clip_grad_norm_(self.bench.model.parameters(), settings.gradient_norm)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return float(self.team.mean(loss)), self.scaler.get_scale() >= scale
+
+    def _gradients(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Add up the gradients of the batch's parts, each part's loss weighted by its share; the batch's loss."""
+        settings = self.bench.experiment.train
+        parts = list(zip(*(tensor.chunk(settings.accumulate) for tensor in batch), strict=True))
+        losses = []
+        for number, part in enumerate(parts, start=1):
+            image, target, annotated = (tensor.to(self.bench.device) for tensor in part)
+            if settings.channels_last:
+                image = channels_last(image)
+            with (
+                self.team.collecting(self.network, last=number == len(parts)),
+                said_by_its_field() if settings.compile else nullcontext(),
+            ):
+                loss = self.bench.task.objective(self.network, image, target, annotated)
+                if len(parts) > 1:
+                    loss = loss * (len(image) / len(batch[0]))
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def _tell_skipped(steps: int, done: int, round_number: int) -> None:
+    """Raises FloatingPointError where no step was taken."""
+    if not done:
+        raise FloatingPointError(
+            f"float16 overflowed in every step of round {round_number}; use train.precision = 'bf16'"
+        )
+    if done < steps:
+        _log.warning(
+            "float16 overflowed in %d of %d steps of round %d; they were left out",
+            steps - done,
+            steps,
+            round_number,
+        )
 
 
 def _cuda_devices(device: torch.device) -> list[int]:

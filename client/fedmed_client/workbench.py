@@ -14,6 +14,8 @@ import torch
 
 from fedmed_client.data.cohort import Cohort, open_cohort
 from fedmed_client.data.samplers import Sampler, build_sampler
+from fedmed_client.engine.compiling import compiled
+from fedmed_client.engine.memory import lay_channels_last
 from fedmed_client.site.audit import AuditLog
 from fedmed_client.work.outbox import Outbox
 from fedmed_common.config import Experiment, Site
@@ -22,6 +24,8 @@ from fedmed_common.loading import experiment_from_order
 from fedmed_common.models import build_model
 from fedmed_common.processes import allow_many_open_files, cores
 from fedmed_common.tasks import Task, build_task
+
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _no_step(_site: str, _step: int) -> None:
@@ -57,6 +61,16 @@ class Bench:
     model: torch.nn.Module
     task: Task
     device: torch.device
+    compiled: torch.nn.Module | None = None
+
+    @property
+    def trained_network(self) -> torch.nn.Module:
+        """The model as training calls it: compiled, where the experiment asks for it. Its parameters are the model's own."""
+        if not self.experiment.train.compile:
+            return self.model
+        if self.compiled is None:
+            self.compiled = compiled(self.model)
+        return self.compiled
 
 
 @lru_cache(maxsize=4)
@@ -78,9 +92,12 @@ def bench_for(order_text: str, *, gpu: bool = True) -> Bench:
     """
     experiment = experiment_of(order_text)
     device = pick_device(experiment.train.device, gpu=gpu)
+    model = build_model(experiment).to(device)
+    if experiment.train.channels_last:
+        lay_channels_last(model)
     return Bench(
         experiment=experiment,
-        model=build_model(experiment).to(device),
+        model=model,
         task=build_task(experiment),
         device=device,
     )
@@ -143,7 +160,8 @@ def numerics(experiment: Experiment, device: torch.device, most_threads: int = 0
     torch.set_num_threads(min(wanted, most_threads or wanted))
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=experiment.train.precision == "bf16"):
+        half = _HALVES.get(experiment.train.precision)
+        with torch.autocast(device.type, half, enabled=half is not None):
             yield
     finally:
         torch.set_num_threads(threads)

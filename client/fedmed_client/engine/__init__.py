@@ -1,0 +1,1 @@
+"""How a site's training uses its machine: memory, precision, compiled kernels, several GPUs."""
