@@ -190,8 +190,9 @@ class Privacy(Model):
         None,
         description="sigma: deviation of the noise in units of clipping_norm; absent: the least that keeps epsilon",
     )
-    samples: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
-        None, description="of a patient in a step, whose mean is the patient's gradient; absent: train.batch_size"
+    samples: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None,
+        description="of a patient in a step, whose mean is the patient's gradient; absent: train.batch_size",
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from datetime import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedmed_common.fields import Model, Name, Positive
 
@@ -93,9 +93,7 @@ class Policy(Model):
     least_noise: Annotated[float, Field(ge=0.0)] = Field(
         0.0, description="the least noise multiplier (sigma)"
     )
-    maximum_clipping: Positive | None = Field(
-        None, description="the largest clipping norm (C); absent: any"
-    )
+    maximum_clipping: Positive | None = Field(None, description="the largest clipping norm (C); absent: any")
     maximum_sampling_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="the largest share of training patients that a step may draw (q)"
     )
@@ -146,6 +144,17 @@ class Device(Model):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="most CPU threads of an order; 0: all cores"
     )
+    processes: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="most processes of an order, each with a GPU of its own where gpu is auto"
+    )
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each(self) -> Self:
+        if self.processes > 1 and self.gpu not in ("auto", "none"):
+            raise ValueError(
+                f"processes = {self.processes} need as many GPUs; gpu '{self.gpu}' is one: use 'auto'"
+            )
+        return self
 
 
 class Network(Model):

@@ -46,7 +46,7 @@ def apply_transfer(network: nn.Module, experiment: Experiment) -> None:
         raise ConfigError(
             "nothing is left to train", field="transfer", fix="take patterns out of transfer.freeze"
         )
-    _hold_statistics(network)
+    hold_statistics(network)
 
 
 def _adapt(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
@@ -82,7 +82,8 @@ def _matching(names: Iterable[str], patterns: Sequence[str], field: str) -> set[
     return found
 
 
-def _hold_statistics(network: nn.Module) -> None:
+def hold_statistics(network: nn.Module) -> None:
+    """Keep the batch norms whose scale is frozen in evaluation mode, in place."""
     for module in network.modules():
         if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
             module.register_forward_pre_hook(_stay_measured)

@@ -49,12 +49,13 @@ def limit_memory(limits: Limits) -> None:
 
 
 def visible_gpu(device: Device, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables with which a process sees the one GPU that the site gives, or none.
+    """Variables with which a process sees the GPUs that the site gives, one for each of its processes, or none.
 
     ``auto`` takes the first of those that ``environment`` leaves visible.
     """
     if device.gpu == "none":
         return {_VISIBLE: ""}
     if device.gpu == "auto":
-        return {_VISIBLE: environment.get(_VISIBLE, "0").partition(",")[0]}
+        there = environment.get(_VISIBLE, ",".join(map(str, range(device.processes)))).split(",")
+        return {_VISIBLE: ",".join(there[: device.processes])}
     return {_VISIBLE: device.gpu}
