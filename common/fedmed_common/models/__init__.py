@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
+from fedmed_common.monai_import import load_monai
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -43,6 +44,7 @@ def start_model(experiment: Experiment, weights: Path | None) -> tuple[Module, L
     from fedmed_common.transfer import apply_transfer
     from fedmed_common.weights import load_weights
 
+    load_monai()
     build = import_module(experiment.model.module).build
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(experiment.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,11 +57,13 @@ class Segmentation:
 
     def objective(self, model: nn.Module, image: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
         """The loss of what the model makes of a batch, of all its outputs where it gives several."""
-        return supervision.objective(self.per_sample, model, model(image), image, target, annotated)
+        return supervision.objective(
+            self.per_sample, model, _outputs(model, image, target), image, target, annotated
+        )
 
     def measure(self, model: nn.Module, case: Case, device: torch.device | str) -> Metrics:
         """The scores of one case."""
-        prediction = self.predict(model, case.image, device)
+        prediction = self.predict(model, case.image, device, case.label)
         return self.score(prediction, case.label, case.annotated, case.spacing_mm)
 
     def summarise(self, patients: Iterable[Sequence[Metrics]]) -> Metrics:
@@ -68,19 +71,28 @@ class Segmentation:
         return merge(patient_mean(cases) for cases in patients)
 
     def predict(
-        self, model: nn.Module, image: NDArray[np.float32], device: torch.device | str
+        self,
+        model: nn.Module,
+        image: NDArray[np.float32],
+        device: torch.device | str,
+        reference: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
         """The label map ``(X, Y, Z)`` of an image ``(C, X, Y, Z)``, which may be a memory map.
 
         The model lies on ``device`` already; it is in evaluation mode meanwhile and in its own afterwards. In a 2D task each
-        slice across z is on its own. Autocast, where wanted, is around the call.
+        slice across z is on its own. Autocast, where wanted, is around the call. ``reference``: the label map, from which an
+        interactive network, as SAM, gets its prompts window by window; no other network sees it.
         """
         x, y, *z = self.experiment.data.patch
         training = model.training
+        predictor: Callable[[Tensor], Tensor] = model
+        if reference is not None and hasattr(model, "prompt"):
+            predictor = _prompted(model)
+            image = np.concatenate([image, reference[None].astype(np.float32)])
         model.eval()
         try:
             return sliding_argmax(
-                model if z else _by_slice(model),
+                predictor if z else _by_slice(predictor),
                 image,
                 (x, y, z[0] if z else 1),
                 classes=1 + len(self.experiment.task.classes),
@@ -137,7 +149,23 @@ def _dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     return float(2 * np.count_nonzero(predicted & truth) / total)
 
 
-def _by_slice(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def _outputs(model: nn.Module, image: Tensor, target: Tensor) -> Any:
+    """What the model makes of a batch; of an interactive network, with prompts from the reference."""
+    prompt = supervision.attribute(model, "prompt")
+    return model(image) if prompt is None else model(image, prompt(target))
+
+
+def _prompted(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """An interactive model on windows whose last channel is the reference."""
+
+    def predictor(window: Tensor) -> Tensor:
+        logits: Tensor = _outputs(model, window[:, :-1], window[:, -1].long())
+        return logits
+
+    return predictor
+
+
+def _by_slice(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A 2D model on windows one voxel deep."""
 
     def predictor(window_BCXY1: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data.utils import compute_importance_map
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fedmed_common.monai_import import load_monai
 
 Triple = tuple[int, int, int]
 
@@ -77,6 +78,9 @@ def _cut(start: Triple, window: Triple) -> tuple[slice, ...]:
 
 
 def _gaussian(window: Triple) -> Tensor:
+    load_monai()
+    from monai.data.utils import compute_importance_map
+
     extent = [width for width in window if width > 1] or [1]
     importance: Tensor = compute_importance_map(extent, mode="gaussian", sigma_scale=0.125)
     return importance.reshape(window)

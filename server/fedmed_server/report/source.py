@@ -16,6 +16,7 @@ from fedmed_common.errors import CheckpointError, ConfigError
 from fedmed_common.loading import experiment_from_order
 from fedmed_common.metrics import Mean, Metrics, merge
 from fedmed_server import history
+from fedmed_server.folders import WEIGHTS
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteFacts, SiteResult
 
 EXPERIMENT, COMPARISON = "experiment.toml", "comparison.json"
@@ -28,6 +29,7 @@ class RunHistory:
     """A run folder's content. ``rounds`` in order, each once; ``ended`` is None while the run goes on or when it was killed.
 
     ``comparison``: metrics on the same test patients, by model, the run's own first; empty where it has no baselines.
+    ``started_from``: what became of the file that the weights started from, in sentences; empty where they were drawn at random.
     """
 
     name: str
@@ -37,6 +39,7 @@ class RunHistory:
     rounds: tuple[RoundDone, ...]
     ended: RunEnded | None
     comparison: Mapping[str, Metrics]
+    started_from: tuple[str, ...] = ()
 
     @property
     def facts(self) -> tuple[SiteFacts, ...]:
@@ -113,6 +116,7 @@ def read_run(run: Path) -> RunHistory:
         rounds=tuple(rounds[number] for number in sorted(rounds)),
         ended=ended,
         comparison=read_comparison(run),
+        started_from=read_start(run),
     )
 
 
@@ -134,6 +138,23 @@ def read_comparison(run: Path) -> dict[str, Metrics]:
     return {model: {name: Mean(*pair) for name, pair in metrics.items()} for model, metrics in models.items()}
 
 
+def read_start(run: Path) -> tuple[str, ...]:
+    """What became of the file that the run's weights started from, in sentences; none where they were drawn at random.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    file = run / WEIGHTS
+    if not file.exists():
+        return ()
+    try:
+        return tuple(str(sentence) for sentence in json.loads(file.read_bytes())["sentences"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}: damaged ({type(error).__name__}); without this file the report leaves out what the weights started from"
+        ) from None
+
+
 def in_order(name: str) -> tuple[tuple[str, int], ...]:
     """Sorts ``site-2`` before ``site-10``."""
     return tuple((text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name))
@@ -145,20 +166,22 @@ def merged(results: Sequence[SiteResult]) -> Metrics:
 
 
 def shareable_experiment(run: RunHistory) -> str:
-    """The experiment file without the tables that name folders and addresses of this machine.
+    """The experiment file without the tables, and ``transfer.weights``, that name folders and addresses of this machine.
 
     With its comments; as JSON where the tables cannot be cut out line by line.
     """
     kept: list[str] = []
-    local = False
+    table, local = "", False
     for line in run.experiment_text.splitlines():
         header = re.match(r"\s*\[\[?\s*\"?([\w-]+)", line)
         if header:
-            local = header[1] in _LOCAL_TABLES
-        if not local and not re.match(rf"\s*({'|'.join(_LOCAL_TABLES)})\s*[.=]", line):
+            table, local = header[1], header[1] in _LOCAL_TABLES
+        key = rf"({'|'.join(_LOCAL_TABLES)})\s*[.=]" + (r"|weights\s*=" if table == "transfer" else "")
+        if not local and not re.match(rf"\s*({key})", line):
             kept.append(line)
     text = "\n".join(kept).rstrip() + "\n"
     everything = {k: v for k, v in tomllib.loads(run.experiment_text).items() if k not in _LOCAL_TABLES}
+    everything.get("transfer", {}).pop("weights", None)
     try:
         if tomllib.loads(text) == everything:
             return text
