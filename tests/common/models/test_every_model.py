@@ -56,6 +56,7 @@ def gradients(network: torch.nn.Module, asked: Experiment, places: slice) -> dic
     network.zero_grad(set_to_none=True)
     task = build_task(asked)
     image, target, known = images(asked)[places], targets(asked)[places], annotated(asked)[places]
+    image = image.to(next(network.parameters()).dtype)
     (task.objective(network, image, target, known) * len(image)).backward()
     return {
         name: parameter.grad.clone()
@@ -137,17 +138,20 @@ def test_survives_the_wire(name: str, dimensions: int) -> None:
 
 @each
 def test_patients_add_up(name: str, dimensions: int) -> None:
-    """The gradient of a batch is the sum of its patients' own: nothing in the network or the loss joins them."""
+    """The gradient of a batch is the sum of its patients' own: nothing in the network or the loss joins them.
+
+    In float64: in float32 the norms of maps of a few voxels, and ties of pooling, turn roundings into visible differences.
+    """
     asked = experiment(name, dimensions)
-    network = build_model(asked).train()
+    network = build_model(asked).train().double()
     for layer in network.modules():
         if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
             layer.p = 0.0
     both = gradients(network, asked, slice(None))
     alone = [gradients(network, asked, slice(place, place + 1)) for place in range(2)]
-    together = torch.cat([both[key].flatten() for key in sorted(both)]).double()
-    apart = torch.cat([sum(part[key] for part in alone).flatten() for key in sorted(both)]).double()  # type: ignore[union-attr]
-    assert float((together - apart).norm() / together.norm()) <= 1e-4
+    together = torch.cat([both[key].flatten() for key in sorted(both)])
+    apart = torch.cat([sum(part[key] for part in alone).flatten() for key in sorted(both)])  # type: ignore[union-attr]
+    assert float((together - apart).norm() / together.norm()) <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -161,4 +165,5 @@ def test_onnx_gives_the_same_output(name: str, tmp_path: Path) -> None:
     (logits,) = session.run(None, {"image": images(asked, 3).numpy()})
     network.eval()
     with torch.no_grad():
-        np.testing.assert_allclose(logits, network(images(asked, 3)).numpy(), rtol=1e-3, atol=1e-4)
+        wanted = network(images(asked, 3)).numpy()
+    assert np.abs(logits - wanted).max() <= 1e-3 * np.abs(wanted).max()
