@@ -21,9 +21,12 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedmed_client import policy
+from fedmed_client import entropy, independence, policy, private
+from fedmed_client.data.samplers import Sampler
 from fedmed_client.data.splits import SPLITS
+from fedmed_client.engine.parallel import train_together
 from fedmed_client.evaluate import evaluate
+from fedmed_client.ledger import Budget, Ledger, Reservation
 from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.train import train
 from fedmed_client.work.outbox import Outbox
@@ -40,6 +43,7 @@ from fedmed_common import wire
 from fedmed_common.errors import FedmedError, Interrupted, PolicyRefusal
 from fedmed_common.failpoints import reach
 from fedmed_common.loading import load_site
+from fedmed_common.privacy import epsilon
 
 INCIDENTS = "incidents.log"
 HOME_VARIABLE = "FEDMED_HOME"
@@ -122,6 +126,9 @@ def _once(home: SiteHome, order: wire.Order, started: float) -> wire.Reply:
 
 
 def _timed(reply: wire.Reply, started: float) -> wire.Reply:
+    """How long it took; of private training not even that, for it tells how many patients were drawn."""
+    if reply.epsilon_spent is not None:
+        return reply
     return replace(reply, seconds={**reply.seconds, "site": time.perf_counter() - started})
 
 
@@ -151,9 +158,14 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
         reach("training", round=order.round, site=home.site.name)
         home.on_step(home.site.name, step)
 
-    with numerics(bench.experiment, bench.device, home.site.device.threads):
-        seed = seed_for(bench.experiment.seed, order.round, home.site.name)
-        update = train(bench, sampler, order.parameters, order.round, seed, on_step)
+    if bench.experiment.privacy is not None:
+        return _train_privately(home, order, bench, sampler, on_step)
+    seed = seed_for(bench.experiment.seed, order.round, home.site.name)
+    if bench.experiment.train.processes > 1:
+        update = train_together(home, order.experiment, order.parameters, order.round, seed, on_step)
+    else:
+        with numerics(bench.experiment, bench.device, home.site.device.threads):
+            update = train(bench, sampler, order.parameters, order.round, seed, on_step)
     return _reply(
         home,
         order,
@@ -161,6 +173,29 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
         metrics=policy.permitted(home.site.policy, {"loss": update.loss}),
         seconds={"train": time.perf_counter() - before},
     )
+
+
+def _train_privately(
+    home: SiteHome, order: wire.Order, bench: Bench, sampler: Sampler, on_step: Callable[[int], None]
+) -> wire.Reply:
+    """Reserve what it spends, durably, then train. No loss leaves, and no time: neither has noise on it."""
+    mechanism = private.mechanism_for(bench.experiment, sampler.patients)
+    rules, delta = home.site.policy, bench.experiment.privacy.delta if bench.experiment.privacy else 0.0
+    policy.check_noise(rules, mechanism.noise_multiplier)
+    with numerics(bench.experiment, bench.device, home.site.device.threads):
+        independence.check(bench, order.parameters, sampler.of_patient(0, entropy.generator()))
+        reservation = Reservation(
+            run=order.run,
+            round=order.round,
+            attempt=order.attempt,
+            noise_multiplier=mechanism.noise_multiplier,
+            sampling_rate=mechanism.sampling_rate,
+            steps=bench.experiment.train.steps,
+        )
+        budget = Budget(epsilon=rules.maximum_epsilon, delta=rules.budget_delta)
+        rows = Ledger(home.folder).reserve(reservation, budget)
+        change = private.train(bench, sampler, order.parameters, order.round, mechanism, on_step)
+    return _reply(home, order, delta=change, epsilon_spent=epsilon((row.spent for row in rows), delta))
 
 
 def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:

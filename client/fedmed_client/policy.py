@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedmed_common.config import Experiment, Policy
+from fedmed_common.config import Experiment, Policy, Privacy
 from fedmed_common.errors import PolicyRefusal
 from fedmed_common.metrics import Metrics, score_called
 from fedmed_common.site_config import Device
@@ -26,6 +26,7 @@ def check(policy: Policy, experiment: Experiment, round_number: int = 0) -> None
     for rule, permitted, asked in named:
         if permitted is not None and asked not in permitted:
             raise PolicyRefusal(rule, f"'{asked}' is not among {list(permitted)}")
+    check_privacy(policy, experiment.privacy)
     if experiment.train.steps > policy.maximum_steps:
         raise PolicyRefusal(
             "maximum_steps", f"{experiment.train.steps} steps are asked; {policy.maximum_steps} are permitted"
@@ -37,8 +38,42 @@ def check(policy: Policy, experiment: Experiment, round_number: int = 0) -> None
         )
 
 
+def check_privacy(policy: Policy, settings: Privacy | None) -> None:
+    """Refuse training with less privacy than the policy asks for, as far as the experiment says itself.
+
+    Raises:
+        PolicyRefusal: names the rule.
+    """
+    if settings is None:
+        if policy.require_privacy:
+            raise PolicyRefusal("require_privacy", "the experiment has no [privacy]")
+        return
+    most = (
+        ("maximum_epsilon", settings.epsilon, policy.maximum_epsilon),
+        ("maximum_clipping", settings.clipping_norm, policy.maximum_clipping),
+        ("maximum_sampling_rate", settings.sampling_rate, policy.maximum_sampling_rate),
+    )
+    for rule, asked, permitted in most:
+        if permitted is not None and asked > permitted:
+            raise PolicyRefusal(rule, f"{asked:g} is asked; {permitted:g} is permitted")
+    if settings.noise_multiplier is not None:
+        check_noise(policy, settings.noise_multiplier)
+
+
+def check_noise(policy: Policy, noise_multiplier: float) -> None:
+    """Refuse to train with less noise than the policy permits.
+
+    Raises:
+        PolicyRefusal: names the rule.
+    """
+    if noise_multiplier < policy.least_noise:
+        raise PolicyRefusal(
+            "least_noise", f"{noise_multiplier:g} is asked; {policy.least_noise:g} is the least"
+        )
+
+
 def check_device(device: Device, experiment: Experiment) -> None:
-    """Refuse an order that insists on a GPU where the site gives none.
+    """Refuse an order that insists on a GPU where the site gives none, or on more processes than it gives.
 
     Raises:
         PolicyRefusal: names the rule.
@@ -46,6 +81,10 @@ def check_device(device: Device, experiment: Experiment) -> None:
     asked = experiment.train.device
     if device.gpu == "none" and asked.startswith("cuda"):
         raise PolicyRefusal("gpu", f"'{asked}' is asked; device.gpu is 'none'")
+    if experiment.train.processes > device.processes:
+        raise PolicyRefusal(
+            "processes", f"{experiment.train.processes} are asked; device.processes is {device.processes}"
+        )
 
 
 def check_statistics(policy: Policy) -> None:

@@ -30,7 +30,7 @@ WAITING_RULES = frozenset({"approval_pending", "window", "disk"})
 """Rules by which a site refuses an order for now: it may be asked again until the deadline."""
 _NPY_HEADER_LIMIT = 512
 _LONGEST_EXPERIMENT = 1_000_000
-_ORDER, _REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS = (
+_ORDER, _REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS, _PRIVACY = (
     "order",
     "reply",
     "parameters",
@@ -38,6 +38,7 @@ _ORDER, _REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS = (
     "seconds",
     "patients",
     "facts",
+    "privacy",
 )
 _REPLY_FIELDS = frozenset({"version", "site", "run", "round", "attempt", "code", "rule", "incident"})
 
@@ -75,7 +76,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A site's answer. ``code`` is empty when it did what was asked."""
+    """A site's answer. ``code`` is empty when it did what was asked.
+
+    ``epsilon_spent``: of private training, what the run has cost each of the site's patients so far, at the experiment's delta.
+    """
 
     site: str
     run: str
@@ -88,6 +92,7 @@ class Reply:
     metrics: Metrics = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     facts: Facts | None = None
+    epsilon_spent: float | None = None
 
 
 def pack_parameters(parameters: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
@@ -163,6 +168,8 @@ def pack_reply(reply: Reply) -> RecordDict:
         counts = {f"patients/{split}": count for split, count in reply.facts.patients.items()}
         counts |= {f"presence/{name}": count for name, count in reply.facts.presence.items()}
         record[_COUNTS] = MetricRecord({**counts})
+    if reply.epsilon_spent is not None:
+        record[_PRIVACY] = MetricRecord({"epsilon_spent": float(reply.epsilon_spent)})
     return record
 
 
@@ -174,7 +181,7 @@ def unpack_reply(record: RecordDict, template: Mapping[str, NDArray[np.float32]]
     Raises:
         WireError: a record, key, type, shape or size that is not declared. The message is ours alone.
     """
-    unknown = set(record.keys()) - {_REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS}
+    unknown = set(record.keys()) - {_REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS, _PRIVACY}
     if unknown:
         raise WireError("undeclared record")
     fields = _config(record, _REPLY)
@@ -197,6 +204,7 @@ def unpack_reply(record: RecordDict, template: Mapping[str, NDArray[np.float32]]
         metrics=_metrics(record),
         seconds={name: _number(value) for name, value in _numbers(record, _SECONDS).items()},
         facts=_facts(record),
+        epsilon_spent=_epsilon(record),
     )
 
 
@@ -260,6 +268,15 @@ def _facts(record: RecordDict) -> Facts | None:
     if fields.keys() != {"version"}:
         raise WireError("undeclared field")
     return Facts(**groups, version=_text(fields, "version"))
+
+
+def _epsilon(record: RecordDict) -> float | None:
+    if _PRIVACY not in record:
+        return None
+    numbers = _numbers(record, _PRIVACY)
+    if set(numbers) != {"epsilon_spent"}:
+        raise WireError("undeclared number")
+    return _number(numbers["epsilon_spent"])
 
 
 def _config(record: RecordDict, name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedmed_common import params
+from fedmed_common import params, privacy
 from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError, FedmedError, Interrupted, QuorumError, TransportLost
 from fedmed_common.files import write_atomically
@@ -110,6 +110,7 @@ def _status_after(error: BaseException, request: RunRequest) -> str:
 def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     experiment = request.experiment
     recipe = find(RECIPES, experiment.recipe.name, field="recipe.name")
+    privacy.check(experiment)
     state, trained = _initial_state(request)
     channel = Channel(
         grid=grid,

@@ -243,6 +243,8 @@ class _Exchange:
             return None, self._blank(part, outcome, reply.rule or reply.code).model_copy(update=about)
         metrics = {name: (mean.total, mean.weight) for name, mean in reply.metrics.items()}
         about = {"metrics": metrics, "seconds": reply.seconds, "bytes_up": size}
+        if reply.epsilon_spent is not None:
+            about["epsilon_spent"] = reply.epsilon_spent
         return reply, self._blank(part).model_copy(update=about)
 
     def _expected(self, part: _Part) -> gate.Expected:
@@ -260,6 +262,7 @@ class _Exchange:
             steps=self._channel.experiment.train.steps,
             template=self._template,
             norm_limit=self._channel.experiment.federation.update_norm_limit,
+            private=order.kind is wire.Kind.TRAIN and self._channel.experiment.privacy is not None,
         )
 
 

@@ -24,6 +24,7 @@ UNREAD = {901: UNREADABLE, 902: OVERSIZED}
 """Codes by which a grid says that a reply was rejected before it was a record, and why."""
 _LARGEST_COUNT = 10_000_000
 _LARGEST_SECONDS = 1e9
+_LARGEST_EPSILON = 1e15
 _TRAINING_METRICS = frozenset({"loss"})
 _SPLITS = frozenset({"train", "validation", "test"})
 _PHASES = frozenset({"load", "train", "evaluate", "site"})
@@ -39,7 +40,7 @@ class Expected:
     """What a reply must answer. ``template``: the parameters sent in a training order, else None.
 
     ``patients``: how many the roster says the site has of what was asked, ``steps``: how many it was asked to take; no metric
-    may claim more (``None``: not known yet).
+    may claim more (``None``: not known yet). ``private``: the training is to be differentially private.
     """
 
     site: str | None
@@ -53,6 +54,7 @@ class Expected:
     steps: int | None = None
     template: Mapping[str, NDArray[np.float32]] | None = None
     norm_limit: float = math.inf
+    private: bool = False
 
 
 def allowed_metrics(kind: wire.Kind, task: Task) -> frozenset[str]:
@@ -81,10 +83,11 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
     _check_words(reply)
     _check_seconds(reply.seconds)
     if reply.code:
-        if reply.delta or reply.metrics or reply.facts:
+        if reply.delta or reply.metrics or reply.facts or reply.epsilon_spent is not None:
             raise RejectedReply("a refusal that carries results")
         return reply
     _check_metrics(reply.metrics, expected)
+    _check_epsilon(reply.epsilon_spent, expected)
     if expected.kind is wire.Kind.FACTS:
         _check_facts(reply.facts, expected.classes)
     elif reply.facts is not None:
@@ -140,6 +143,14 @@ def _check_metrics(metrics: Metrics, expected: Expected) -> None:
             raise RejectedReply("metric out of range")
         if not 0 <= mean.total <= 1e12:
             raise RejectedReply("metric value")
+
+
+def _check_epsilon(spent: float | None, expected: Expected) -> None:
+    """Private training says what it has spent, and nothing else does."""
+    if (spent is not None) != expected.private:
+        raise RejectedReply("privacy that was not asked for" if spent is not None else "no word on privacy")
+    if spent is not None and not 0 <= spent <= _LARGEST_EPSILON:
+        raise RejectedReply("epsilon")
 
 
 def _check_facts(facts: wire.Facts | None, classes: tuple[str, ...]) -> None:

@@ -53,6 +53,9 @@ class SiteResult(BaseModel):
     seconds: dict[str, float] = Field(
         default_factory=dict, description="by phase: train or evaluate, load, total (as the server saw it)"
     )
+    epsilon_spent: float | None = Field(
+        None, description="of private training: what the run has cost each of the site's patients so far"
+    )
     bytes_down: int = 0
     bytes_up: int = 0
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedmed_client.data.cohort import Case
-from fedmed_client.data.sampler import Batch
+from fedmed_client.data.sampler import Batch, samples_of_patient
 from fedmed_client.data.transforms import build_augmentation
 from fedmed_common.config import Experiment
 from fedmed_common.errors import DataError
@@ -51,6 +51,7 @@ class ClassSampler:
         self._patients = list(by_patient.values())
         self._shown = [np.flatnonzero(targets.any(axis=0)).tolist() for targets in self._targets]
         self._size = experiment.train.batch_size
+        self._size_of_patient = samples_of_patient(experiment)
         self._share = experiment.data.foreground_share
         self._patch = experiment.data.patch
         self._flat = experiment.task.dimensions == 2
@@ -68,17 +69,19 @@ class ClassSampler:
         return self.cut(self.draw(rng))
 
     def of_patient(self, number: int, rng: np.random.Generator) -> Batch:
-        """The same number of samples, all of one patient, who is ``number`` among ``patients``."""
-        return self.cut(self.draw(rng, (number,)))
+        """``privacy.samples`` samples, all of one patient, who is ``number`` among ``patients``."""
+        return self.cut(self._draw(rng, self._size_of_patient, (number,)))
 
-    def draw(self, rng: np.random.Generator, patients: Sequence[int] | None = None) -> list[Pick]:
-        """Choose ``train.batch_size`` samples of these patients; reads no image."""
-        among = self._everyone if patients is None else tuple(patients)
+    def draw(self, rng: np.random.Generator) -> list[Pick]:
+        """Choose ``train.batch_size`` samples; reads no image."""
+        return self._draw(rng, self._size, self._everyone)
+
+    def _draw(self, rng: np.random.Generator, count: int, among: tuple[int, ...]) -> list[Pick]:
         owners = self._owners(among)
-        seeds = rng.integers(2**32, size=self._size)
+        seeds = rng.integers(2**32, size=count)
         return [
             self._pick(among, owners, draws, int(seed))
-            for draws, seed in zip(rng.random((self._size, _DRAWS)).tolist(), seeds, strict=True)
+            for draws, seed in zip(rng.random((count, _DRAWS)).tolist(), seeds, strict=True)
         ]
 
     def cut(self, picks: Sequence[Pick]) -> Batch:

@@ -53,6 +53,7 @@ class PatchSampler:
             by_patient.setdefault(case.patient, []).append(number)
         self._patients = list(by_patient.values())
         self._size = experiment.train.batch_size
+        self._size_of_patient = samples_of_patient(experiment)
         self._channels = experiment.data.channels
         self._share = experiment.data.foreground_share
         self._patch = (*experiment.data.patch, 1)[:3]
@@ -64,12 +65,24 @@ class PatchSampler:
         """Image ``(B, C, *patch)`` float32, label ``(B, *patch)`` int64, annotated ``(B, K)`` bool."""
         return self.cut(self.draw(rng))
 
+    @property
+    def patients(self) -> int:
+        """How many there are to draw from."""
+        return len(self._patients)
+
+    def of_patient(self, number: int, rng: np.random.Generator) -> Batch:
+        """``privacy.samples`` patches, all of one patient, who is ``number`` among ``patients``."""
+        return self.cut(self._draw(rng, self._size_of_patient, self._patients[number : number + 1]))
+
     def draw(self, rng: np.random.Generator) -> list[Pick]:
         """Choose ``train.batch_size`` patches; reads no image."""
-        seeds = rng.integers(2**32, size=self._size)
+        return self._draw(rng, self._size, self._patients)
+
+    def _draw(self, rng: np.random.Generator, count: int, patients: Sequence[list[int]]) -> list[Pick]:
+        seeds = rng.integers(2**32, size=count)
         return [
-            self._pick(draws, int(seed))
-            for draws, seed in zip(rng.random((self._size, _DRAWS)).tolist(), seeds, strict=True)
+            self._pick(patients, draws, int(seed))
+            for draws, seed in zip(rng.random((count, _DRAWS)).tolist(), seeds, strict=True)
         ]
 
     def cut(self, picks: Sequence[Pick]) -> Batch:
@@ -89,9 +102,9 @@ class PatchSampler:
         annotated = self._annotated[[pick.case for pick in picks]]
         return torch.from_numpy(image), torch.from_numpy(label.astype(np.int64)), torch.from_numpy(annotated)
 
-    def _pick(self, draws: list[float], seed: int) -> Pick:
+    def _pick(self, patients: Sequence[list[int]], draws: list[float], seed: int) -> Pick:
         patient, case, foreground, klass, voxel, *place = draws
-        number = _one_of(_one_of(self._patients, patient), case)
+        number = _one_of(_one_of(patients, patient), case)
         shape = self._cases[number].label.shape
         spare = [size - patch for size, patch in zip(shape, self._patch, strict=True)]
         if foreground < self._share and self._classes[number]:
@@ -104,6 +117,12 @@ class PatchSampler:
             for start, room in zip(starts, spare, strict=True)
         )
         return Pick(number, (x, y, z), seed)
+
+
+def samples_of_patient(experiment: Experiment) -> int:
+    """How many samples of a patient make the patient's gradient, where each patient has one."""
+    settings = experiment.privacy
+    return settings.samples if settings and settings.samples else experiment.train.batch_size
 
 
 def _one_of(items: Any, share: float) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,8 +23,14 @@ class Sampler(Protocol):
     def batch(self, rng: np.random.Generator) -> Batch:
         """``train.batch_size`` samples: image ``(B, C, *patch)``, target as ``tasks.Task`` has it, annotated ``(B, K)``."""
 
+    def draw(self, rng: np.random.Generator) -> list[Any]:
+        """Choose the samples of a batch; reads no image."""
+
+    def cut(self, picks: Sequence[Any]) -> Batch:
+        """The samples that were chosen, or a part of them."""
+
     def of_patient(self, number: int, rng: np.random.Generator) -> Batch:
-        """The same of one patient, who is ``number`` among ``patients``."""
+        """``privacy.samples`` of one patient, who is ``number`` among ``patients``."""
 
 
 SAMPLERS: dict[str, Callable[[Sequence[Case], Experiment], Sampler]] = {

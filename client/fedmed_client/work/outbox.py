@@ -52,6 +52,7 @@ class Outbox:
                 delta=delta,
                 metrics={name: Mean(total, weight) for name, (total, weight) in fields["metrics"].items()},
                 seconds=fields["seconds"],
+                epsilon_spent=fields.get("epsilon_spent"),
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as problem:
             _log.error("a sealed reply is damaged (%s); the work is done again", type(problem).__name__)
@@ -68,6 +69,7 @@ class Outbox:
             "names": list(reply.delta),
             "metrics": {name: (mean.total, mean.weight) for name, mean in reply.metrics.items()},
             "seconds": reply.seconds,
+            "epsilon_spent": reply.epsilon_spent,
         }
         path = self._path(order)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,0 +1,177 @@
+"""A site's training with differential privacy for each of its patients.
+
+What leaves is, in each step, the sum of the gradients of a few patients, each clipped as a whole, plus noise: see
+:class:`Mechanism` for what that guarantees. It is a way of training of its own, which :mod:`fedmed_client.app` picks for an
+experiment with ``[privacy]``; :mod:`fedmed_client.ledger` keeps account of what it spends.
+
+One patient is one backward pass, in parts where memory asks for it, so that it works with every network and loss: no hooks, no
+gradients per sample. Slice-level privacy with the same noise would be no privacy for patients: with sixteen slices each the
+epsilon of 7.5 becomes 347.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmed_client import entropy, pulse
+from fedmed_client.data.samplers import Sampler
+from fedmed_client.engine.memory import checkpointed
+from fedmed_client.train import learning_rate, make_optimizer
+from fedmed_client.workbench import Bench
+from fedmed_common import params, privacy
+from fedmed_common.config import Experiment
+from fedmed_common.errors import ConfigError
+from fedmed_common.params import Parameters
+
+Samples = tuple[Tensor, Tensor, Tensor]
+"""Image, target and ``annotated`` of some samples, as :class:`fedmed_common.tasks.Task` takes them."""
+_ROUNDING = 1 - 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mechanism:
+    """The Gaussian mechanism on a Poisson sample of a site's ``patients`` training patients.
+
+    Guarantee: the releases of n steps have the epsilon of :func:`fedmed_common.privacy.epsilon` for ``noise_multiplier``,
+    ``sampling_rate`` and n, at each delta. Neighbours: the site's training patients with and without one of them, all of whose
+    images go together. Assumed: what the network makes of one patient depends on no other patient
+    (:mod:`fedmed_client.independence` tries that); ``patients`` is not secret, and the same for both neighbours; who is drawn
+    and the noise stay unknown; arithmetic is that of doubles, not of reals.
+
+    Source: Abadi et al. 2016, 'Deep learning with differential privacy', algorithm 1, with patients in the place of examples,
+    and with the expected number of those drawn, a constant, in the place of the actual one, which would be a release by itself.
+
+    ``normal(count)``, ``draw(population, rate)``: where chance comes from.
+    """
+
+    clipping_norm: float
+    noise_multiplier: float
+    sampling_rate: float
+    patients: int
+    normal: Callable[[int], Tensor] = entropy.normal
+    draw: Callable[[int, float], list[int]] = entropy.poisson_sample
+
+    def choose(self) -> list[int]:
+        """The patients of one step, perhaps none."""
+        return self.draw(self.patients, self.sampling_rate)
+
+    def clip(self, gradient: Sequence[Tensor]) -> list[Tensor] | None:
+        """One patient's gradient in float64, of length ``clipping_norm`` at most; None where it is not finite."""
+        parts = [part.double() for part in gradient]
+        length = float(torch.stack([part.square().sum() for part in parts]).sum().sqrt())
+        if not np.isfinite(length):
+            return None
+        scale = min(1.0, self.clipping_norm * _ROUNDING / length) if length else 1.0
+        return [part * scale for part in parts]
+
+    def release(self, total: Sequence[Tensor]) -> list[Tensor]:
+        """The sum over patients with noise, divided by the number of patients that a step draws on average."""
+        deviation = self.noise_multiplier * self.clipping_norm
+        return [
+            (part + deviation * self.normal(part.numel()).view(part.shape).to(part.device))
+            / (self.sampling_rate * self.patients)
+            for part in total
+        ]
+
+
+def mechanism_for(experiment: Experiment, patients: int) -> Mechanism:
+    """The mechanism that an experiment asks of a site with so many training patients.
+
+    Raises:
+        ConfigError: it cannot be what it says, or there is no ``[privacy]``.
+    """
+    privacy.check(experiment)
+    settings = experiment.privacy
+    if settings is None:
+        raise ConfigError("is missing", field="privacy", fix="add [privacy] to the experiment")
+    return Mechanism(
+        clipping_norm=settings.clipping_norm,
+        noise_multiplier=privacy.noise_multiplier(experiment),
+        sampling_rate=settings.sampling_rate,
+        patients=patients,
+    )
+
+
+def train(
+    bench: Bench,
+    sampler: Sampler,
+    start: Parameters,
+    round_number: int,
+    mechanism: Mechanism,
+    on_step: Callable[[int], None],
+) -> Parameters:
+    """Take ``train.steps`` private steps from ``start``; what they changed. The optimizer begins afresh in every round.
+
+    No chance in it comes from the experiment's seed, also not which samples of a patient are taken and what dropout drops: with
+    a known seed these would depend on who else was drawn. ``train.gradient_norm`` is not used. The loss is not released.
+    """
+    settings = bench.experiment.train
+    params.to_model(start, bench.model)
+    bench.model.train()
+    optimizer = make_optimizer(
+        bench.model, settings, learning_rate(settings, round_number, bench.experiment.rounds)
+    )
+    parameters = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
+    cuda = [bench.device.index or 0] if bench.device.type == "cuda" else []
+    rng = entropy.generator()
+    with (
+        torch.random.fork_rng(devices=cuda),
+        checkpointed(bench.model) if settings.checkpointing else nullcontext(),
+    ):
+        torch.manual_seed(int(rng.integers(2**63)))
+        for step in range(1, settings.steps + 1):
+            drawn = (sampler.of_patient(number, rng) for number in mechanism.choose())
+            released = mechanism.release(clipped_sum(bench, parameters, mechanism, drawn))
+            for parameter, gradient in zip(parameters, released, strict=True):
+                parameter.grad = gradient.to(parameter.dtype)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            on_step(step)
+    return params.delta(bench.model, start)
+
+
+def clipped_sum(
+    bench: Bench, parameters: Sequence[Tensor], mechanism: Mechanism, drawn: Iterable[Samples]
+) -> list[Tensor]:
+    """The sum of the drawn patients' clipped gradients, float64; zero where nobody was drawn. Of a patient's samples
+    ``train.batch_size`` / ``train.accumulate`` at most are in memory together.
+
+    A patient whose gradient is not finite counts as one who was not drawn, and nobody is told.
+    """
+    at_once = bench.experiment.train.batch_size // bench.experiment.train.accumulate
+    total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
+    for samples in drawn:
+        clipped = mechanism.clip(patient_gradient(bench, parameters, samples, at_once))
+        if clipped is not None:
+            total = [sum_so_far + part for sum_so_far, part in zip(total, clipped, strict=True)]
+        pulse.beat()
+    return total
+
+
+def patient_gradient(
+    bench: Bench, parameters: Sequence[Tensor], samples: Samples, at_once: int
+) -> list[Tensor]:
+    """The gradient of the mean loss over one patient's samples, of which ``at_once`` at most are in memory together."""
+    image, target, annotated = samples
+    count = len(image)
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    for start in range(0, count, at_once):
+        part = slice(start, start + at_once)
+        loss = bench.task.objective(
+            bench.model,
+            image[part].to(bench.device),
+            target[part].to(bench.device),
+            annotated[part].to(bench.device),
+        )
+        share = len(image[part]) / count
+        gradients = torch.autograd.grad(loss * share, list(parameters), allow_unused=True)
+        for place, gradient in enumerate(gradients):
+            if gradient is not None:
+                total[place] += gradient
+    return total

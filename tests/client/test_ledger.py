@@ -1,0 +1,131 @@
+"""The privacy ledger: what was reserved stays, nothing is spent twice over, and a change is found."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedmed_client.ledger import KEY, LEDGER, Budget, Ledger, Reservation
+from fedmed_common.errors import PolicyRefusal
+from fedmed_common.privacy import Spent, epsilon
+
+ONE = Reservation(run="r", round=1, attempt=0, noise_multiplier=1.0, sampling_rate=0.05, steps=50)
+NO_LIMIT = Budget(epsilon=None, delta=1e-5)
+
+
+def _change(folder: Path, statement: str) -> None:
+    with sqlite3.connect(folder / LEDGER) as database:
+        database.execute(statement)
+    database.close()
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    for number in range(1, 5):
+        Ledger(tmp_path).reserve(replace(ONE, round=number), NO_LIMIT)
+    return tmp_path
+
+
+def test_what_was_reserved_is_there_for_the_next_process(tmp_path: Path) -> None:
+    first = Ledger(tmp_path).reserve(ONE, NO_LIMIT)
+    other = Ledger(tmp_path).reserve(replace(ONE, run="other"), NO_LIMIT)
+    again = Ledger(tmp_path).reserve(replace(ONE, attempt=1), NO_LIMIT)
+    assert [len(first), len(other), len(again)] == [1, 1, 2]
+    rows = Ledger(tmp_path).read()
+    assert [(row.run, row.attempt) for row in rows] == [("r", 0), ("other", 0), ("r", 1)]
+    assert all(row.time for row in rows)
+    assert replace(rows[0], time="") == ONE
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in (LEDGER, KEY)] == [0o600, 0o600]
+    assert Ledger(tmp_path / "nowhere").read() == ()
+
+
+def test_the_budget_is_over_all_runs_and_kept_to_the_last_step(tmp_path: Path) -> None:
+    budget = Budget(epsilon=epsilon([replace(ONE, steps=150).spent], 1e-5), delta=1e-5)
+    for run in "abc":
+        Ledger(tmp_path).reserve(replace(ONE, run=run), budget)
+    with pytest.raises(PolicyRefusal) as refused:
+        Ledger(tmp_path).reserve(replace(ONE, run="d", steps=1), budget)
+    assert refused.value.rule == "privacy_budget"
+    assert len(Ledger(tmp_path).read()) == 3
+
+
+def test_of_eight_at_once_with_budget_for_one_exactly_one_wins(tmp_path: Path) -> None:
+    cost = epsilon([ONE.spent], 1e-5)
+    budget = Budget(epsilon=cost, delta=1e-5)
+    start, outcomes = threading.Barrier(8), []
+
+    def reserve(number: int) -> None:
+        start.wait()
+        try:
+            Ledger(tmp_path).reserve(replace(ONE, run=f"run {number}"), budget)
+            outcomes.append("won")
+        except PolicyRefusal as refusal:
+            outcomes.append(refusal.rule)
+
+    threads = [threading.Thread(target=reserve, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["privacy_budget"] * 7 + ["won"]
+    assert len(Ledger(tmp_path).read()) == 1
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE reservation SET body = replace(body, '\"steps\": 50', '\"steps\": 5') WHERE sequence = 2",
+        "UPDATE reservation SET mac = (SELECT mac FROM reservation WHERE sequence = 1) WHERE sequence = 2",
+        "UPDATE reservation SET body = (SELECT body FROM reservation WHERE sequence = 1) WHERE sequence = 2",
+        "DELETE FROM reservation WHERE sequence = 2",
+        "DELETE FROM reservation WHERE sequence = 1",
+        "INSERT INTO reservation SELECT 5, body, mac FROM reservation WHERE sequence = 4",
+        "UPDATE reservation SET mac = x'00' WHERE sequence = 4",
+    ],
+)
+def test_a_changed_row_is_found_and_nothing_more_is_spent(written: Path, statement: str) -> None:
+    _change(written, statement)
+    for use in (Ledger(written).read, lambda: Ledger(written).reserve(ONE, NO_LIMIT)):
+        with pytest.raises(PolicyRefusal) as refused:
+            use()
+        assert refused.value.rule == "privacy_ledger"
+
+
+def _no_key(folder: Path) -> None:
+    (folder / KEY).unlink()
+
+
+def _other_key(folder: Path) -> None:
+    (folder / KEY).write_bytes(bytes(32))
+
+
+def _no_database(folder: Path) -> None:
+    (folder / LEDGER).write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 8)
+
+
+@pytest.mark.parametrize("spoil", [_no_key, _other_key, _no_database])
+def test_without_its_key_or_its_form_it_is_refused(written: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(written)
+    with pytest.raises(PolicyRefusal) as refused:
+        Ledger(written).reserve(ONE, NO_LIMIT)
+    assert refused.value.rule == "privacy_ledger"
+
+
+def test_where_the_accountant_knows_no_number_nothing_is_spent(tmp_path: Path) -> None:
+    def lost(_spent: Iterable[Spent], _delta: float) -> float:
+        return float("nan")
+
+    with pytest.raises(PolicyRefusal, match="privacy_budget"):
+        Ledger(tmp_path, lost).reserve(ONE, Budget(epsilon=1e9, delta=1e-5))
+    assert Ledger(tmp_path).read() == ()
+
+
+def test_a_ledger_that_cannot_be_written_is_an_error_of_the_machine(tmp_path: Path) -> None:
+    (tmp_path / LEDGER).mkdir()
+    with pytest.raises(OSError, match=LEDGER):
+        Ledger(tmp_path).reserve(ONE, NO_LIMIT)
