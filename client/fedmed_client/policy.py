@@ -113,8 +113,9 @@ def releasable(policy: Policy, metrics: Metrics) -> Metrics:
     """The metrics of patients that may leave: permitted ones over at least ``least_patients``, whom their weights count.
 
     Where fewer show a class, what is measured on those who do not show it stays too: its weight would tell how many show it.
-    Of a classification each metric speaks of both groups, so that all of a class's stay where either group is small; and where
-    every patient shows one class exactly, so many classes stay that what is left over of the patients tells of none of them.
+    Of a classification each metric speaks of both groups, so that all of a class's stay where either group is small (none is
+    not small: ``presence`` tells it too); and where every patient shows one class exactly, so many classes stay that what is left
+    over of the patients tells of none of them.
     """
     small = _small_groups(policy, metrics)
     few = {
@@ -138,8 +139,12 @@ def _small_groups(policy: Policy, metrics: Metrics) -> set[str]:
     )
     classes = {_class_of(name) for name in metrics if _is_paired(name)}
     counts = {name: showing.get(name, 0.0) for name in classes}
-    hidden = {name for name in classes if min(counts[name], others.get(name, 0.0)) < policy.least_patients}
-    return _with_complements(policy, counts, hidden) if "accuracy" in metrics else hidden
+    few = {
+        name
+        for name in classes
+        if any(0 < count < policy.least_patients for count in (counts[name], others.get(name, 0.0)))
+    }
+    return _with_complements(policy, counts, few) if "accuracy" in metrics else few
 
 
 def _with_complements(policy: Policy, counts: Mapping[str, float], hidden: set[str]) -> set[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from fedmed_client import policy
-from fedmed_common.config import Experiment, Policy
+from fedmed_common.config import Experiment, Policy, Task
 from fedmed_common.errors import PolicyRefusal
 from fedmed_common.metrics import Mean
+from fedmed_common.tasks.classification import Classification, Prediction
 
 
 @pytest.fixture
@@ -78,6 +82,55 @@ def test_no_other_metric_tells_how_few_show_a_class() -> None:
     none = {"false_positive/b": Mean(3.0, 20.0)}
     many = {"dice/c": Mean(9.0, 18.0), "false_positive/c": Mean(0.0, 2.0)}
     assert policy.releasable(Policy(), few | none | many) == none | {"dice/c": Mean(9.0, 18.0)}
+
+
+def _classified(labels: str, **showing: int) -> dict[str, Mean]:
+    """What a site measures on 20 patients, of whom so many show each class; a ``single`` class is shown by those next in line."""
+    names = tuple(showing)
+    task = Task.model_validate({"name": "classification", "classes": names, "labels": labels})
+    present, first = np.zeros((20, len(names)), bool), 0
+    for place, count in enumerate(showing.values()):
+        present[first : first + count, place] = True
+        first += count if labels == "single" else 0
+    score = np.random.default_rng(0).random(present.shape)
+    people = [
+        [Prediction(score=one, present=shows, annotated=np.ones(len(names), bool))]
+        for one, shows in zip(score, present, strict=True)
+    ]
+    return Classification(SimpleNamespace(task=task)).summarise(people)  # type: ignore[arg-type]
+
+
+def _classes_of(metrics: dict[str, Mean]) -> set[str]:
+    return {name.partition("/")[2] for name in metrics} - {""}
+
+
+def test_no_metric_of_a_classification_leaves_where_few_show_a_class_or_few_do_not() -> None:
+    metrics = _classified("multi", few=4, many=5, most=15, nearly=16, nobody=0, everybody=20)
+    assert _classes_of(metrics) == {"few", "many", "most", "nearly", "nobody", "everybody"}
+    assert _classes_of(policy.releasable(Policy(), metrics)) == {"many", "most", "nobody", "everybody"}
+    assert policy.releasable(Policy(least_patients=1), metrics) == metrics
+    assert policy.releasable(Policy(least_patients=21), metrics) == {}
+    only = policy.releasable(Policy(metrics=("auroc/many", "f1")), metrics)
+    assert set(only) == {"auroc/many", "f1/many", "f1/most", "f1/nobody", "f1/everybody"} & metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("showing", "leave"),
+    [
+        ({"a": 3, "b": 9, "c": 8}, {"b"}),  # with b known, a and c are 11 together
+        ({"a": 2, "b": 18, "c": 0}, {"c"}),  # b would leave over those of a
+        ({"a": 4, "b": 3, "c": 13}, {"c"}),
+        ({"a": 7, "b": 13, "c": 0}, {"a", "b", "c"}),
+    ],
+)
+def test_what_is_left_over_of_the_patients_tells_of_no_class(
+    showing: dict[str, int], leave: set[str]
+) -> None:
+    released = policy.releasable(Policy(), _classified("single", **showing))
+    assert _classes_of(released) == leave
+    assert released["accuracy"].weight == 20
+    counts = policy.releasable_counts(Policy(), showing, one_each=True)
+    assert {name for name, count in counts.items() if count > 0} == {n for n in leave if showing[n]}
 
 
 def test_small_counts_only_say_that_they_are_small() -> None:
