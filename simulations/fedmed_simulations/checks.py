@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedmed_common.config import Experiment, Site
 from fedmed_common.errors import ConfigError
 from fedmed_common.loading import load_site
 from fedmed_server.names import check_names
+
+_MISSPELT = 0.88
+"""How alike two names are, 0 to 1, of which one may be the other misspelt."""
 
 
 def check_experiment(experiment: Experiment, file: Path) -> tuple[Site, ...]:
@@ -19,6 +24,7 @@ def check_experiment(experiment: Experiment, file: Path) -> tuple[Site, ...]:
     check_names(experiment, file)
     try:
         sites = _listed_sites(experiment)
+        _check_classes(sites, experiment.task.classes)
         for site in sites:
             _check_site(site, experiment)
     except ConfigError as error:
@@ -62,17 +68,41 @@ def _listed_sites(experiment: Experiment) -> tuple[Site, ...]:
 
 
 def _check_site(site: Site, experiment: Experiment) -> None:
-    unknown = sorted(set(site.labels) - set(experiment.task.classes))
-    if unknown:
+    """A class that the experiment does not use is as good as unlabelled, unless it looks like one that is misspelt."""
+    classes = experiment.task.classes
+    if not set(site.labels) & set(classes):
         raise ConfigError(
-            f"site '{site.name}' labels '{unknown[0]}', which is not a class of the experiment",
-            field=f"labels.{unknown[0]}",
-            fix=f"add it to task.classes, or take it out of the site's labels and name its labels in ignore_labels; "
-            f"classes: {', '.join(experiment.task.classes)}",
+            f"site '{site.name}' labels {', '.join(sorted(site.labels)) or 'nothing'}, and no class of the experiment",
+            field="labels",
+            fix=f"correct task.classes or the site's labels; classes: {', '.join(classes)}",
         )
+    missing = [name for name in classes if name not in site.labels]
+    for name in sorted(set(site.labels) - set(classes)):
+        near = difflib.get_close_matches(name.casefold(), missing, n=1, cutoff=_MISSPELT)
+        if near:
+            raise ConfigError(
+                f"site '{site.name}' labels '{name}', and not '{near[0]}', which the experiment asks for",
+                field=f"labels.{name}",
+                fix=f"did you mean '{near[0]}'? If not, name the labels of '{name}' in ignore_labels instead",
+            )
     if not site.data.root.is_dir():
         raise ConfigError(
             f"site '{site.name}': no such folder: {site.data.root}",
             field="data.root",
             fix="correct the path, or put the data there",
         )
+
+
+def _check_classes(sites: Sequence[Site], classes: Sequence[str]) -> None:
+    """One class that no site labels is misspelt, or cannot be learned. Where none is labelled, each site says so itself."""
+    labelled = {name for site in sites for name in site.labels}
+    if not labelled & set(classes):
+        return
+    for name in classes:
+        if name not in labelled:
+            near = difflib.get_close_matches(name, labelled, n=1)
+            raise ConfigError(
+                f"no site labels '{name}'",
+                field="task.classes",
+                fix=f"did you mean '{near[0]}'?" if near else f"labelled: {', '.join(sorted(labelled))}",
+            )

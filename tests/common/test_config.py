@@ -76,6 +76,13 @@ BAD: dict[str, Bad] = {
     "label map of another class": Bad(
         {"simulation.sites.0.labels": {"lever": ["1"]}}, ("labels", "'a'", "lever", "liver")
     ),
+    "label map with a class misspelt": Bad(
+        {"simulation.sites.1.labels": {"spleen": ["1"], "Liver ": ["2"]}},
+        ("labels.Liver ", "'b'", "did you mean 'liver'?", "ignore_labels"),
+    ),
+    "class that no site labels": Bad(
+        {"task.classes": ["liver", "splen"]}, ("task.classes", "'splen'", "did you mean 'spleen'?")
+    ),
     "label name of two classes": Bad(
         {"simulation.sites.0.labels": {"liver": ["1"], "spleen": ["1"]}},
         ("simulation.sites[0].labels", "'1'", "both"),
@@ -97,8 +104,11 @@ THROUGH_THE_COMMAND = list(BAD)
 def _sound() -> dict[str, Any]:
     """An experiment with two sites whose (empty) folders exist."""
     sites = [
-        {"name": name, "data": {"format": "nifti", "root": f"data/{name}"}, "labels": {"liver": ["1"]}}
-        for name in ("a", "b")
+        {"name": name, "data": {"format": "nifti", "root": f"data/{name}"}, "labels": labels}
+        for name, labels in (
+            ("a", {"liver": ["1"]}),
+            ("b", {"liver": ["1"], "spleen": ["2"], "aorta": ["3"]}),
+        )
     ]
     return {
         "name": "sound",
