@@ -40,6 +40,7 @@ class UNet(Architecture):
     title: ClassVar[str] = "U-Net, with residual units where wanted"
     source: ClassVar[str] = "Ronneberger et al. 2015, 'U-Net', MICCAI; Kerfoot et al. 2019, STACOM"
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
+    head: ClassVar[tuple[str, ...]] = ("model.2.*",)
 
     name: Literal["unet"] = "unet"
     channels: Channels = Field(

@@ -1,7 +1,7 @@
 """The modified aligned Xception-65 (Chen et al. 2018, 'Encoder-decoder with atrous separable convolution', figure 4).
 
-It is deeper than Xception, strides in separable convolutions where Xception pools, and has norms after depthwise convolutions too.
-As in the authors' code only the last block has a ReLU after those; the others have theirs before each separable convolution.
+It is deeper than Xception, strides in separable convolutions where that pools, and has norms after depthwise convolutions too. As
+in the authors' code only the last block has a ReLU after those; the others have theirs before each separable convolution.
 """
 
 from __future__ import annotations

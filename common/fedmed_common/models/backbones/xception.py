@@ -1,7 +1,7 @@
 """Xception (Chollet 2017, 'Xception: deep learning with depthwise separable convolutions', CVPR, figure 5), in 2D and 3D.
 
-Names are those of the PyTorch weights that Cadene published (conv1, block1.rep..., conv4). Chollet's code has no padding in the first
-two convolutions; ours has, so that maps are the image's size over their stride, rounded up. ``aligned_xception`` has the form that
+Names are those of Cadene's PyTorch weights (conv1, block1.rep..., conv4). Chollet's code has no padding in the first two
+convolutions; ours has, so that maps are the image's size over their stride, rounded up. ``aligned_xception`` has the form that
 DeepLab v3+ stands on.
 """
 
