@@ -47,7 +47,7 @@ def run_ray(homes: Sequence[SiteHome], request: RunRequest) -> None:
             client_app=_client_app(quiet),
             num_supernodes=len(homes),
             backend_config={
-                "client_resources": {"num_cpus": threads, "num_gpus": _gpu_share(request)},
+                "client_resources": {"num_cpus": threads, "num_gpus": _gpus(request)},
                 "init_args": {"include_dashboard": False, "num_cpus": most},
             },
         )
@@ -75,7 +75,8 @@ def _without_watcher(home: SiteHome) -> SiteHome:
     return SiteHome(site=home.site, folder=home.folder, open=home.open)
 
 
-def _gpu_share(request: RunRequest) -> float:
+def _gpus(request: RunRequest) -> float:
     import torch
 
-    return 1.0 if request.experiment.train.device != "cpu" and torch.cuda.is_available() else 0.0
+    settings = request.experiment.train
+    return float(settings.processes) if settings.device != "cpu" and torch.cuda.is_available() else 0.0

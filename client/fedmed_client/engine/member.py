@@ -1,8 +1,8 @@
-"""One of the processes that share a site's training: ``python -m fedmed_client.engine.member FOLDER``, started by torchrun.
+"""One of the processes that share a site's training: ``python -m fedmed_client.engine.member FOLDER``, started by ``parallel``.
 
-Accelerate finds the device and joins the processes, NCCL between GPUs and gloo between CPUs, and keeps the network's copies equal
-(DistributedDataParallel). ``parallel = "fsdp"`` shards parameters, gradients and optimizer state by torch's own ``fully_shard``
-(FSDP2), also on CPUs, where accelerate shards nothing.
+Accelerate keeps the network's copies equal (DistributedDataParallel), over NCCL between GPUs and gloo between CPUs. With
+``parallel = "fsdp"`` torch's own ``fully_shard`` (FSDP2) shards parameters, gradients and optimizer state, also on CPUs, where
+accelerate shards nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import sys
 import traceback
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.numpy import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from fedmed_client.engine.memory import blocks
-from fedmed_client.engine.parallel import ASSIGNMENT, PROGRESS, RESULT, START, UPDATE, Assignment, Result
+from fedmed_client.engine.parallel import (
+    ASSIGNMENT,
+    MEETING,
+    PROGRESS,
+    RESULT,
+    START,
+    UPDATE,
+    Assignment,
+    Result,
+)
 from fedmed_client.engine.team import Team
 from fedmed_client.train import train
 from fedmed_client.workbench import COHORTS, SiteHome, bench_for, experiment_of, numerics
 from fedmed_common import logs
 from fedmed_common.config import Site
-from fedmed_common.errors import ConfigError, Interrupted, PolicyRefusal
-from fedmed_common.processes import cores
+from fedmed_common.errors import Interrupted, PolicyRefusal
 from fedmed_common.transfer import hold_statistics
 
 
@@ -44,8 +51,7 @@ class Processes(Team):
         self.rank, self.size = accelerator.process_index, accelerator.num_processes
 
     def prepared(self, network: nn.Module) -> nn.Module:
-        _check(network)
-        network = self._in_step(network)
+        network = in_step(network)
         if not self._sharded:
             wrapped: nn.Module = self._accelerator.prepare_model(network)
             return wrapped
@@ -74,33 +80,14 @@ class Processes(Team):
         self._entire.load_state_dict(state)
         return self._entire
 
-    def _in_step(self, network: nn.Module) -> nn.Module:
-        """Batch norms that measure over all processes' parts together; torch has them for GPUs only."""
-        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
-            return network
-        if self._accelerator.device.type != "cuda":
-            raise ConfigError(
-                "batch norms of several processes can be kept in step on GPUs only",
-                field="model.norm",
-                fix="use 'instance' or 'group', or set train.processes = 1",
-            )
-        return in_step(network)
-
 
 def in_step(network: nn.Module) -> nn.Module:
-    """The network with synchronised batch norms in place of its own; one that is frozen goes on measuring nothing."""
+    """The network with batch norms that measure over all processes' parts together; a frozen one goes on measuring nothing."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        return network
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     hold_statistics(converted)
     return converted
-
-
-def _check(network: nn.Module) -> None:
-    if hasattr(network, "objective_extra"):
-        raise ConfigError(
-            "this network adds to its own loss, which works in one process only",
-            field="model.name",
-            fix="set train.processes = 1",
-        )
 
 
 def _full(tensor: Any) -> Tensor:
@@ -111,29 +98,23 @@ def _full(tensor: Any) -> Tensor:
 
 def carry_out(folder: Path) -> None:
     """Train on this process's part of each batch; the first one writes the update and notes its steps."""
-    launcher = os.getppid()
+    parent = os.getppid()
     assignment = Assignment.model_validate_json((folder / ASSIGNMENT).read_text())
     site = Site.model_validate(assignment.site)
     experiment = experiment_of(assignment.order)
-    gpu = site.device.gpu != "none" and experiment.train.device != "cpu" and torch.cuda.is_available()
-    accelerator = Accelerator(
-        cpu=not gpu, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
-    )
-    team = Processes(accelerator, sharded=experiment.train.parallel == "fsdp")
+    team = _meet(folder, gpu=assignment.gpu, sharded=experiment.train.parallel == "fsdp")
     _, sampler = COHORTS.get(SiteHome(site=site, folder=Path(assignment.home)), assignment.order)
     if sampler is None:
         raise PolicyRefusal("least_patients", "the site has no training patients")
-    bench = bench_for(assignment.order, gpu=gpu)
-    bench = replace(bench, device=accelerator.device, model=bench.model.to(accelerator.device))
+    bench = bench_for(assignment.order, gpu=assignment.gpu)
 
     def on_step(step: int) -> None:
         if team.rank == 0:
             (folder / PROGRESS).write_text(str(step))
-        if os.getppid() != launcher:
+        if os.getppid() != parent:
             raise Interrupted("the process that asked for this training is gone")
 
-    threads = max(1, (site.device.threads or cores()) // team.size)
-    with numerics(experiment, bench.device, threads):
+    with numerics(experiment, bench.device, int(os.environ["OMP_NUM_THREADS"])):
         seed = np.random.SeedSequence(list(assignment.entropy))
         start = load_file(folder / START)
         update = train(bench, sampler, start, assignment.round, seed, on_step, team)
@@ -141,7 +122,20 @@ def carry_out(folder: Path) -> None:
         save_file({name: np.ascontiguousarray(a) for name, a in update.delta.items()}, folder / UPDATE)
         result = Result(total=update.loss.total, weight=update.loss.weight)
         (folder / RESULT).write_text(result.model_dump_json())
-    accelerator.end_training()
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def _meet(folder: Path, *, gpu: bool, sharded: bool) -> Processes:
+    """Join the others, who are found by a file: no port is opened for that."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if gpu:
+        torch.cuda.set_device(rank)
+    distributed.init_process_group(
+        "nccl" if gpu else "gloo", init_method=f"file://{folder / MEETING}", rank=rank, world_size=size
+    )
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Processes(Accelerator(cpu=not gpu, kwargs_handlers=[unused]), sharded=sharded)
 
 
 def main() -> None:
@@ -154,7 +148,7 @@ def main() -> None:
     except BaseException as error:
         if folder.is_dir():
             text = "".join(traceback.format_exception(error))
-            (folder / f"error-{os.environ.get('RANK', '0')}.txt").write_text(text)
+            (folder / f"error-{os.environ['RANK']}.txt").write_text(text)
         os._exit(1)
 
 
