@@ -1,8 +1,8 @@
 """Many sites at once: 32 real ones, each with its processes, and 500 clients that speak the protocol.
 
-The real sites train a tiny network on pictures of their own. A client is a thread that signs, pulls, and answers as a site's
-link does, through the link's own connection, and makes its replies up. A round must finish with nobody lost or counted
-twice, and the server's processes must not need more memory for more sites.
+The real sites train a tiny network on pictures of their own. A client is a thread that asks, waits and answers over a link's
+own line, and makes its replies up. A round must finish with nobody lost or counted twice, and the server's processes must
+not need more memory for more sites.
 
     python benchmarks/load.py
 """
@@ -10,16 +10,18 @@ twice, and the server's processes must not need more memory for more sites.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import platform
 import random
+import re
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,13 +32,16 @@ import tomli_w
 from flwr.app import Message
 from PIL import Image
 
-from fedmed_client.link import reach
-from fedmed_client.link.flower import Fleet, LinkForgotten, NotYet, RunOver
-from fedmed_client.link.messages import Announced, inflate
+from fedmed_client.link.flower import RunOver
+from fedmed_client.link.line import Line, Stopped
+from fedmed_client.link.link import IDLE_POLL_SECONDS
+from fedmed_client.link.pace import waits
+from fedmed_client.link.status import Status
 from fedmed_client.site.home import SiteFolder
 from fedmed_client.site.joining import join, open_home
 from fedmed_common import wire
-from fedmed_common.errors import ConnectionProblem, TransportAway
+from fedmed_common.errors import ConnectionProblem
+from fedmed_common.files import write_atomically
 from fedmed_common.metrics import Mean
 from fedmed_server.history import RoundDone, RunStarted
 from fedmed_server.provision.certify import sign
@@ -44,8 +49,10 @@ from fedmed_server.provision.folder import ConsortiumFolder
 from fedmed_simulations.rehearsal.consortium import Consortium
 
 ROUNDS = 1
-POLL_SECONDS, BEAT_SECONDS = 5.0, 10.0
+SITES, CLIENTS = 32, 500
 RAMP_SECONDS, AT_ONCE = 60.0, 4
+ANEW_SECONDS = 5.0, 60.0
+_log = logging.getLogger(__name__)
 EXPERIMENT = f"""
 name = "load"
 seed = 1
@@ -111,61 +118,47 @@ def write_pictures(root: Path, seed: int) -> None:
 
 
 class Client(threading.Thread):
-    """A site without its worker: it connects, pulls and answers as a link does; what it answers is made up."""
+    """A site without its worker: its line is a link's own; what it answers is made up."""
 
     def __init__(self, home: Path, stop: threading.Event) -> None:
         super().__init__(daemon=True)
-        self._fleet = Fleet(reach.load(SiteFolder(home)))
-        self._site, self._over = home.name, stop
-        self._beat = 0.0
-        self.answered = 0
-        self.troubles = 0
+        self._home, self._site, self._over = SiteFolder(home), home.name, stop
 
     def run(self) -> None:
-        """Work until told to stop."""
-        rest = random.Random(self._site)  # noqa: S311
-        self._over.wait(rest.uniform(0, RAMP_SECONDS))
-        active = False
-        while not self._over.is_set():
+        """Work until told to stop. A line that ends for good is opened anew, as a service starts a site anew."""
+        chance = random.Random(self._site)  # noqa: S311
+        self._over.wait(chance.uniform(0, RAMP_SECONDS))
+        for wait in waits(*ANEW_SECONDS, chance):
+            line = Line(self._home, Status(self._home, self._home.connection().address), self._over)
             try:
-                if not active:
-                    self._fleet.activate()
-                    active, self._beat = True, time.monotonic()
-                if not self._work():
-                    self._over.wait(POLL_SECONDS * rest.uniform(0.8, 1.2))
-            except LinkForgotten:
-                active = False
-            except (ConnectionProblem, TransportAway, RunOver):
-                self.troubles += 1
-                active = False
-                self._over.wait(rest.uniform(0.5, 5.0))
+                line.open()
+                self._serve(line)
+            except Stopped:
+                return
+            except ConnectionProblem as problem:
+                _log.warning("%s: %s", self._site, problem)
+            finally:
+                line.close()
+            self._over.wait(wait)
 
-    def _work(self) -> bool:
-        self._stay()
-        announced = self._fleet.pull()
-        if announced is None:
-            return False
-        order = self._fetch(announced)
-        reply = Message(wire.pack_reply(self._reply(order)), reply_to=announced.message)
-        self._fleet.upload(self._fleet.announce(reply))
-        self.answered += 1
-        return True
+    def _serve(self, line: Line) -> None:
+        known: set[int] = set()
+        while True:
+            announced = line.pull()
+            if announced is None:
+                self._over.wait(line.pause(IDLE_POLL_SECONDS))
+                continue
+            try:
+                message = line.fetch(announced)
+                if announced.run not in known:
+                    line.bundle(announced.run)
+                    known.add(announced.run)
+                line.push(Message(wire.pack_reply(self._reply(message)), reply_to=message))
+            except RunOver as over:
+                _log.info("an answer is dropped: %s", over)
 
-    def _fetch(self, announced: Announced) -> wire.Order:
-        contents: dict[str, bytes] = {}
-        for name in announced.objects:
-            while name not in contents:
-                self._stay()
-                with suppress(NotYet):
-                    contents[name] = self._fleet.pull_object(announced.run, name)
-                    break
-                self._over.wait(1.0)
-        self._fleet.confirm(announced)
-        return wire.unpack_order(
-            inflate(announced, contents).content, wire.Kind(announced.message.metadata.message_type)
-        )
-
-    def _reply(self, order: wire.Order) -> wire.Reply:
+    def _reply(self, message: Message) -> wire.Reply:
+        order = wire.unpack_order(message.content, wire.Kind(message.metadata.message_type))
         facts = wire.Facts(
             patients={"train": 5, "validation": 0, "test": 0}, presence={"disc": 5}, version=version("fedmed")
         )
@@ -180,11 +173,6 @@ class Client(threading.Thread):
             metrics={"loss": Mean(1.0, 1.0)} if trained else {},
             seconds={"train": 0.0} if trained else {},
         )
-
-    def _stay(self) -> None:
-        if time.monotonic() - self._beat > BEAT_SECONDS:
-            self._fleet.beat()
-            self._beat = time.monotonic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +242,8 @@ def measure(consortium: Consortium, names: Sequence[str], kind: str, limit_secon
             problems.append(f"round {record.round}: {len(missing)} missing, {len(double)} counted twice")
     started = next((record for record in records if isinstance(record, RunStarted)), None)
     done = [record for record in records if isinstance(record, RoundDone)]
+    if len(done) != ROUNDS:
+        problems.append(f"{len(done)} rounds of {ROUNDS}")
     began = datetime.fromisoformat(started.time).timestamp() if started else before
     return Measured(
         sites=len(names),
@@ -303,17 +293,51 @@ def row(found: Measured) -> str:
     )
 
 
+def page(rows: Iterable[str], today: str) -> str:
+    """The day's page."""
+    return "\n".join(
+        [
+            f"# Load, {today}",
+            "",
+            f"`python benchmarks/load.py`, or a phase of it with `--sites 0` or `--clients 0`; {platform.machine()}, "
+            f"{os.cpu_count()} cores that server, sites and clients share, fedmed {version('fedmed')}, flwr {version('flwr')}. "
+            "A round of training each.",
+            "",
+            "| sites | the run ended | in the round | roll call, s | round, s | SuperLink, MB at most | ServerApp, MB at most |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "The seconds of the roll call hold the ServerApp's start. Real sites are a link and a worker each, started four at a "
+            "time. The clients are threads of one process, each with a link's own line: it asks every "
+            f"{IDLE_POLL_SECONDS:g} s, and less often while answers are slow.",
+            "",
+        ]
+    )
+
+
+def record(found: Sequence[Measured], file: Path, today: str) -> None:
+    """Add the rows to the day's page; one that was measured again replaces the old one."""
+    old = file.read_text().splitlines() if file.exists() else []
+    rows = {line.split("|")[1].strip(): line for line in old if re.match(r"\| \d", line)}
+    rows |= {f"{one.sites} {one.kind}": row(one) for one in found}
+    order = sorted(rows, key=lambda name: (name.endswith("clients"), int(name.split()[0])))
+    write_atomically(file, page((rows[name] for name in order), today).encode())
+
+
 def main() -> None:
-    """Measure and write a dated page beside this file."""
+    """Measure, and write each phase, once it is over, onto a dated page beside this file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sites", type=int, default=32)
-    parser.add_argument("--clients", type=int, default=500)
+    parser.add_argument("--sites", type=int, default=SITES)
+    parser.add_argument("--clients", type=int, default=CLIENTS)
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds that one run may take")
     options = parser.parse_args()
     sites = [f"site-{number:03d}" for number in range(options.sites)]
     others = [f"client-{number:03d}" for number in range(options.clients)]
+    today = datetime.now(UTC).date().isoformat()
+    phases = [(real_sites, sites, SITES), (clients, others, CLIENTS)]
+    failed = False
     with tempfile.TemporaryDirectory(prefix="fedmed-load-") as temporary:
         folder = Path(temporary)
         for number, name in enumerate(sites):
@@ -321,30 +345,13 @@ def main() -> None:
         with Crowd(folder, [*sites, *others]) as consortium:
             consortium.found(folder / "federation")
             consortium.start_server()
-            found = real_sites(consortium, sites, options) if sites else []
-            found += clients(consortium, others, options) if others else []
-    today = datetime.now(UTC).date().isoformat()
-    text = "\n".join(
-        [
-            f"# Load, {today}",
-            "",
-            f"`{' '.join(['python', 'benchmarks/load.py', *sys.argv[1:]])}`, {platform.machine()}, {os.cpu_count()} cores that "
-            f"server, sites and clients share, fedmed {version('fedmed')}, flwr {version('flwr')}. A round of training each.",
-            "",
-            "| sites | the run ended | in the round | roll call, s | round, s | SuperLink, MB at most | ServerApp, MB at most |",
-            "|---|---|---|---|---|---|---|",
-            *(row(one) for one in found),
-            "",
-            "The seconds of the roll call hold the ServerApp's start. Real sites are a link and a worker each, started four at a "
-            f"time; a client is a thread that speaks the protocol through the link's own calls and asks for work every "
-            f"{POLL_SECONDS:g} s.",
-            "",
-        ]
-    )
-    print(text)
-    if (options.sites, options.clients) == (32, 500):
-        (Path(__file__).parent / f"load-{today}.md").write_text(text)
-    sys.exit(any(one.problems or one.status != "completed" for one in found))
+            for phase, names, whole in phases:
+                found = phase(consortium, names, options) if names else []
+                print(*(row(one) for one in found), sep="\n", flush=True)
+                if len(names) == whole:
+                    record(found, Path(__file__).parent / f"load-{today}.md", today)
+                failed |= any(one.problems or one.status != "completed" for one in found)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

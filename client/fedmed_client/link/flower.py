@@ -85,6 +85,10 @@ class NotYet(Exception):
     """The message was announced before all of it is at the server."""
 
 
+class ServerBusy(TransportAway):
+    """The server has too much to do, and has not looked at the request: nothing of it is lost."""
+
+
 class LinkForgotten(Exception):
     """The server does not take this link for the site's any more; ``problem`` is what that means where it goes on."""
 
@@ -109,7 +113,7 @@ class Fleet:
 
     Raises:
         ConnectionProblem: the server cannot be reached, or refuses the site.
-        TransportAway: it answers that it cannot just now.
+        TransportAway: it answers that it cannot just now; :class:`ServerBusy` where it did nothing of what was asked.
         LinkForgotten: the link must be activated anew.
         RunOver: where a run is concerned.
     """
@@ -298,6 +302,8 @@ def _meant_by(response: httpx.Response, reach: Reach) -> Exception:
         return RunOver("the run has ended")
     if status in {httpx.codes.UNAUTHORIZED, httpx.codes.PRECONDITION_FAILED} and _is_json(response):
         return LinkForgotten(TransportAway(f"the coordinator's server does not take this link ({status})"))
+    if status == httpx.codes.SERVICE_UNAVAILABLE and code is None and _is_json(response):
+        return ServerBusy("the coordinator's server has too much to do just now")
     if _is_json(response) or status == httpx.codes.INTERNAL_SERVER_ERROR:
         return TransportAway(f"the coordinator's server cannot do what it is asked just now ({status})")
     return problems.of_answer(response, reach)

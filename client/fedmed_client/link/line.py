@@ -7,6 +7,7 @@ A call is tried until it succeeds. What can pass by itself is waited for, longer
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,9 @@ from typing import TypeVar
 from flwr.app import Message
 
 from fedmed_client.link import diagnose, reach
-from fedmed_client.link.flower import AT_ONCE, Fleet, LinkForgotten, NotYet, RunOver, Upload
+from fedmed_client.link.flower import AT_ONCE, Fleet, LinkForgotten, NotYet, RunOver, ServerBusy, Upload
 from fedmed_client.link.messages import Announced, Fetched, inflate
+from fedmed_client.link.pace import Pace, waits
 from fedmed_client.link.problems import MAY_PASS
 from fedmed_client.link.reach import Reach
 from fedmed_client.link.status import Standing, Status
@@ -35,8 +37,9 @@ from fedmed_common.errors import (
 
 T = TypeVar("T")
 
-_BEAT_SECONDS = 10.0
+_BEAT_SECONDS = 8.0, 12.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
+_FIRST_LATER_SECONDS, _LONGEST_LATER_SECONDS = 4.0, 15.0
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.05, 2.0
 _log = logging.getLogger(__name__)
 
@@ -56,6 +59,8 @@ class Line:
         self._home, self._status, self._stop = home, status, stop
         self._reach = reach.load(home)
         self._fleet = Fleet(self._reach)
+        self._chance = random.Random(self._reach.boot)  # noqa: S311
+        self._pace = Pace(self._chance)
         self._is_patient = status.was_connected
         self._must_activate, self._turn = threading.Event(), threading.Lock()
         self._must_activate.set()
@@ -91,12 +96,18 @@ class Line:
 
         def once() -> Announced | None:
             try:
-                return self._fleet.pull()
+                return self._pace.timed(self._fleet.pull)
+            except ServerBusy:
+                raise
             except (ConnectionProblem, TransportAway):
                 self._must_activate.set()
                 raise
 
         return self._through(once)
+
+    def pause(self, usual_seconds: float) -> float:
+        """The seconds to wait after a :meth:`pull` that brought nothing: more than the usual ones, where the server is slow."""
+        return self._pace.pause(usual_seconds)
 
     def fetch(self, announced: Announced) -> Message:
         """The announced message, whole.
@@ -164,22 +175,25 @@ class Line:
 
     def _object(self, announced: Announced, name: str) -> bytes:
         """One object, however long the server's own part takes to hand it over."""
-        wait = _FIRST_LOOK_SECONDS
-        while not self._stop.wait(0):
+        pace, usual = Pace(self._chance), waits(_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS, self._chance)
+        while True:
             try:
-                return self._through(lambda: self._fleet.pull_object(announced.run, name))
+                return self._through(lambda: pace.timed(lambda: self._fleet.pull_object(announced.run, name)))
             except NotYet:
-                self._stop.wait(wait)
-                wait = min(2 * wait, _LONGEST_LOOK_SECONDS)
-        raise Stopped
+                self._stop.wait(pace.pause(next(usual)))
 
     def _through(self, call: Callable[[], T]) -> T:
         """What the call gives, tried until it does; before it, the link is activated where that is due."""
-        wait = _FIRST_WAIT_SECONDS
+        wait = waits(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, self._chance)
+        later = waits(_FIRST_LATER_SECONDS, _LONGEST_LATER_SECONDS, self._chance)
         while not self._stop.is_set():
             try:
                 self._activate()
                 result = call()
+            except ServerBusy as busy:
+                self._weigh(busy)
+                self._stop.wait(next(later))
+                continue
             except LinkForgotten:
                 self._must_activate.set()
             except (ConnectionProblem, TransportAway) as problem:
@@ -188,8 +202,7 @@ class Line:
                 self._is_patient = True
                 self._status.say(Standing(state="connected"))
                 return result
-            self._stop.wait(wait)
-            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+            self._stop.wait(next(wait))
         raise Stopped
 
     def _activate(self) -> None:
@@ -221,7 +234,7 @@ class Line:
         return self._is_patient and isinstance(problem, MAY_PASS)
 
     def _keep_beating(self) -> None:
-        while not self._stop.wait(_BEAT_SECONDS):
+        while not self._stop.wait(self._chance.uniform(*_BEAT_SECONDS)):
             try:
                 self._fleet.beat()
             except LinkForgotten:

@@ -27,7 +27,7 @@ from fedmed_common.children import write_pid
 from fedmed_common.errors import ConnectionProblem, FedmedError
 from fedmed_common.failpoints import reach
 
-_BUSY_POLL_SECONDS, _IDLE_POLL_SECONDS = 0.5, 1.0
+_BUSY_POLL_SECONDS, IDLE_POLL_SECONDS = 0.5, 1.0
 _BUSY_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Link:
             message = desk.take()
             if message is None:
                 busy = time.monotonic() < busy_until
-                self._stop.wait(_BUSY_POLL_SECONDS if busy else _IDLE_POLL_SECONDS)
+                self._stop.wait(line.pause(_BUSY_POLL_SECONDS if busy else IDLE_POLL_SECONDS))
                 continue
             try:
                 answered = desk.answer(message)

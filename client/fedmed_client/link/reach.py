@@ -23,6 +23,9 @@ from fedmed_common.site_config import Network
 
 CONNECT_SECONDS = 4.0
 ANSWER_SECONDS = 20.0
+KEPT_SECONDS = 30.0
+"""A connection is used again until it was idle for so long: a new one costs both sides more than a question. The server
+keeps it longer, and no pause between questions is longer."""
 
 LARGEST_ANSWER_BYTES = 8 * 2**20
 """Of one answer. The largest are objects of an order: pieces of 5 MiB and their heads; a bundle has 1 MB at most."""
@@ -75,6 +78,7 @@ class Reach:
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(keepalive_expiry=KEPT_SECONDS),
         )
 
 

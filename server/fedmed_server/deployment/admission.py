@@ -46,6 +46,9 @@ class Nodes(Protocol):
     def online(self) -> frozenset[int]:
         """The nodes whose link is there."""
 
+    def is_online(self, node: int) -> bool:
+        """Whether the node's link is there."""
+
     def deactivate(self, node: int) -> None:
         """Take the node's link as gone."""
 
@@ -79,6 +82,7 @@ class Admission:
         self._written: dict[str, SiteState] | None = None
         self._nonces = Nonces(self._states, self._skew_seconds)
         self._reading, self._writing = asyncio.Lock(), asyncio.Lock()
+        self._asked = self._answered = 0
 
     async def known(self, headers: Mapping[str, str]) -> str:
         """The registered site that a request names, before its body is read.
@@ -128,16 +132,23 @@ class Admission:
             ProvisionError: there is no registry, and never was.
         """
         await self._read_registry()
+        self._asked += 1
+        mine = self._asked
         async with self._writing:
+            if (
+                self._answered >= mine
+            ):  # a look that began since then saw the same: links that begin together share it
+                return
+            shared = self._asked
             online = await asyncio.to_thread(self._nodes.online)
             states = {name: self._current(site, online) for name, site in self._sites.items()}
-            if states == self._written:
-                return
-            try:
-                await asyncio.to_thread(save_site_states, self._home.site_states, states)
-                self._written = states
-            except OSError as error:
-                _log.error("the states of the sites cannot be written: %s", error)
+            if states != self._written:
+                try:
+                    await asyncio.to_thread(save_site_states, self._home.site_states, states)
+                    self._written = states
+                except OSError as error:
+                    _log.error("the states of the sites cannot be written: %s", error)
+            self._answered = shared
 
     async def _read_registry(self) -> None:
         if mark(self._home.registry) == self._registry_read:
@@ -172,14 +183,14 @@ class Admission:
 
     async def _judge_link(self, site: RegisteredSite, stamp: Stamp, request: Request) -> None:
         node, key = self._node_of.get(site.name), self._nodes.key_text(site.public_key)
-        claims = await asyncio.to_thread(self._nodes.claims, request.path, request.body)
+        claims = self._nodes.claims(request.path, request.body)
         if claims.nodes - {node} or claims.keys - {key}:
             raise RequestRefused("another-node")
         last = self._states.get(site.name, SiteState())
         if request.path != ACTIVATE:
             if last.instance and (last.instance, last.boot) != (stamp.instance, stamp.boot):
                 raise RequestRefused("in-use")
-        elif node is not None and node in await asyncio.to_thread(self._nodes.online):
+        elif node is not None and await asyncio.to_thread(self._nodes.is_online, node):
             if last.instance and last.instance != stamp.instance:
                 raise RequestRefused("in-use")
             await asyncio.to_thread(self._nodes.deactivate, node)

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from fedmed_common.errors import RequestRefused
+from fedmed_server.deployment.places import Busy
 
 AT_ONCE, AT_ONCE_OF_A_SITE = 64, 8
 """So many bodies are in memory before they are judged. Whoever comes then is not read from until it is its turn."""
@@ -18,14 +19,12 @@ AT_ONCE, AT_ONCE_OF_A_SITE = 64, 8
 SMALL_BYTES = 2**16
 """Heartbeats and questions never wait for uploads."""
 
-_TURN_SECONDS = 20.0
+_TURN_SECONDS = 10.0
+"""The sender gives up after 20."""
+
 _SECONDS = 180.0
 """Four parts of a model, which a site sends at once, make it over 1 Mbit/s."""
 _DROPPED = 4
-
-
-class Busy(Exception):
-    """The body was not read: too many others are, or it came too slowly. It may be sent again."""
 
 
 class Bodies:
@@ -44,7 +43,7 @@ class Bodies:
 
         Raises:
             RequestRefused: ``too-large``.
-            Busy: not now.
+            Busy: too many others are being read, or it came too slowly.
             ClientDisconnect: the sender is gone.
         """
         announced = headers.get("content-length", "0")

@@ -21,15 +21,20 @@ from flwr.supercore.constant import NodeStatus
 from flwr.supercore.http_logging import get_uvicorn_log_config as log_config
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+from flwr.supercore.routers.runtime.tracing import RuntimeTracingMiddleware
 from flwr.supercore.state.schema.linkstate_models import Node as NodeModel
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
+from flwr.superlink.routers.control import middlewares as control
+from flwr.superlink.routers.fleet.middlewares import FleetEventLogMiddleware
+from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sqlalchemy import update
 from sqlalchemy.orm import Session
-from starlette.types import ASGIApp
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedmed_server.deployment.admission import Claims
 from fedmed_server.deployment.home import PRIVATE_HOST, ServerHome, read_secret
@@ -90,7 +95,44 @@ def build(home: ServerHome) -> tuple[ASGIApp, FlowerNodes]:
         runtime_dependency_install=False,
     )
     app = create_app(config, SuperLinkLifespan)
+    app.user_middleware = [
+        _only_where_meant(layer) for layer in app.user_middleware if layer.cls not in _IDLE
+    ]
     return app, FlowerNodes(app.state.linkstate_factory.state())
+
+
+_IDLE: frozenset[object] = frozenset({FleetEventLogMiddleware})
+"""Flower's layers for what :func:`build` leaves out."""
+
+_MEANT_FOR: dict[object, str] = {
+    control.ControlSensitiveResponseMiddleware: "/v1/control/",
+    control.ControlAuthenticationMiddleware: "/v1/control/",
+    control.ControlLicenseMiddleware: "/v1/control/",
+    control.ControlEventLogMiddleware: "/v1/control/",
+    RuntimeTracingMiddleware: "/v1/runtime/",
+    NodeAuthMiddleware: "/v1/fleet/",
+}
+"""The paths at which Flower's layers do something; at all others they hand the request on."""
+
+
+class _OnlyWhereMeant:
+    """A layer around an application, which requests of other paths go past.
+
+    Each of Flower's layers is Starlette's ``BaseHTTPMiddleware``. Ten of them, one within the other, take ten times the work
+    of all the rest, because each waits anew, within all those around it, for what a request may still bring.
+    """
+
+    def __init__(self, app: ASGIApp, layer: Middleware, prefix: str) -> None:
+        self._app, self._layered, self._prefix = app, layer.cls(app, *layer.args, **layer.kwargs), prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_meant = scope["type"] == "http" and scope["path"].startswith(self._prefix)
+        await (self._layered if is_meant else self._app)(scope, receive, send)
+
+
+def _only_where_meant(layer: Middleware) -> Middleware:
+    prefix = _MEANT_FOR.get(layer.cls)
+    return layer if prefix is None else Middleware(_OnlyWhereMeant, layer, prefix)
 
 
 class FlowerNodes:
@@ -113,6 +155,10 @@ class FlowerNodes:
     def online(self) -> frozenset[int]:
         """The nodes whose link is there: it was activated, and its heartbeats arrive."""
         return frozenset(node.node_id for node in self._state.get_node_info(statuses=[NodeStatus.ONLINE]))
+
+    def is_online(self, node: int) -> bool:
+        """Whether the node's link is there."""
+        return bool(self._state.get_node_info(node_ids=[node], statuses=[NodeStatus.ONLINE]))
 
     def deactivate(self, node: int) -> None:
         """Take the node's link as gone, so that it can be activated again at once."""

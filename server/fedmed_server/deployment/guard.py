@@ -2,7 +2,7 @@
 
 Only the calls that a site makes are served. A request is read up to a bound, admitted or refused as a whole, and handed on
 unaltered. A refusal says one word, from ``signed_requests.REFUSALS``, and the server's time and version. A server that has too
-much to read answers 503, in the form of Flower's own errors, and is asked again.
+much to read or to do answers 503, in the form of Flower's own errors but without a code of Flower's, and is asked again later.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import MutableMapping
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -24,7 +25,8 @@ from fedmed_common.signed_requests import (
     installed_version,
 )
 from fedmed_server.deployment.admission import Admission, Request
-from fedmed_server.deployment.bodies import Bodies, Busy
+from fedmed_server.deployment.bodies import Bodies
+from fedmed_server.deployment.places import Busy, Places
 
 HEALTH = "/health"
 FLEET_PATHS = frozenset(
@@ -53,30 +55,32 @@ class Guard:
 
     def __init__(self, app: ASGIApp, admission: Admission, *, body_bytes: int) -> None:
         self._app, self._admission, self._bodies = app, admission, Bodies(body_bytes)
+        self._places = Places()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            if not _is_health(scope):
-                receive = _once(await self._admitted(scope, receive), receive)
-        except RequestRefused as refusal:
-            await _refuse(refusal.reason, send)
-            return
-        except Busy as busy:
-            _log.warning("a request from %s has to wait: %s", _peer(scope), busy)
-            await _answer(503, {"content-type": "application/json"}, send)
-            return
-        except ClientDisconnect:
-            return
-        await self._app(scope, receive, send)
+        with ExitStack() as place:
+            try:
+                if not _is_health(scope):
+                    receive = _once(await self._admitted(scope, receive, place), receive)
+            except RequestRefused as refusal:
+                await _refuse(refusal.reason, send)
+                return
+            except Busy:
+                await _answer(503, {"content-type": "application/json"}, send)
+                return
+            except ClientDisconnect:
+                return
+            await self._app(scope, receive, send)
 
-    async def _admitted(self, scope: Scope, receive: Receive) -> bytes:
-        """The body of a request that may pass."""
+    async def _admitted(self, scope: Scope, receive: Receive, place: ExitStack) -> bytes:
+        """The body of a request that may pass; it has its place until ``place`` is left."""
         path, headers = scope["path"], _headers(scope)
         if scope["method"] != "POST" or path not in FLEET_PATHS or scope["query_string"]:
             raise RequestRefused("unknown-path")
         try:
             site = await self._admission.known(headers)
             async with self._bodies.read(site, headers, receive) as body:
+                place.enter_context(self._places.take(path))
                 await self._admission.admit(
                     site, Request(method="POST", path=path, headers=headers, body=body)
                 )

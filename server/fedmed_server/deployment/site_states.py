@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -53,13 +53,19 @@ def load_site_states(path: Path) -> dict[str, SiteState]:
 
 def save_site_states(path: Path, states: Mapping[str, SiteState]) -> None:
     """Write the states; a reader sees the old ones or the new ones."""
-    document = {site: asdict(state) for site, state in sorted(states.items())}
-    write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
+    document = {site: _values(state) for site, state in sorted(states.items())}
+    write_atomically(path, (json.dumps(document) + "\n").encode())
 
 
 def moment(seconds: float) -> str:
     """A time of this machine's clock, as the file has it."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _values(state: SiteState | Refusal) -> dict[str, Any]:
+    """As ``asdict`` gives them, which takes ten times as long: the file is written each second, with every site."""
+    values = {field.name: getattr(state, field.name) for field in fields(state)}
+    return {name: _values(value) if isinstance(value, Refusal) else value for name, value in values.items()}
 
 
 def _state(values: Mapping[str, Any]) -> SiteState:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fedmed_client.link import diagnose, problems, reach
-from fedmed_client.link.flower import Fleet
+from fedmed_client.link.flower import Fleet, ServerBusy
 from fedmed_client.link.reach import LARGEST_ANSWER_BYTES, find_proxy
 from fedmed_client.site.home import SiteFolder
 from fedmed_common import errors, identity, signed_requests
@@ -345,7 +345,7 @@ def test_a_server_that_has_too_much_to_read_is_asked_again(
     busy = b"HTTP/1.1 503 Busy\r\ncontent-type: application/json\r\ncontent-length: 0\r\n\r\n"
     port = listen(under_tls(server_context(offline, tmp_path), saying(busy)))
     fleet = Fleet(reach.load(at(home, port)))
-    with pytest.raises(errors.TransportAway, match="503"):
+    with pytest.raises(ServerBusy, match="too much to do"):
         fleet.activate()
     fleet.close()
 

@@ -1,0 +1,47 @@
+"""When a site asks again: the later, the longer the server takes, so that any number of sites leaves it the time to answer."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+TIMES, LONGEST_PAUSE_SECONDS = 10.0, 15.0
+
+
+class Pace:
+    """The pauses between questions that are asked again and again: a site waits for answers a tenth of its time at most.
+
+    However many sites there are, at any moment a tenth of them has a question at the server. What was slow is trusted again
+    by and by, and no two sites wait alike: else all would come back at the same moment.
+    """
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance, self._took_seconds = chance, 0.0
+
+    def timed(self, call: Callable[[], T]) -> T:
+        """What the call gives; how long it took counts, also where it fails."""
+        began = time.monotonic()
+        try:
+            return call()
+        finally:
+            self._took_seconds = max(time.monotonic() - began, self._took_seconds / 2)
+
+    def pause(self, usual_seconds: float) -> float:
+        """The seconds until the next question: the usual ones, while the server is fast."""
+        slow = min(TIMES * self._took_seconds, LONGEST_PAUSE_SECONDS)
+        return max(usual_seconds, self._chance.uniform(slow / 2, slow))
+
+
+def waits(first_seconds: float, longest_seconds: float, chance: random.Random) -> Iterator[float]:
+    """The seconds between attempts that fail: about twice as long each time.
+
+    Sites that lost the server at the same moment do not come back at the same moment.
+    """
+    most = first_seconds
+    while True:
+        yield chance.uniform(most / 2, most)
+        most = min(2 * most, longest_seconds)

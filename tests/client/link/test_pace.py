@@ -1,0 +1,164 @@
+"""A site asks a slow server less often; an answer that says 'busy' is no lost line."""
+
+from __future__ import annotations
+
+import random
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+
+from fedmed_client.link.line import Line, Stopped
+from fedmed_client.link.pace import LONGEST_PAUSE_SECONDS, TIMES, Pace, waits
+from fedmed_client.link.status import Status
+from fedmed_client.site.home import SiteFolder
+from fedmed_common import identity
+
+JSON = "application/json"
+
+
+class Clock:
+    """The time as the test has it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._now = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self._now)
+
+    def passes(self, seconds: float) -> float:
+        self._now += seconds
+        return seconds
+
+
+@pytest.mark.parametrize(
+    ("took", "least", "most"),
+    [
+        (0.0, 1.0, 1.0),
+        (0.1, 1.0, 1.0),
+        (0.5, TIMES * 0.25, TIMES * 0.5),
+        (20.0, LONGEST_PAUSE_SECONDS / 2, LONGEST_PAUSE_SECONDS),
+    ],
+)
+def test_a_pause_is_as_usual_or_as_long_as_the_answer_calls_for(
+    took: float, least: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, pace = Clock(monkeypatch), Pace(random.Random(1))  # noqa: S311
+    assert pace.pause(1.0) == 1.0
+    assert pace.timed(lambda: clock.passes(took)) == took
+    assert least <= pace.pause(1.0) <= most
+
+
+def test_a_failure_counts_and_a_fast_answer_is_trusted_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pace = Clock(monkeypatch), Pace(random.Random(1))  # noqa: S311
+
+    def fails() -> None:
+        clock.passes(0.5)
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        pace.timed(fails)
+    most = []
+    for _ in range(4):
+        most.append(max(pace.pause(0.5) for _ in range(1000)))
+        pace.timed(lambda: clock.passes(0.0))
+    expected = [TIMES * 0.5 / 2**number for number in range(4)]
+    assert most == pytest.approx(expected, rel=0.01)
+    for _ in range(3):
+        pace.timed(lambda: clock.passes(0.0))
+    assert pace.pause(1.0) == 1.0
+
+
+def test_waits_grow_to_their_bound_and_no_two_sites_wait_alike() -> None:
+    most = [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    chances = (random.Random(site) for site in ("a", "b"))  # noqa: S311
+    one, other = (list(islice(waits(0.5, 10.0, chance), len(most))) for chance in chances)
+    for found in (one, other):
+        assert all(bound / 2 <= wait <= bound for wait, bound in zip(found, most, strict=True))
+    assert not set(one) & set(other)
+
+
+class Scripted(ThreadingHTTPServer):
+    """Answers ``pull-messages`` as it is told, and every other call well; ``asked``: the calls."""
+
+    daemon_threads = True
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.asked: list[str] = []
+        self.pulls: list[tuple[int, str]] = []
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def answer(self, call: str) -> tuple[int, str, bytes]:
+        self.asked.append(call)
+        if call == "pull-messages" and self.pulls:
+            return (*self.pulls.pop(0), b"")
+        content = ActivateNodeResponse(node_id=1) if call == "activate-node" else PullMessagesResponse()
+        return 200, PROTOBUF_MEDIA_TYPE, content.SerializeToString()
+
+
+class _Answers(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Scripted
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", "0")))
+        status, kind, content = self.server.answer(self.path.rpartition("/")[2])
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def scripted(offline: Any, tmp_path: Path) -> Iterator[Scripted]:
+    key, file = identity.new_key(), tmp_path / "server.pem"
+    certificate = offline.folder.authority().certify_server(offline.folder.recorded(), key.public_key())
+    identity.save_key(file, key)
+    with file.open("a") as stream:
+        stream.write(identity.certificate_text(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    server = Scripted(context)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "between"), [((503, JSON), []), ((500, JSON), ["activate-node"]), ((503, "text/html"), ["activate-node"])]
+)  # fmt: skip
+def test_a_server_that_is_busy_is_asked_again_without_a_new_link(
+    answer: tuple[int, str], between: list[str], scripted: Scripted, offline: Any
+) -> None:
+    home: SiteFolder = offline.join()
+    home.connection_file.write_text(
+        home.connection_file.read_text().replace(
+            home.connection().address, f"127.0.0.1:{scripted.server_address[1]}"
+        )
+    )
+    stop = threading.Event()
+    line = Line(home, Status(home, home.connection().address), stop)
+    line.open()
+    assert line.pull() is None
+    scripted.pulls = [answer]
+    assert line.pull() is None
+    stop.set()
+    with pytest.raises(Stopped):
+        line.pull()
+    line.close()
+    asked = [call for call in scripted.asked if call != "send-node-heartbeat"]
+    assert asked == [
+        "activate-node", "pull-messages", "pull-messages", *between, "pull-messages", "deactivate-node",
+    ]  # fmt: skip
