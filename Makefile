@@ -13,7 +13,7 @@ ifneq ($(FEDMED_DATA),)
 export FEDMED_DATA
 endif
 
-.PHONY: demo rehearse install test test-faults test-hostile lint format bench bench-overhead bench-real bench-load clean
+.PHONY: demo rehearse install test test-models test-faults test-hostile lint format bench bench-overhead bench-real bench-load clean
 
 demo: $(INSTALLED)
 	$(BIN)/fedmed phantom demo/federation --sites 4 --seed 1
@@ -38,6 +38,10 @@ $(INSTALLED): pyproject.toml
 TESTS_AT_ONCE ?= 3
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TESTS_AT_ONCE) --dist loadfile
+
+# Every architecture that can be exported, as ONNX.
+test-models: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TESTS_AT_ONCE) -m slow tests/common/models
 
 test-hostile: $(INSTALLED)
 	$(BIN)/python benchmarks/hostile_replies.py --examples 10000

@@ -92,14 +92,26 @@ SMALL: dict[str, Small] = {
         odd={2: (29, 22), 3: (17, 9, 10)},
     ),
     "deeplab_v3": Small(
-        settings={"width": 0.0625, "backbone": "resnet18", "rates": (1, 2), "dropout": 0.0},
-        patch={2: (48, 32), 3: (32, 16, 32)},
-        odd={2: (45, 38), 3: (33, 17, 18)},
+        settings={
+            "width": 0.0625,
+            "backbone": "resnet18",
+            "output_stride": 8,
+            "rates": (1, 2),
+            "dropout": 0.0,
+        },
+        patch={2: (32, 24), 3: (24, 16, 16)},
+        odd={2: (29, 22), 3: (17, 9, 10)},
     ),
     "deeplab_v3plus": Small(
-        settings={"width": 0.0625, "backbone": "resnet18", "rates": (1, 2), "dropout": 0.0},
-        patch={2: (48, 32), 3: (32, 16, 32)},
-        odd={2: (45, 38), 3: (33, 17, 18)},
+        settings={
+            "width": 0.0625,
+            "backbone": "resnet18",
+            "output_stride": 8,
+            "rates": (1, 2),
+            "dropout": 0.0,
+        },
+        patch={2: (32, 24), 3: (24, 16, 16)},
+        odd={2: (29, 22), 3: (17, 9, 10)},
     ),
     "alexnet": _classifier({"width": 0.05, "dropout": 0.0}, {2: (63, 80)}, {2: (71, 83)}),
     "vgg": _classifier({"depth": 11, "width": 0.05, "dropout": 0.0}, {2: (64, 64)}, {2: (71, 83)}),
@@ -119,6 +131,15 @@ SMALL: dict[str, Small] = {
     "transmed": _classifier(
         {"width": 0.05, "layers": 2}, {2: (64, 48), 3: (48, 40, 5)}, {2: (71, 53), 3: (49, 37, 7)}
     ),
+    "adversarial": Small(
+        settings={"channels": (4, 6, 8), "discriminator": (4, 6)}, patch={2: (16, 24), 3: (16, 8, 8)}
+    ),
+    "cascade": Small(
+        settings={"channels": (4, 6, 8), "coarse_channels": (4, 6)}, patch={2: (16, 24), 3: (16, 8, 8)}
+    ),
+    "ensemble": Small(settings={"channels": (4, 6), "members": 2}, patch={2: (16, 24), 3: (16, 8, 8)}),
+    "planes": Small(settings={"channels": (4, 6, 8)}, patch={3: (16, 8, 24)}),
+    "convlstm": Small(settings={"channels": (4, 6, 8)}, patch={3: (16, 8, 5)}),
 }
 
 EACH = [

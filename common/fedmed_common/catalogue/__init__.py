@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union, get_args
 from pydantic import Discriminator, Tag
 
 from fedmed_common.catalogue.base import Architecture, Plan
+from fedmed_common.catalogue.classification import Classifiers
+from fedmed_common.catalogue.composed import Composed
+from fedmed_common.catalogue.deeplab import DeepLabs
+from fedmed_common.catalogue.fully_convolutional import FullyConvolutional
 from fedmed_common.catalogue.transformers import Transformers
 from fedmed_common.catalogue.unets import UNet, UNets
 from fedmed_common.catalogue.unets_modern import ModernUNets
 
 __all__ = ["ARCHITECTURES", "AnyArchitecture", "Architecture", "Plan", "UNet"]
 
-_Known: TypeAlias = UNets | ModernUNets | Transformers
+_Known: TypeAlias = (
+    FullyConvolutional | UNets | ModernUNets | Transformers | DeepLabs | Composed | Classifiers
+)
 
 ARCHITECTURES: dict[str, type[Architecture]] = {
     kind.model_fields["name"].default: kind for kind in get_args(_Known)

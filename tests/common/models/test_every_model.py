@@ -154,8 +154,12 @@ def test_patients_add_up(name: str, dimensions: int) -> None:
     assert float((together - apart).norm() / together.norm()) <= 1e-6
 
 
+EXPORTED = [name for name, kind in ARCHITECTURES.items() if kind.exports and name in SMALL]
+AT_ONCE = {"unet", "resnet", "vit"}
+
+
 @pytest.mark.parametrize(
-    "name", [name for name, kind in ARCHITECTURES.items() if kind.exports and name in SMALL]
+    "name", [name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.slow) for name in EXPORTED]
 )
 def test_onnx_gives_the_same_output(name: str, tmp_path: Path) -> None:
     asked = experiment(name, ARCHITECTURES[name].dimensions[0])
