@@ -49,6 +49,7 @@ REPLY_TOLD: dict[tuple[str, ...], str] = {
         "incident",
     ): "after a fault only: a fixed code, the policy's rule that refused, and a random number for the site's own log",
     ("facts",): "once, when the run begins: the list on the left",
+    ("epsilon_spent",): "after private training only: what the run has cost each patient there so far",
 }
 """Fields of the wire's Facts and Reply, in words."""
 
