@@ -14,7 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from fedmed_common.catalogue import ARCHITECTURES, AnyArchitecture, Plan, UNet
 from fedmed_common.fields import Fraction, Model, Name, Positive, Triple
 from fedmed_common.metrics import SCORES, Score, scores_of
-from fedmed_common.site_config import Policy, Site, SiteData
+from fedmed_common.site_config import UNLABELLED_NAME, Policy, Site, SiteData
 from fedmed_common.training_config import LossSettings, Training
 
 __all__ = [
@@ -64,6 +64,10 @@ class Task(Model):
             raise ValueError("a class is named twice")
         if "background" in classes:
             raise ValueError("'background' is implied; name the foreground classes only")
+        if UNLABELLED_NAME in classes:
+            raise ValueError(
+                f"'{UNLABELLED_NAME}' is a site's word for what nobody looked at; name the class otherwise"
+            )
         return classes
 
     @model_validator(mode="after")
@@ -79,6 +83,10 @@ class Task(Model):
             )
         if self.labels == "single" and len(self.classes) < 2:
             raise ValueError("labels = 'single' needs two classes at least, of which a case shows one")
+        if self.surface_metrics and self.name == "classification":
+            raise ValueError(
+                "surface_metrics are for name = 'segmentation': a class of a whole image has no surface"
+            )
         return self
 
     @property
@@ -194,6 +202,10 @@ class Privacy(Model):
         None,
         description="of a patient in a step, whose mean is the patient's gradient; absent: train.batch_size",
     )
+    spare_rounds: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        1,
+        description="epsilon is enough for so many rounds more: one that a site began and a crash ended has been spent",
+    )
 
 
 class Federation(Model):
@@ -307,7 +319,7 @@ class Experiment(Model):
         if self.task.name in tasks - self.model.tasks:
             raise ValueError(
                 f"model.name = '{self.model.name}' is for {' and '.join(sorted(self.model.tasks))}; "
-                f"task.name is '{self.task.name}'"
+                f"task.name is '{self.task.name}': 'fedmed models list --task {self.task.name}' lists what suits it"
             )
         self._check_best()
         self._check_privacy()

@@ -15,6 +15,11 @@ ImageLabel = Literal["mask", "instances", "values"]
 _TIME = r"((?:[01]\d|2[0-3]):[0-5]\d)"
 _WINDOW = re.compile(rf"{_TIME}-{_TIME}", re.ASCII)
 
+UNLABELLED_NAME = "unlabelled"
+"""In a site's ``labels``: no class, but what nobody looked at."""
+UNLABELLED = 255
+"""In a label map: nobody looked at this voxel. More than there can be classes."""
+
 
 class SiteData(Model):
     """Where a site's data lie and how they are told apart.
@@ -178,7 +183,8 @@ class Site(Model):
     )
     data: SiteData
     labels: dict[str, tuple[str, ...]] = Field(
-        description="class of the experiment -> names or codes of this site's labels; a class left out is not annotated here"
+        description="class of the experiment -> names or codes of this site's labels; a class left out is not annotated here; "
+        "'unlabelled' -> those of what nobody looked at"
     )
     ignore_labels: tuple[str, ...] = Field(
         (), description="label names that stand for no class of the experiment"

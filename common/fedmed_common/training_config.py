@@ -1,4 +1,4 @@
-"""How a site trains: an experiment's tables ``[train]`` and ``[task.loss_settings]``."""
+"""How a site trains and predicts: an experiment's tables ``[train]``, ``[task.loss_settings]`` and ``[task.crf]``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
     "border_ce": ("border_weight", "border_sigma"),
 }
 """What each loss may be told; a loss that is not named here has nothing to set."""
+
+COUPLED_LOSSES = frozenset({"batch_dice", "batch_dice_ce"})
+"""Those in which a sample's loss depends on its batch: none for what needs each patient's own gradient."""
 
 
 class LossSettings(Model):
@@ -43,6 +46,38 @@ class LossSettings(Model):
             if name not in known:
                 can = f"it knows {', '.join(known)}" if known else "it has nothing to set"
                 raise ValueError(f"loss_settings.{name} is nothing that loss = '{loss}' knows; {can}")
+
+
+class CRF(Model):
+    """A conditional random field over the class probabilities of a segmentation (Kraehenbuehl and Koltun 2011, NIPS).
+
+    Defaults are those of DeepLab's published script (Chen et al. 2015, ICLR, section 4.1, searches around them). Distances are in
+    voxels: one number, or one for each axis.
+    """
+
+    iterations: Annotated[int, Field(ge=1, le=100)] = Field(10, description="of the mean field")
+    bilateral_weight: Annotated[float, Field(ge=0.0)] = Field(
+        4.0, description="of messages between voxels that are near and alike; 0: none"
+    )
+    bilateral_sigma: Positive | tuple[Positive, ...] = Field(49.0, description="how near, in voxels")
+    intensity_sigma: Positive = Field(
+        5.0, description="how alike, of 255 grey values over the range of the case's channel"
+    )
+    smoothness_weight: Annotated[float, Field(ge=0.0)] = Field(
+        3.0, description="of messages between voxels that are near; 0: none"
+    )
+    smoothness_sigma: Positive | tuple[Positive, ...] = Field(3.0, description="how near, in voxels")
+
+    def check(self, dimensions: int) -> None:
+        """Refuse deviations that are not one for each axis.
+
+        Raises:
+            ValueError: names the field.
+        """
+        for name in ("bilateral_sigma", "smoothness_sigma"):
+            sigma = getattr(self, name)
+            if isinstance(sigma, tuple) and len(sigma) != dimensions:
+                raise ValueError(f"crf.{name} has {len(sigma)} numbers, but dimensions is {dimensions}")
 
 
 class Training(Model):

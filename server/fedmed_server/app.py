@@ -7,7 +7,7 @@ import hashlib
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,7 @@ class RunRequest:
     ``sites``: wait for so many nodes. ``expected``: the registered names of the sites that a deployed run was launched with;
     only these are asked, and the run goes on without those that do not come, as far as the quorum allows. Where it does not,
     such a run is interrupted, for sites come back; a simulation has failed. ``is_revoked(site)``: as in :class:`Channel`.
+    ``on_loaded``: told what became of the file that the weights start from.
     """
 
     experiment: Experiment
@@ -57,6 +58,7 @@ class RunRequest:
     is_revoked: Callable[[str], bool] = never
     watch: Callable[[str, str], None] = _ignore
     on_round: Callable[[RoundDone], None] = lambda _record: None
+    on_loaded: Callable[[Sequence[str]], None] = lambda _sentences: None
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -149,6 +151,7 @@ def _initial_state(request: RunRequest) -> tuple[RunState, tuple[str, ...]]:
     model, loaded = start_model(request.experiment, weights)
     if loaded is not None:
         write_atomically(request.folder / WEIGHTS, loaded.as_json())
+        request.on_loaded(loaded.sentences())
     if state is None:
         state = RunState(round=0, parameters=params.from_model(model), experiment=digest)
     if state.experiment != digest:

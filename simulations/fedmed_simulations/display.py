@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -55,6 +56,11 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def on_loaded(self, sentences: Sequence[str]) -> None:
+        """The run's weights start from a file."""
+        for sentence in sentences:
+            self._console.print(escape(sentence), soft_wrap=True, highlight=False)
 
     def watch(self, site: str, phase: str) -> None:
         """A site is awaited, or has answered."""

@@ -16,6 +16,7 @@ from fedmed_client.data.cohort import Case
 from fedmed_client.workbench import COHORTS, Bench, SiteHome, bench_for, numerics
 from fedmed_common import params
 from fedmed_common.config import Experiment
+from fedmed_common.site_config import UNLABELLED
 from fedmed_common.tasks.segmentation import Segmentation
 from fedmed_server.report import Figure
 
@@ -54,7 +55,8 @@ def draw_overlays(homes: Sequence[SiteHome], experiment: Experiment, model_file:
 def _figure(bench: Bench, task: Segmentation, site: str, case: Case) -> Figure:
     with numerics(bench.experiment, bench.device):
         prediction = task.predict(bench.model, case.image, bench.device, case.label)
-    plane = int(np.argmax(np.count_nonzero(case.label, axis=(0, 1))))
+    truth = np.where(case.label == UNLABELLED, 0, case.label)
+    plane = int(np.argmax(np.count_nonzero(truth, axis=(0, 1))))
     classes = bench.experiment.task.classes
     photograph = case.label.shape[2] == 1
     image = _grey(np.asarray(case.image[..., plane]))
@@ -62,15 +64,14 @@ def _figure(bench: Bench, task: Segmentation, site: str, case: Case) -> Figure:
     axes = canvas.subplots(1, 3)
     titles = ("image", "reference", "prediction")
     for axis, title, labels in zip(
-        axes, titles, (None, case.label[..., plane], prediction[..., plane]), strict=True
+        axes, titles, (None, truth[..., plane], prediction[..., plane]), strict=True
     ):
         picture = image if labels is None else _paint(image, np.asarray(labels))
         axis.imshow(_upright(picture, case), aspect=_aspect(case, photograph))
         axis.set_title(title, fontsize=15)
         axis.axis("off")
     shown = sorted(
-        {int(k) for labels in (case.label[..., plane], prediction[..., plane]) for k in np.unique(labels)}
-        - {0}
+        {int(k) for labels in (truth[..., plane], prediction[..., plane]) for k in np.unique(labels)} - {0}
     )
     handles = [Patch(color=_PALETTE[(k - 1) % len(_PALETTE)], label=classes[k - 1]) for k in shown]
     if handles:

@@ -21,7 +21,6 @@ from fedmed_server.app import RunRequest
 from fedmed_server.folders import locked
 from fedmed_server.history import RunEnded
 from fedmed_server.report import COMPARISON, REPORT, write_report
-from fedmed_server.report.source import read_start
 from fedmed_server.state import load_state, model_file
 from fedmed_server.tracking import BackgroundTracker, track
 from fedmed_simulations import runfolder
@@ -75,8 +74,6 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
             ended = ended or _run_or_say_how_to_resume(folder, experiment, plan, homes, console)
             write_report(folder, figures=draw_overlays(homes, experiment, _best_model(folder)))
             _complete_tracking(folder, experiment, console)
-    for sentence in read_start(folder):
-        console.print(escape(sentence), soft_wrap=True, highlight=False)
     console.print(outcome_table(ended, experiment))
     colour = "green" if ended.status == "completed" else "yellow"
     console.print(
@@ -164,6 +161,7 @@ def _run(
             sites=len(homes),
             watch=display.watch,
             on_round=display.on_round,
+            on_loaded=display.on_loaded,
         )
         ENGINES[plan.engine](watched, request)
     ended = _ended(folder)

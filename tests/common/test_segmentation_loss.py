@@ -15,8 +15,10 @@ from skimage import measure
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
-from fedmed_common.tasks import COUPLED_LOSSES, LOSSES, build_task
+from fedmed_common.site_config import UNLABELLED
+from fedmed_common.tasks import LOSSES, build_task
 from fedmed_common.tasks.segmentation import Segmentation
+from fedmed_common.training_config import COUPLED_LOSSES
 
 CLASSES = ("liver", "spleen", "tumour")
 few = settings(max_examples=25, deadline=None)
@@ -137,6 +139,101 @@ def reference(
             shares, truth, shown
         )
     return sum(PARTS[term](shares, truth, shown) for term in terms)
+
+
+def of_one_class(
+    loss: str, foreground: list[list[float]], label: list[list[int]], known: bool = True, **settings_: float
+) -> float:
+    """The loss of images along a line, from the probability of the one class at each voxel."""
+    share = torch.tensor(foreground)
+    asked = {"classes": ["disc"], "dimensions": 2, "loss": loss, "loss_settings": settings_}
+    both = {"name": "line", "rounds": 1, "task": asked, "data": {"patch": (16, 16)}}
+    made = build_task(Experiment.model_validate(both))
+    assert isinstance(made, Segmentation)
+    logits = torch.stack([1 - share, share], 1).log()
+    return made.loss(logits, torch.tensor(label), torch.full((len(label), 1), known)).item()
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings_", "by_hand"),
+    [
+        ("dice", {}, 1 - 2.4 / 3.6),
+        ("cross_entropy", {}, 0.400367),
+        ("dice_ce", {}, 0.333333 + 0.400367),
+        ("generalised_dice", {}, 1 - 2 * (1.2 + 1.6) / (3.6 + 4.4)),
+        ("tversky", {}, 1 - 1.2 / (1.2 + 0.3 * 0.4 + 0.7 * 0.8)),
+        ("tversky", {"alpha": 1.0, "beta": 0.0}, 1 - 1.2 / (1.2 + 0.4)),
+        ("focal", {}, (0.04 * 0.223144 + 0.36 * 0.916291 + 0.01 * 0.105361 + 0.09 * 0.356675) / 4),
+        ("focal", {"gamma": 0.0}, 0.400367),
+        ("dice_focal", {}, 0.333333 + 0.092986),
+        ("sparse_ce", {}, 0.400367),  # as many voxels of each
+        ("boundary", {}, (-1 * 0.8 + 0 * 0.4 + 1 * 0.1 + 2 * 0.3) / 4),
+        ("dice_boundary", {}, 0.3 + 0.01 * -0.025),
+        ("dice_boundary", {"boundary_weight": 2.0}, 0.3 + 2 * -0.025),
+        ("border_ce", {}, 0.400367),  # one instance has no neighbour
+        ("batch_dice", {}, 1 - 2.4 / 3.6),
+        ("batch_dice_ce", {}, 0.333333 + 0.400367),
+    ],
+)
+def test_equals_what_a_hand_computes(loss: str, settings_: dict[str, float], by_hand: float) -> None:
+    assert LOSSES.keys() >= {loss}
+    found = of_one_class(loss, [[0.8, 0.4, 0.1, 0.3]], [[1, 1, 0, 0]], **settings_)
+    assert found == pytest.approx(by_hand, abs=2e-6)
+
+
+def test_two_instances_push_their_border_apart_as_a_hand_computes() -> None:
+    balanced = [0.223144, 0.510826, 2.302585, 0.356675]
+    between = 10 * np.exp(-((1 + 1) ** 2) / 50) * 0.510826 + 10 * np.exp(-((1 + 3) ** 2) / 50) * 0.356675
+    found = of_one_class("border_ce", [[0.8, 0.4, 0.1, 0.3]], [[1, 0, 1, 0]])
+    assert found == pytest.approx((sum(balanced) + between) / 4, abs=2e-6)
+    plain = of_one_class("border_ce", [[0.8, 0.4, 0.1, 0.3]], [[1, 0, 1, 0]], border_weight=0.0)
+    assert plain == pytest.approx(sum(balanced) / 4, abs=2e-6)
+
+
+def test_the_dice_of_a_batch_counts_all_its_voxels_as_one_image() -> None:
+    shares, label = [[0.8, 0.4, 0.1, 0.3], [0.1, 0.2, 0.3, 0.5]], [[1, 1, 0, 0], [0, 0, 0, 1]]
+    together = 1 - 2 * (1.2 + 0.5) / (1.6 + 1.1 + 3)
+    assert of_one_class("batch_dice", shares, label) == pytest.approx(together, abs=2e-6)
+    entropy = (0.400367 + 0.344582) / 2
+    assert of_one_class("batch_dice_ce", shares, label) == pytest.approx(together + entropy, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "by_hand"),
+    [
+        ("dice", 1 - 2.4 / (1.3 + 2)),
+        ("cross_entropy", (0.223144 + 0.916291 + 0.105361) / 3),
+        ("sparse_ce", (0.75 * 0.223144 + 0.75 * 0.916291 + 1.5 * 0.105361) / 3),
+        ("boundary", (-1 * 0.8 + 0 * 0.4 + 1 * 0.1) / 3),
+    ],
+)
+def test_what_nobody_looked_at_is_left_out_as_by_hand(loss: str, by_hand: float) -> None:
+    found = of_one_class(loss, [[0.8, 0.4, 0.1, 0.3]], [[1, 1, 0, UNLABELLED]])
+    assert found == pytest.approx(by_hand, abs=2e-6)
+
+
+def test_an_unannotated_class_is_part_of_the_background_as_by_hand() -> None:
+    share = torch.tensor([[[0.5], [0.2], [0.3], [1e-9]]])
+    known = torch.tensor([[True, False, True]])
+    found = task("cross_entropy").loss(share.log(), torch.tensor([[0]]), known).item()
+    assert found == pytest.approx(-np.log(0.5 + 0.3), abs=2e-6)
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_no_gradient_comes_from_what_nobody_looked_at(loss: str) -> None:
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 4, 6, 7), torch.randint(0, 4, (2, 6, 7))
+    label[0, 2:5], label[1, :, 3] = UNLABELLED, UNLABELLED
+    annotated = torch.tensor([[True, True, True], [True, False, True]])
+    hidden = (label == UNLABELLED)[:, None].expand_as(logits)
+    logits.requires_grad_()
+    value = task(loss).loss(logits, label, annotated)
+    value.backward()
+    assert logits.grad is not None
+    assert not logits.grad[hidden].any()
+    assert logits.grad[~hidden].any()
+    elsewhere = torch.where(hidden, torch.randn_like(logits), logits.detach())
+    torch.testing.assert_close(task(loss).loss(elsewhere, label, annotated), value.detach())
 
 
 @few

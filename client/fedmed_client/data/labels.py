@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedmed_common.config import Site
 from fedmed_common.errors import LabelError
+from fedmed_common.site_config import UNLABELLED, UNLABELLED_NAME
 
 
 def normalised(name: str) -> str:
@@ -24,7 +25,7 @@ def normalised(name: str) -> str:
 def assign(
     found: Sequence[tuple[str, ...]], site: Site, classes: Sequence[str], *, source: Path
 ) -> list[int]:
-    """The class of each label found: its position in ``classes`` plus 1, or 0 where it is ignored.
+    """The class of each label found: its position in ``classes`` plus 1, or 0 where it is ignored, or ``UNLABELLED``.
 
     ``found``: per label all names it answers to. A label of a class that the experiment does not use is ignored too. Raises
     LabelError when a label's names are not in the site's file or stand for different things.
@@ -39,7 +40,7 @@ def annotated(site: Site, classes: Sequence[str]) -> tuple[bool, ...]:
 
 
 def flatten(masks: Iterable[NDArray[np.bool_]], assignment: Sequence[int]) -> NDArray[np.uint8]:
-    """One label map ``(X, Y, Z)`` of masks that may overlap: the class later in the experiment's list wins.
+    """One label map ``(X, Y, Z)`` of masks that may overlap: the class later in the experiment's list wins, unlabelled over all.
 
     ``assignment``: each mask's class as ``assign`` gives it.
     """
@@ -59,16 +60,17 @@ def relabel(
 ) -> NDArray[np.uint8]:
     """A map of stored values, as NIfTI and pictures hold, to one of classes. The value's name is its number; 0 is background.
 
-    Raises LabelError as ``assign`` does.
+    Where the site lists "0" as unlabelled, as in sparse annotation, a zero is that. Raises LabelError as ``assign`` does.
     """
     present = np.unique(values)
     present = present[present != 0]
     assignment = assign([(str(value),) for value in present.tolist()], site, classes, source=source)
     table = np.zeros(len(present) + 1, np.uint8)
     table[1:] = assignment
+    zero = UNLABELLED if "0" in site.labels.get(UNLABELLED_NAME, ()) else 0
     position = np.searchsorted(present, values) + 1
     return np.asarray(
-        np.where(values == 0, np.uint8(0), table[np.minimum(position, len(present))]), dtype=np.uint8
+        np.where(values == 0, np.uint8(zero), table[np.minimum(position, len(present))]), dtype=np.uint8
     )
 
 
@@ -106,6 +108,8 @@ def _class_of(
             "  fix: keep in site.toml only the name that tells this label from the others"
         )
     klass = next(iter(hits))
+    if klass == UNLABELLED_NAME:
+        return UNLABELLED
     return classes.index(klass) + 1 if klass in classes else 0
 
 

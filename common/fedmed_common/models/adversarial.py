@@ -22,7 +22,8 @@ from fedmed_common.catalogue.composed import Adversarial
 from fedmed_common.models.parts.convolutions import convolution
 from fedmed_common.models.parts.norms import make_norm
 from fedmed_common.models.parts.plain_unet import plain_unet
-from fedmed_common.tasks.losses import UNLABELLED, merged, one_hot, seen
+from fedmed_common.site_config import UNLABELLED
+from fedmed_common.tasks.losses import merged, one_hot, seen
 
 SLOPE = 0.2
 

@@ -39,9 +39,6 @@ LOSSES: dict[str, str] = {
 }
 """What ``task.loss`` of a segmentation can name."""
 
-COUPLED_LOSSES = frozenset({"batch_dice", "batch_dice_ce"})
-"""Those of ``LOSSES`` in which a sample's loss depends on its batch: none for what needs each sample's own gradient."""
-
 LABEL_LOSSES: dict[str, dict[str, str]] = {
     "multi": {
         "cross_entropy": "fedmed_common.tasks.label_losses:binary_cross_entropy",

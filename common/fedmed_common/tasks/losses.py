@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fedmed_common.site_config import UNLABELLED
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(logits, label, annotated) -> (B,)``: each sample's own loss."""
-UNLABELLED = 255
-"""In a label map: nobody looked at this voxel."""
 
 
 def over_labelled_voxels(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

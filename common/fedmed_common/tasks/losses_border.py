@@ -16,7 +16,8 @@ from scipy.ndimage import distance_transform_edt, find_objects
 from scipy.ndimage import label as components
 from torch import Tensor
 
-from fedmed_common.tasks.losses import UNLABELLED, mean_over, merged, one_hot, seen
+from fedmed_common.site_config import UNLABELLED
+from fedmed_common.tasks.losses import mean_over, merged, one_hot, seen
 from fedmed_common.tasks.losses_overlap import generalised_dice
 from fedmed_common.tasks.losses_voxelwise import class_weights, log_true
 

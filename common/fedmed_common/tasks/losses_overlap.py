@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fedmed_common.site_config import UNLABELLED
 from fedmed_common.tasks.losses import (
-    UNLABELLED,
     cross_entropy,
     mean_over,
     merged,

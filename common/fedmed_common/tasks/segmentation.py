@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from fedmed_common.config import Experiment
 from fedmed_common.lookup import find, load
 from fedmed_common.metrics import Mean, Metrics, merge
+from fedmed_common.site_config import UNLABELLED
 from fedmed_common.tasks import LOSSES, Case, patient_mean, supervision
-from fedmed_common.tasks.losses import UNLABELLED, Loss
+from fedmed_common.tasks.losses import Loss
 from fedmed_common.tasks.sliding_window import sliding_argmax
 from fedmed_common.tasks.surface import diagonal_mm, surface_distances
 
@@ -152,7 +153,7 @@ def _dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 def _outputs(model: nn.Module, image: Tensor, target: Tensor) -> Any:
     """What the model makes of a batch; of an interactive network, with prompts from the reference."""
     prompt = supervision.attribute(model, "prompt")
-    return model(image) if prompt is None else model(image, prompt(target))
+    return model(image) if prompt is None else model(image, prompt(target.where(target != UNLABELLED, 0)))
 
 
 def _prompted(model: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pydantic import ValidationError
 
 from fedmed_client.data.labels import annotated, assign, flatten, relabel
-from fedmed_common.config import Site
+from fedmed_common.config import Site, Task
 from fedmed_common.errors import LabelError
+from fedmed_common.site_config import UNLABELLED
 
 CLASSES = ("liver", "spleen", "tumour")
 SOURCE = Path("seg.dcm")
@@ -86,6 +88,22 @@ def test_relabel_is_a_look_up(values: np.ndarray[Any, np.dtype[np.int64]]) -> No
     label = relabel(values, site_of({"liver": ("300",), "tumour": ("4",)}, ("7",)), CLASSES, source=SOURCE)
     expected = np.select([values == 300, values == 4], [1, 3], 0)
     np.testing.assert_array_equal(label, expected)
+
+
+def test_what_nobody_looked_at_is_told_apart_from_background() -> None:
+    values = np.array([[[0, 1, 2, 9]]])
+    site = site_of({"liver": ("2",), "unlabelled": ("9",)}, ("1",))
+    assert relabel(values, site, CLASSES, source=SOURCE).tolist() == [[[0, 0, 1, UNLABELLED]]]
+    sparse = site_of({"liver": ("2",), "unlabelled": ("0", "9")}, ("1",))
+    assert relabel(values, sparse, CLASSES, source=SOURCE).tolist() == [[[UNLABELLED, 0, 1, UNLABELLED]]]
+    masks = [np.array([[[1, 1, 0]]], bool), np.array([[[0, 1, 1]]], bool)]
+    assigned = assign([("9",), ("2",)], site, CLASSES, source=SOURCE)
+    assert flatten(masks, assigned).tolist() == [[[UNLABELLED, UNLABELLED, 1]]]
+
+
+def test_no_class_is_named_as_what_nobody_looked_at() -> None:
+    with pytest.raises(ValidationError, match="name the class otherwise"):
+        Task(classes=("unlabelled",))
 
 
 def test_relabel_refuses_an_unmapped_value() -> None:
