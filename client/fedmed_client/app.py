@@ -39,11 +39,11 @@ from fedmed_client.workbench import (
     numerics,
     seed_for,
 )
-from fedmed_common import wire
+from fedmed_common import privacy, wire
+from fedmed_common.config import Experiment
 from fedmed_common.errors import FedmedError, Interrupted, PolicyRefusal
 from fedmed_common.failpoints import reach
 from fedmed_common.loading import load_site
-from fedmed_common.privacy import epsilon
 
 INCIDENTS = "incidents.log"
 HOME_VARIABLE = "FEDMED_HOME"
@@ -93,13 +93,15 @@ app = make_client_app(_home_of_this_process)
 def _answer(
     find_home: Callable[[Context], SiteHome], message: Message, context: Context, kind: wire.Kind
 ) -> Message:
-    started = time.perf_counter()
+    started: float | None = time.perf_counter()
     home: SiteHome | None = None
     order: wire.Order | None = None
     try:
         home = find_home(context)
         order = wire.unpack_order(message.content, kind)
         experiment = experiment_of(order.experiment)
+        if kind is wire.Kind.TRAIN and experiment.privacy is not None:
+            started = None
         policy.check(home.site.policy, experiment, order.round)
         policy.check_device(home.site.device, experiment)
         reply = _once(home, order, started)
@@ -108,7 +110,7 @@ def _answer(
     return Message(wire.pack_reply(reply), reply_to=message)
 
 
-def _once(home: SiteHome, order: wire.Order, started: float) -> wire.Reply:
+def _once(home: SiteHome, order: wire.Order, started: float | None) -> wire.Reply:
     """Carry the order out and seal the reply; where a reply to the same is sealed already, that one again."""
     carry_out = _HANDLERS[order.kind]
     if home.outbox is None or order.kind is wire.Kind.FACTS:
@@ -125,9 +127,9 @@ def _once(home: SiteHome, order: wire.Order, started: float) -> wire.Reply:
     return reply
 
 
-def _timed(reply: wire.Reply, started: float) -> wire.Reply:
-    """How long it took; of private training not even that, for it tells how many patients were drawn."""
-    if reply.epsilon_spent is not None:
+def _timed(reply: wire.Reply, started: float | None) -> wire.Reply:
+    """With how long it took; of private training (None) without, for that would tell how many patients were drawn."""
+    if started is None:
         return reply
     return replace(reply, seconds={**reply.seconds, "site": time.perf_counter() - started})
 
@@ -180,22 +182,40 @@ def _train_privately(
 ) -> wire.Reply:
     """Reserve what it spends, durably, then train. No loss leaves, and no time: neither has noise on it."""
     mechanism = private.mechanism_for(bench.experiment, sampler.patients)
-    rules, delta = home.site.policy, bench.experiment.privacy.delta if bench.experiment.privacy else 0.0
-    policy.check_noise(rules, mechanism.noise_multiplier)
+    policy.check_noise(home.site.policy, mechanism.noise_multiplier)
     with numerics(bench.experiment, bench.device, home.site.device.threads):
         independence.check(bench, order.parameters, sampler.of_patient(0, entropy.generator()))
-        reservation = Reservation(
-            run=order.run,
-            round=order.round,
-            attempt=order.attempt,
-            noise_multiplier=mechanism.noise_multiplier,
-            sampling_rate=mechanism.sampling_rate,
-            steps=bench.experiment.train.steps,
-        )
-        budget = Budget(epsilon=rules.maximum_epsilon, delta=rules.budget_delta)
-        rows = Ledger(home.folder).reserve(reservation, budget)
+        spent = _reserve(home, order, bench.experiment, mechanism)
         change = private.train(bench, sampler, order.parameters, order.round, mechanism, on_step)
-    return _reply(home, order, delta=change, epsilon_spent=epsilon((row.spent for row in rows), delta))
+    return _reply(home, order, delta=change, epsilon_spent=spent)
+
+
+def _reserve(
+    home: SiteHome, order: wire.Order, experiment: Experiment, mechanism: private.Mechanism
+) -> float:
+    """Write down what the order's training spends; the epsilon of the run with it.
+
+    Raises:
+        PolicyRefusal: more than the experiment promises, or than the site gives.
+    """
+    rules, promised = home.site.policy, privacy.settings_of(experiment)
+    budgets = [
+        Budget(epsilon=promised.epsilon, delta=promised.delta, source="privacy.epsilon", run=order.run)
+    ]
+    if rules.maximum_epsilon is not None:
+        budgets.append(Budget(epsilon=rules.maximum_epsilon, delta=rules.budget_delta))
+    reservation = Reservation(
+        run=order.run,
+        round=order.round,
+        attempt=order.attempt,
+        noise_multiplier=mechanism.noise_multiplier,
+        sampling_rate=mechanism.sampling_rate,
+        steps=experiment.train.steps,
+    )
+    rows = Ledger(home.folder).reserve(reservation, *budgets)
+    if home.audit is not None:
+        home.audit.append("reserved", run=order.run, round=order.round, kind=order.kind.value)
+    return budgets[0].cost(rows, privacy.epsilon)
 
 
 def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:

@@ -11,17 +11,19 @@ write any ledger.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from fedmed_common import privacy
 from fedmed_common.errors import PolicyRefusal
@@ -31,6 +33,8 @@ from fedmed_common.privacy import Spent
 LEDGER, KEY = "ledger.db", "ledger.key"
 _FIRST = "first"
 _PATIENCE_SECONDS = 300.0
+Accounting: TypeAlias = Callable[[Iterable[Spent], float], float]
+"""The epsilon of what was spent, at a delta."""
 _TABLE = "CREATE TABLE IF NOT EXISTS reservation(sequence INTEGER PRIMARY KEY, body TEXT NOT NULL, mac TEXT NOT NULL)"
 
 
@@ -56,30 +60,31 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The most that a ledger's rows together may cost: an epsilon at a delta; None: no limit."""
+    """The most that a ledger's rows together may cost, or those of a ``run``: an epsilon at a delta. ``source``: who says so."""
 
-    epsilon: float | None
+    epsilon: float
     delta: float
+    source: str = "maximum_epsilon"
+    run: str | None = None
+
+    def cost(self, rows: Iterable[Reservation], accountant: Accounting) -> float:
+        """What the rows that it is about cost."""
+        return accountant([row.spent for row in rows if self.run in (None, row.run)], self.delta)
 
 
 class Ledger:
-    """The privacy ledger of a site's folder. Any of the site's processes may write.
+    """The privacy ledger of a site's folder. Any of the site's processes may write."""
 
-    ``cost(spent, delta)`` is the accountant.
-    """
+    def __init__(self, folder: Path, accountant: Accounting = privacy.epsilon) -> None:
+        self._file, self._key, self._accountant = folder / LEDGER, folder / KEY, accountant
 
-    def __init__(
-        self, folder: Path, cost: Callable[[Iterable[Spent], float], float] = privacy.epsilon
-    ) -> None:
-        self._file, self._key, self._cost = folder / LEDGER, folder / KEY, cost
-
-    def reserve(self, reservation: Reservation, budget: Budget) -> tuple[Reservation, ...]:
+    def reserve(self, reservation: Reservation, *budgets: Budget) -> tuple[Reservation, ...]:
         """Write the reservation down; it is on disk when this returns. All rows of its run, itself the last.
 
         Of several at once with budget for one, one succeeds.
 
         Raises:
-            PolicyRefusal: ``privacy_budget``, where all rows with this one would cost more than the budget; ``privacy_ledger``,
+            PolicyRefusal: ``privacy_budget``, where the rows with this one would cost more than a budget; ``privacy_ledger``,
                 where the ledger is not as it was written.
             OSError: it cannot be written.
         """
@@ -88,7 +93,7 @@ class Ledger:
         with self._transaction() as database:
             database.execute(_TABLE)
             rows, last = self._verified(database)
-            self._check(budget, [*rows, reservation])
+            self._check(budgets, [*rows, reservation])
             written = asdict(reservation) | {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
             body = json.dumps(written, sort_keys=True)
             sequence = len(rows) + 1
@@ -108,16 +113,16 @@ class Ledger:
             database.execute(_TABLE)
             return tuple(self._verified(database)[0])
 
-    def _check(self, budget: Budget, rows: Iterable[Reservation]) -> None:
-        if budget.epsilon is None:
-            return
-        cost = self._cost([row.spent for row in rows], budget.delta)
-        if not cost <= budget.epsilon:
-            raise PolicyRefusal(
-                "privacy_budget",
-                f"with it the ledger would stand at an epsilon of {cost:.3f} at delta {budget.delta:g}; "
-                f"maximum_epsilon is {budget.epsilon:g}",
-            )
+    def _check(self, budgets: Iterable[Budget], rows: Sequence[Reservation]) -> None:
+        for budget in budgets:
+            cost = budget.cost(rows, self._accountant)
+            if not cost <= budget.epsilon:
+                what = "the ledger" if budget.run is None else f"the run {budget.run}"
+                raise PolicyRefusal(
+                    "privacy_budget",
+                    f"with it {what} would stand at an epsilon of {cost:.3f} at delta {budget.delta:g}; "
+                    f"{budget.source} is {budget.epsilon:g}",
+                )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -137,7 +142,8 @@ class Ledger:
                     raise
                 database.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            raise OSError(f"{self._file}: {error}") from error
+            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+            raise OSError(errno.ENOSPC if full else errno.EIO, f"{self._file}: {error}") from error
         except sqlite3.DatabaseError as error:
             raise PolicyRefusal("privacy_ledger", f"{self._file} is damaged: {error}") from error
 

@@ -50,6 +50,7 @@ def check_privacy(policy: Policy, settings: Privacy | None) -> None:
         return
     most = (
         ("maximum_epsilon", settings.epsilon, policy.maximum_epsilon),
+        ("budget_delta", settings.delta, policy.budget_delta if policy.maximum_epsilon else None),
         ("maximum_clipping", settings.clipping_norm, policy.maximum_clipping),
         ("maximum_sampling_rate", settings.sampling_rate, policy.maximum_sampling_rate),
     )

@@ -11,26 +11,29 @@ epsilon of 7.5 becomes 347.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmed_client import entropy, pulse
 from fedmed_client.data.samplers import Sampler
-from fedmed_client.engine.memory import checkpointed
+from fedmed_client.engine.compiling import said_by_its_field
+from fedmed_client.engine.memory import channels_last, checkpointed
 from fedmed_client.train import learning_rate, make_optimizer
 from fedmed_client.workbench import Bench
 from fedmed_common import params, privacy
 from fedmed_common.config import Experiment
-from fedmed_common.errors import ConfigError
+from fedmed_common.errors import PolicyRefusal
 from fedmed_common.params import Parameters
 
 Samples = tuple[Tensor, Tensor, Tensor]
 """Image, target and ``annotated`` of some samples, as :class:`fedmed_common.tasks.Task` takes them."""
+RULE = "privacy_network"
+"""The rule by which a network is refused that cannot be trained so."""
 _ROUNDING = 1 - 1e-9
 
 
@@ -87,9 +90,7 @@ def mechanism_for(experiment: Experiment, patients: int) -> Mechanism:
         ConfigError: it cannot be what it says, or there is no ``[privacy]``.
     """
     privacy.check(experiment)
-    settings = experiment.privacy
-    if settings is None:
-        raise ConfigError("is missing", field="privacy", fix="add [privacy] to the experiment")
+    settings = privacy.settings_of(experiment)
     return Mechanism(
         clipping_norm=settings.clipping_norm,
         noise_multiplier=privacy.noise_multiplier(experiment),
@@ -110,6 +111,9 @@ def train(
 
     No chance in it comes from the experiment's seed, also not which samples of a patient are taken and what dropout drops: with
     a known seed these would depend on who else was drawn. ``train.gradient_norm`` is not used. The loss is not released.
+
+    Raises:
+        PolicyRefusal: ``privacy_network``, where training changed a buffer, which has no noise on it.
     """
     settings = bench.experiment.train
     params.to_model(start, bench.model)
@@ -118,11 +122,13 @@ def train(
         bench.model, settings, learning_rate(settings, round_number, bench.experiment.rounds)
     )
     parameters = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
+    buffers = {name: buffer.clone() for name, buffer in bench.model.named_buffers()}
     cuda = [bench.device.index or 0] if bench.device.type == "cuda" else []
     rng = entropy.generator()
     with (
         torch.random.fork_rng(devices=cuda),
         checkpointed(bench.model) if settings.checkpointing else nullcontext(),
+        said_by_its_field() if settings.compile else nullcontext(),
     ):
         torch.manual_seed(int(rng.integers(2**63)))
         for step in range(1, settings.steps + 1):
@@ -133,7 +139,21 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             on_step(step)
+    check_buffers(bench.model, buffers)
     return params.delta(bench.model, start)
+
+
+def check_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """Refuse a network whose buffers are not what they were: they saw patients.
+
+    Raises:
+        PolicyRefusal: ``privacy_network``.
+    """
+    for name, buffer in model.named_buffers():
+        if name not in before or not torch.equal(buffer, before[name]):
+            raise PolicyRefusal(
+                RULE, f"the buffer '{name}' changes in training, and would leave without noise"
+            )
 
 
 def clipped_sum(
@@ -158,18 +178,14 @@ def patient_gradient(
     bench: Bench, parameters: Sequence[Tensor], samples: Samples, at_once: int
 ) -> list[Tensor]:
     """The gradient of the mean loss over one patient's samples, of which ``at_once`` at most are in memory together."""
-    image, target, annotated = samples
-    count = len(image)
+    network, count = bench.trained_network, len(samples[0])
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for start in range(0, count, at_once):
-        part = slice(start, start + at_once)
-        loss = bench.task.objective(
-            bench.model,
-            image[part].to(bench.device),
-            target[part].to(bench.device),
-            annotated[part].to(bench.device),
-        )
-        share = len(image[part]) / count
+        part, known, shown = (tensor[start : start + at_once].to(bench.device) for tensor in samples)
+        if bench.experiment.train.channels_last:
+            part = channels_last(part)
+        loss = bench.task.objective(network, part, known, shown)
+        share = len(part) / count
         gradients = torch.autograd.grad(loss * share, list(parameters), allow_unused=True)
         for place, gradient in enumerate(gradients):
             if gradient is not None:

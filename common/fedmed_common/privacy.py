@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from fedmed_common.config import Experiment, Privacy
 from fedmed_common.errors import ConfigError
 from fedmed_common.lookup import find
-from fedmed_common.tasks import COUPLED_LOSSES
+from fedmed_common.training_config import COUPLED_LOSSES
 
 Accountant: TypeAlias = Literal["prv", "rdp"]
 _LOOSE_EPSILON, _LARGEST_PRODUCT = 50.0, 6_000.0
@@ -63,9 +64,8 @@ def epsilon(spent: Iterable[Spent], delta: float, accountant: Accountant = "prv"
     Raises:
         ConfigError: no such accountant.
     """
-    compute = find(_ACCOUNTANTS, accountant, field="accountant")
-    history = merged(spent)
-    return compute(history, delta) if history else 0.0
+    find(_ACCOUNTANTS, accountant, field="accountant")
+    return _cost(merged(spent), delta, accountant)
 
 
 def calibrate(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
@@ -78,13 +78,13 @@ def calibrate(epsilon: float, delta: float, sampling_rate: float, steps: int) ->
 
 
 def noise_multiplier(experiment: Experiment) -> float:
-    """The sigma of an experiment with ``[privacy]``: what it names, or what keeps ``epsilon`` over all its rounds.
+    """The sigma of an experiment with ``[privacy]``: what it names, or what keeps ``epsilon`` over all its rounds and the spare.
 
     Raises:
         ConfigError: it names too little noise for its epsilon, or no noise is enough.
     """
-    settings = _settings(experiment)
-    steps = experiment.rounds * experiment.train.steps
+    settings = settings_of(experiment)
+    steps = (experiment.rounds + settings.spare_rounds) * experiment.train.steps
     if settings.noise_multiplier is None:
         return calibrate(settings.epsilon, settings.delta, settings.sampling_rate, steps)
     planned = Spent(
@@ -95,13 +95,13 @@ def noise_multiplier(experiment: Experiment) -> float:
         raise ConfigError(
             f"{settings.noise_multiplier:g} over {steps} steps costs an epsilon of {cost:.2f}, more than privacy.epsilon",
             field="privacy.noise_multiplier",
-            fix=f"leave it out, or raise privacy.epsilon above {settings.epsilon:g}",
+            fix=f"leave it out, or raise privacy.epsilon to {math.ceil(cost * 100) / 100:g}",
         )
     return settings.noise_multiplier
 
 
-def check(experiment: Experiment) -> None:
-    """Refuse what an experiment with ``[privacy]`` cannot have; one without passes.
+def check(experiment: Experiment, file: Path | None = None) -> None:
+    """Refuse what an experiment with ``[privacy]`` cannot have; one without passes. ``file``: where it was read.
 
     Raises:
         ConfigError: names the field.
@@ -110,21 +110,35 @@ def check(experiment: Experiment) -> None:
         return
     if experiment.task.loss in COUPLED_LOSSES:
         raise ConfigError(
-            f"'{experiment.task.loss}' depends on the whole batch, so that one patient's share of it has no bound",
+            f"'{experiment.task.loss}' is measured over a batch of patients; with [privacy] each patient is alone in theirs",
+            file=file,
             field="task.loss",
-            fix="use a loss of single samples, as 'cross_entropy'",
+            fix="use a loss of single samples, as 'dice_ce'",
         )
-    noise_multiplier(experiment)
+    try:
+        noise_multiplier(experiment)
+    except ConfigError as error:
+        raise ConfigError(error.problem, file=file, field=error.field, fix=error.fix) from None
 
 
-def _settings(experiment: Experiment) -> Privacy:
+def settings_of(experiment: Experiment) -> Privacy:
+    """An experiment's ``[privacy]``.
+
+    Raises:
+        ConfigError: it has none.
+    """
     if experiment.privacy is None:
         raise ConfigError("is missing", field="privacy", fix="add [privacy] to the experiment")
     return experiment.privacy
 
 
+@lru_cache(maxsize=256)
+def _cost(history: _History, delta: float, accountant: Accountant) -> float:
+    return _ACCOUNTANTS[accountant](history, delta) if history else 0.0
+
+
 def _prv(history: _History, delta: float) -> float:
-    bound = _rdp(history, delta)
+    bound = _cost(history, delta, "rdp")
     steps = sum(part.steps for part in history)
     if bound > _LOOSE_EPSILON or bound * math.sqrt(steps) > _LARGEST_PRODUCT:
         return bound

@@ -87,7 +87,7 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
             raise RejectedReply("a refusal that carries results")
         return reply
     _check_metrics(reply.metrics, expected)
-    _check_epsilon(reply.epsilon_spent, expected)
+    _check_privacy(reply, expected)
     if expected.kind is wire.Kind.FACTS:
         _check_facts(reply.facts, expected.classes)
     elif reply.facts is not None:
@@ -145,12 +145,16 @@ def _check_metrics(metrics: Metrics, expected: Expected) -> None:
             raise RejectedReply("metric value")
 
 
-def _check_epsilon(spent: float | None, expected: Expected) -> None:
-    """Private training says what it has spent, and nothing else does."""
-    if (spent is not None) != expected.private:
-        raise RejectedReply("privacy that was not asked for" if spent is not None else "no word on privacy")
-    if spent is not None and not 0 <= spent <= _LARGEST_EPSILON:
+def _check_privacy(reply: wire.Reply, expected: Expected) -> None:
+    """Private training says what it has spent, and nothing else does; but for the change, nothing more."""
+    if (reply.epsilon_spent is not None) != expected.private:
+        raise RejectedReply("no word on privacy" if expected.private else "privacy that was not asked for")
+    if reply.epsilon_spent is None:
+        return
+    if not 0 <= reply.epsilon_spent <= _LARGEST_EPSILON:
         raise RejectedReply("epsilon")
+    if reply.metrics or reply.seconds:
+        raise RejectedReply("more than private training tells")
 
 
 def _check_facts(facts: wire.Facts | None, classes: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedmed_common import privacy
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
 from fedmed_common.lookup import find
@@ -14,10 +15,10 @@ from fedmed_strategies.presets import RECIPES
 
 
 def check_names(experiment: Experiment, file: Path) -> None:
-    """Look every name up.
+    """Look every name up, and whether privacy can be what is asked.
 
     Raises:
-        ConfigError: names the file, the field and the nearest known name.
+        ConfigError: names the file, the field and the nearest known name or the fix.
     """
     try:
         find(TASKS, experiment.task.name, field="task.name")
@@ -26,6 +27,7 @@ def check_names(experiment: Experiment, file: Path) -> None:
         require_packages(experiment)
     except ConfigError as error:
         raise ConfigError(error.problem, file=file, field=error.field, fix=error.fix) from None
+    privacy.check(experiment, file)
 
 
 def check_weights(experiment: Experiment, file: Path) -> None:

@@ -15,7 +15,6 @@ from fedmed_common.errors import PolicyRefusal
 from fedmed_common.privacy import Spent, epsilon
 
 ONE = Reservation(run="r", round=1, attempt=0, noise_multiplier=1.0, sampling_rate=0.05, steps=50)
-NO_LIMIT = Budget(epsilon=None, delta=1e-5)
 
 
 def _change(folder: Path, statement: str) -> None:
@@ -27,14 +26,14 @@ def _change(folder: Path, statement: str) -> None:
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     for number in range(1, 5):
-        Ledger(tmp_path).reserve(replace(ONE, round=number), NO_LIMIT)
+        Ledger(tmp_path).reserve(replace(ONE, round=number))
     return tmp_path
 
 
 def test_what_was_reserved_is_there_for_the_next_process(tmp_path: Path) -> None:
-    first = Ledger(tmp_path).reserve(ONE, NO_LIMIT)
-    other = Ledger(tmp_path).reserve(replace(ONE, run="other"), NO_LIMIT)
-    again = Ledger(tmp_path).reserve(replace(ONE, attempt=1), NO_LIMIT)
+    first = Ledger(tmp_path).reserve(ONE)
+    other = Ledger(tmp_path).reserve(replace(ONE, run="other"))
+    again = Ledger(tmp_path).reserve(replace(ONE, attempt=1))
     assert [len(first), len(other), len(again)] == [1, 1, 2]
     rows = Ledger(tmp_path).read()
     assert [(row.run, row.attempt) for row in rows] == [("r", 0), ("other", 0), ("r", 1)]
@@ -51,7 +50,27 @@ def test_the_budget_is_over_all_runs_and_kept_to_the_last_step(tmp_path: Path) -
     with pytest.raises(PolicyRefusal) as refused:
         Ledger(tmp_path).reserve(replace(ONE, run="d", steps=1), budget)
     assert refused.value.rule == "privacy_budget"
+    assert "maximum_epsilon" in str(refused.value)
     assert len(Ledger(tmp_path).read()) == 3
+
+
+def test_a_run_spends_no_more_than_it_promised_whoever_asks_again(tmp_path: Path) -> None:
+    """Other runs do not count in it; the site's own budget, beside it, is over all."""
+    cost = epsilon([replace(ONE, steps=100).spent], 1e-5)
+    promised = Budget(epsilon=cost, delta=1e-5, source="privacy.epsilon", run="r")
+    ledger = Ledger(tmp_path)
+    ledger.reserve(replace(ONE, run="other", steps=1000))
+    for attempt in range(2):
+        ledger.reserve(replace(ONE, attempt=attempt), promised)
+    for again in (replace(ONE, attempt=1), replace(ONE, round=2, steps=1)):
+        with pytest.raises(PolicyRefusal, match=r"the run r would stand at.*privacy\.epsilon is") as refused:
+            ledger.reserve(again, promised)
+        assert refused.value.rule == "privacy_budget"
+    with pytest.raises(PolicyRefusal, match="maximum_epsilon"):
+        ledger.reserve(
+            replace(ONE, run="new"), replace(promised, run="new"), Budget(epsilon=cost, delta=1e-5)
+        )
+    assert [row.run for row in ledger.read()] == ["other", "r", "r"]
 
 
 def test_of_eight_at_once_with_budget_for_one_exactly_one_wins(tmp_path: Path) -> None:
@@ -90,7 +109,7 @@ def test_of_eight_at_once_with_budget_for_one_exactly_one_wins(tmp_path: Path) -
 )
 def test_a_changed_row_is_found_and_nothing_more_is_spent(written: Path, statement: str) -> None:
     _change(written, statement)
-    for use in (Ledger(written).read, lambda: Ledger(written).reserve(ONE, NO_LIMIT)):
+    for use in (Ledger(written).read, lambda: Ledger(written).reserve(ONE)):
         with pytest.raises(PolicyRefusal) as refused:
             use()
         assert refused.value.rule == "privacy_ledger"
@@ -112,7 +131,7 @@ def _no_database(folder: Path) -> None:
 def test_without_its_key_or_its_form_it_is_refused(written: Path, spoil: Callable[[Path], None]) -> None:
     spoil(written)
     with pytest.raises(PolicyRefusal) as refused:
-        Ledger(written).reserve(ONE, NO_LIMIT)
+        Ledger(written).reserve(ONE)
     assert refused.value.rule == "privacy_ledger"
 
 
@@ -128,4 +147,4 @@ def test_where_the_accountant_knows_no_number_nothing_is_spent(tmp_path: Path) -
 def test_a_ledger_that_cannot_be_written_is_an_error_of_the_machine(tmp_path: Path) -> None:
     (tmp_path / LEDGER).mkdir()
     with pytest.raises(OSError, match=LEDGER):
-        Ledger(tmp_path).reserve(ONE, NO_LIMIT)
+        Ledger(tmp_path).reserve(ONE)

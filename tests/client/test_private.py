@@ -15,6 +15,7 @@ from fedmed_client import entropy, independence, private
 from fedmed_client.private import Mechanism, Samples, clipped_sum
 from fedmed_client.workbench import Bench, bench_for
 from fedmed_common import params
+from fedmed_common.config import Experiment
 from fedmed_common.errors import PolicyRefusal
 
 C = 0.7
@@ -221,18 +222,6 @@ class _Counts(torch.nn.Module):
         return found
 
 
-class _Mixes(torch.nn.Module):
-    """Lets samples of a batch see each other."""
-
-    def __init__(self, inner: torch.nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.inner(x - x.mean(0, keepdim=True))
-        return found
-
-
 class _Drops(torch.nn.Module):
     """Has chance in it, and is none the worse for it."""
 
@@ -254,7 +243,6 @@ def _batch_norm(inner: torch.nn.Module) -> torch.nn.Module:
     [
         (_Remembers, "the patient before"),
         (_Counts, "the buffer 'mean'"),
-        (_Mixes, "samples beside it"),
         (_batch_norm, "batch norm"),
     ],
 )
@@ -277,14 +265,69 @@ def test_a_network_in_which_they_do_not_is_not(unet: Bench, wrap: Any) -> None:
     assert all(module.training for module in bench.model.modules())
 
 
-def test_a_loss_of_the_whole_batch_is_refused(unet: Bench) -> None:
-    class Coupled:
-        def objective(
-            self, model: torch.nn.Module, image: Tensor, target: Tensor, annotated: Tensor
-        ) -> Tensor:
-            logits = model(image)
-            return torch.nn.functional.cross_entropy(logits, target) * logits.std()
+def test_a_buffer_that_training_changes_does_not_leave(unet: Bench) -> None:
+    """Also where nobody tried the network before."""
+    bench = replace(unet, model=_Counts(unet.model))
+    start = params.from_model(bench.model)
+    with pytest.raises(PolicyRefusal, match="the buffer 'mean'"):
+        private.train(
+            bench,
+            Patients([_discs(1)]),
+            start,
+            1,
+            _mechanism(sampling_rate=1.0, patients=1),
+            lambda _step: None,
+        )  # type: ignore[arg-type]
 
-    bench = replace(unet, model=torch.nn.Sequential(unet.model), task=Coupled())
-    with pytest.raises(PolicyRefusal, match="privacy_network"):
-        independence.check(bench, params.from_model(bench.model), _discs(1))
+
+@pytest.mark.parametrize(
+    "transfer", [{"freeze": ["*0.conv*"]}, {"train": "head"}, {"lora": {"rank": 2, "targets": ["*conv*"]}}]
+)
+def test_what_is_frozen_has_neither_noise_nor_a_share_of_the_norm(transfer: dict[str, Any]) -> None:
+    """The clipped gradient is that of the trained parameters together, and nothing else leaves."""
+    asked = Experiment.model_validate(experiment().model_dump() | {"transfer": transfer})
+    bench = bench_for(asked.order_text())
+    start = params.from_model(bench.model)
+    trained = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
+    assert 0 < len(trained) < len(list(bench.model.parameters()))
+    change = private.train(bench, Patients([_discs(1)]), start, 1, _mechanism(patients=1), lambda _step: None)  # type: ignore[arg-type]
+    assert sum(array.size for array in change.values()) == sum(parameter.numel() for parameter in trained)
+    after = params.from_model(bench.model)
+    assert all(after[name].tobytes() == start[name].tobytes() for name in start.keys() - change.keys())
+    large = _mechanism(clipping_norm=1e-3)
+    clipped = clipped_sum(bench, trained, large, [_discs(2)])
+    length = float(torch.cat([part.flatten() for part in clipped]).norm())
+    assert length == pytest.approx(1e-3, rel=1e-6)
+
+
+def test_the_sum_is_that_of_each_patient_alone(unet: Bench) -> None:
+    parameters = list(unet.model.parameters())
+    patients = [_discs(1), _discs(2, count=1), _discs(3, count=5)]
+    together = clipped_sum(unet, parameters, _mechanism(), patients)
+    alone = [clipped_sum(unet, parameters, _mechanism(), [one]) for one in patients]
+    for total, *parts in zip(together, *alone, strict=True):
+        torch.testing.assert_close(total, sum(parts), rtol=0, atol=1e-6)
+
+
+def test_without_noise_and_clipping_a_federated_step_is_the_step_on_the_pooled_patients() -> None:
+    """Two sites of three and five patients, all drawn, averaged by their numbers of patients."""
+    sgd = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "learning_rate": 0.3}
+    bench = bench_for(experiment(train=sgd).order_text())
+    patients = [_discs(number) for number in range(8)]
+    start = params.from_model(bench.model)
+    free = _mechanism(clipping_norm=1e9, noise_multiplier=0.0, sampling_rate=1.0)
+    changes = [
+        private.train(bench, Patients(own), start, 1, replace(free, patients=len(own)), lambda _step: None)  # type: ignore[arg-type]
+        for own in (patients[:3], patients[3:], patients)
+    ]
+    mean = params.WeightedMean(start)
+    mean.add(changes[0], 3)
+    mean.add(changes[1], 5)
+    for name, federated in mean.mean().items():
+        np.testing.assert_allclose(federated, changes[2][name], rtol=1e-4, atol=1e-7)
+    everything = tuple(torch.cat(part) for part in zip(*patients, strict=True))
+    params.to_model(start, bench.model)
+    parameters = list(bench.model.parameters())
+    plain = torch.autograd.grad(bench.task.objective(bench.model, *everything), parameters)
+    for (name, _), gradient in zip(bench.model.named_parameters(), plain, strict=True):
+        np.testing.assert_allclose(changes[2][name], -0.3 * gradient.numpy(), rtol=1e-3, atol=1e-6)

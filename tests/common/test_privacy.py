@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import pytest
+from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants.analysis.rdp import compute_rdp
 from pydantic import ValidationError
 
 from fedmed_common import privacy
@@ -27,7 +29,7 @@ def _experiment(**settings: Any) -> Experiment:
             "data": {"patch": [16, 16, 16]},
             "model": {"norm": settings.pop("norm", "instance")},
             "train": {"steps": 50, **settings.pop("train", {})},
-            "privacy": {"epsilon": 8.0, "sampling_rate": 0.05, **settings},
+            "privacy": {"epsilon": 8.0, "sampling_rate": 0.05, "spare_rounds": 0, **settings},
         }
     )
 
@@ -37,6 +39,32 @@ def test_a_known_case_costs_what_is_known() -> None:
     case = [_spent(1.0, 0.05, 500)]
     assert epsilon(case, 1e-5, "rdp") == pytest.approx(8.30, abs=0.01)
     assert epsilon(case, 1e-5) == pytest.approx(7.53, abs=0.01)
+
+
+@pytest.mark.parametrize("case", [(1.0, 0.05, 500), (2.0, 0.2, 300), (1.3, 0.01, 4000)])
+def test_the_figures_are_those_of_opacus(case: tuple[float, float, int]) -> None:
+    """Step by step, as its own users count them; the tighter of its two bounds."""
+    found = {}
+    for name, kind in (("prv", PRVAccountant), ("rdp", RDPAccountant)):
+        accountant = kind()
+        for _ in range(case[2]):
+            accountant.step(noise_multiplier=case[0], sample_rate=case[1])
+        found[name] = accountant.get_epsilon(1e-5)
+    assert epsilon([_spent(*case)], 1e-5, "rdp") == found["rdp"]
+    assert epsilon([_spent(*case)], 1e-5) == found["prv"] < found["rdp"]
+
+
+def test_the_published_figure_of_the_moments_accountant() -> None:
+    """Abadi et al. 2016, section 3.2: q = 0.01, sigma = 4, 10000 steps cost 1.26 at delta 1e-5, and 9.34 by strong composition.
+
+    With the paper's own way from moments to epsilon (theorem 2) the figure is theirs; later ways are tighter.
+    """
+    orders = RDPAccountant.DEFAULT_ALPHAS
+    moments = compute_rdp(q=0.01, noise_multiplier=4.0, steps=10_000, orders=orders)
+    theirs = min(m + math.log(1e5) / (order - 1) for m, order in zip(moments, orders, strict=True))
+    assert theirs == pytest.approx(1.26, abs=0.005)
+    case = [_spent(4.0, 0.01, 10_000)]
+    assert 0.9 < epsilon(case, 1e-5) < epsilon(case, 1e-5, "rdp") < theirs
 
 
 def test_without_sampling_it_is_the_analytic_gaussian() -> None:
@@ -89,6 +117,7 @@ def test_gaussian_differential_privacy_is_not_offered() -> None:
 def test_an_experiment_names_its_noise_or_gets_it() -> None:
     assert privacy.noise_multiplier(_experiment()) == calibrate(8.0, 1e-5, 0.05, 500)
     assert privacy.noise_multiplier(_experiment(noise_multiplier=1.5)) == 1.5
+    assert privacy.noise_multiplier(_experiment(spare_rounds=2)) == calibrate(8.0, 1e-5, 0.05, 600)
     with pytest.raises(ConfigError, match=r"privacy\.noise_multiplier.*costs an epsilon"):
         privacy.check(_experiment(noise_multiplier=0.9))
 

@@ -30,6 +30,7 @@ Event: TypeAlias = Literal[
     "approved",
     "rejected",
     "refused",
+    "reserved",
     "failed",
     "sealed",
     "cancelled",

@@ -1,0 +1,236 @@
+"""Orders for private training: what leaves, what is spent by asking again, and each rule that refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from PIL import Image
+from private_sites import experiment
+
+from fedmed_client.app import make_client_app
+from fedmed_client.ledger import KEY, LEDGER, Ledger, Reservation
+from fedmed_client.site.audit import AuditLog
+from fedmed_client.work.outbox import Outbox
+from fedmed_client.workbench import SiteHome
+from fedmed_common import params, privacy, wire
+from fedmed_common.config import Experiment, Site
+from fedmed_common.errors import RejectedReply
+from fedmed_common.metrics import Mean
+from fedmed_common.models import build_model
+from fedmed_server import gate
+from fedmed_simulations.grid import LocalGrid
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> SiteHome:
+    """Ten photographs, each of a patient."""
+    root, rng = tmp_path / "data", np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for number in range(10):
+        Image.fromarray(rng.integers(0, 200, (24, 24), np.uint8)).save(root / "images" / f"{number}.png")
+        Image.fromarray((rng.random((24, 24)) > 0.5).astype(np.uint8)).save(root / "labels" / f"{number}.png")
+    site = Site.model_validate(
+        {
+            "name": "alpha",
+            "data": {"format": "images", "root": root},
+            "labels": {"disc": ["1"]},
+            "policy": {"least_patients": 3},
+        }
+    )
+    return SiteHome(site=site, folder=tmp_path / "home")
+
+
+def _order(asked: Experiment, **fields: Any) -> wire.Order:
+    settings = {"kind": wire.Kind.TRAIN, "run": "run", "round": 1, "attempt": 0, **fields}
+    return wire.Order(
+        experiment=asked.order_text(), parameters=params.from_model(build_model(asked)), **settings
+    )
+
+
+def _ruled(home: SiteHome, **rules: object) -> SiteHome:
+    policy = home.site.policy.model_copy(update=rules)
+    return replace(home, site=home.site.model_copy(update={"policy": policy}))
+
+
+def _ask(home: SiteHome, order: wire.Order) -> wire.Reply:
+    grid = LocalGrid(make_client_app(lambda _context: home), 1)
+    message = Message(wire.pack_order(order), grid.get_node_ids()[0], order.kind.value)
+    (answer,) = grid.send_and_receive([message])
+    return wire.unpack_reply(answer.content, order.parameters)
+
+
+def _expected(order: wire.Order, **changes: Any) -> gate.Expected:
+    expected = gate.Expected(
+        site="alpha",
+        run=order.run,
+        round=order.round,
+        attempt=order.attempt,
+        kind=order.kind,
+        classes=("disc",),
+        metrics=frozenset({"loss"}),
+        patients=6,
+        steps=2,
+        template=order.parameters,
+        private=True,
+    )
+    return replace(expected, **changes)
+
+
+def test_the_change_and_what_it_cost_leave_and_nothing_else(home: SiteHome) -> None:
+    asked = experiment(steps=2, rounds=3)
+    order = _order(asked)
+    reply = _ask(home, order)
+    (row,) = Ledger(home.folder).read()
+    assert (row.run, row.round, row.attempt, row.steps, row.sampling_rate) == ("run", 1, 0, 2, 0.5)
+    assert row.noise_multiplier == privacy.noise_multiplier(asked)
+    assert (reply.code, reply.metrics, reply.seconds, reply.facts) == ("", {}, {}, None)
+    assert reply.epsilon_spent == privacy.epsilon([row.spent], 1e-5)
+    assert 0 < reply.epsilon_spent < 8.0
+    assert set(reply.delta) == set(order.parameters)
+    assert set(wire.pack_reply(reply)) == {"reply", "parameters", "privacy"}
+    assert gate.admit(wire.pack_reply(reply), _expected(order)).epsilon_spent == reply.epsilon_spent
+
+
+@pytest.mark.parametrize(
+    ("changes", "private", "reason"),
+    [
+        ({"epsilon_spent": None}, True, "no word on privacy"),
+        ({}, False, "privacy that was not asked for"),
+        ({"epsilon_spent": -1.0}, True, "epsilon"),
+        ({"epsilon_spent": float("nan")}, True, "epsilon"),
+        ({"epsilon_spent": 1e300}, True, "epsilon"),
+        ({"code": "internal", "delta": {}}, True, "a refusal that carries results"),
+        ({"seconds": {"site": 1.0}}, True, "more than private training tells"),
+        ({"metrics": {"loss": Mean(1.0, 2.0)}}, True, "more than private training tells"),
+    ],
+)
+def test_the_gate_compares_with_what_was_asked(changes: dict[str, Any], private: bool, reason: str) -> None:
+    order = _order(experiment(steps=2))
+    reply = wire.Reply(site="alpha", run="run", round=1, attempt=0, delta=order.parameters, epsilon_spent=0.5)
+    with pytest.raises(RejectedReply, match=f"^{reason}$"):
+        gate.admit(wire.pack_reply(replace(reply, **changes)), _expected(order, private=private))
+
+
+def test_a_second_number_in_the_privacy_record_is_refused() -> None:
+    order = _order(experiment(steps=2))
+    reply = wire.Reply(site="alpha", run="run", round=1, attempt=0, delta=order.parameters, epsilon_spent=0.5)
+    record = wire.pack_reply(reply)
+    record.metric_records["privacy"]["drawn"] = 3
+    with pytest.raises(RejectedReply):
+        gate.admit(record, _expected(order))
+
+
+def test_asked_again_a_site_without_a_sealed_reply_spends_again(home: SiteHome) -> None:
+    order = _order(experiment(steps=2, rounds=3))
+    first, second = _ask(home, order), _ask(home, order)
+    assert [row.attempt for row in Ledger(home.folder).read()] == [0, 0]
+    assert first.epsilon_spent is not None
+    assert second.epsilon_spent is not None
+    assert second.epsilon_spent > first.epsilon_spent
+    assert any(not np.array_equal(first.delta[name], second.delta[name]) for name in first.delta)
+
+
+def test_a_sealed_reply_is_sent_again_and_nothing_more_is_spent(home: SiteHome, tmp_path: Path) -> None:
+    """Also by a site that has nothing left to spend."""
+    sealing = replace(home, outbox=Outbox(folder=tmp_path / "outbox"), audit=AuditLog(home.folder))
+    home.folder.mkdir()
+    order = _order(experiment(rounds=1, spare_rounds=0, noise_multiplier=None))
+    first, again = _ask(sealing, order), _ask(sealing, replace(order, attempt=4))
+    assert first.epsilon_spent == again.epsilon_spent
+    assert all(first.delta[name].tobytes() == again.delta[name].tobytes() for name in first.delta)
+    assert len(Ledger(home.folder).read()) == 1
+    other = _ask(sealing, replace(order, round=2))
+    assert (other.code, other.rule) == ("policy", "privacy_budget")
+    events = [json.loads(line)["event"] for line in (home.folder / "audit.log").read_text().splitlines()]
+    assert events == ["reserved", "sealed", "refused"]
+
+
+SPENT = Reservation(run="before", round=1, attempt=0, noise_multiplier=1.0, sampling_rate=0.5, steps=4)
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "maximum_epsilon": ({"maximum_epsilon": 7.9}, {}),
+    "budget_delta": ({"maximum_epsilon": 8.0}, {"delta": 1e-4}),
+    "maximum_clipping": ({"maximum_clipping": 0.5}, {}),
+    "maximum_sampling_rate": ({"maximum_sampling_rate": 0.4}, {}),
+    "least_noise": ({"least_noise": 2.0}, {"noise_multiplier": 1.9}),
+    "privacy_budget": ({"maximum_epsilon": 8.0}, {}),
+}
+
+
+@pytest.mark.parametrize("rule", REFUSED)
+def test_the_site_refuses_by_the_rule_s_name_before_anything_is_spent(home: SiteHome, rule: str) -> None:
+    rules, settings = REFUSED[rule]
+    steps: list[int] = []
+    strict = replace(_ruled(home, **rules), on_step=lambda _site, step: steps.append(step))
+    if rule == "privacy_budget":
+        Ledger(home.folder).reserve(SPENT)
+    before = Ledger(home.folder).read()
+    reply = _ask(strict, _order(experiment(**settings)))
+    assert (reply.code, reply.rule, reply.delta, reply.seconds) == ("policy", rule, {}, {})
+    assert steps == []
+    assert Ledger(home.folder).read() == before
+
+
+def test_noise_that_the_experiment_leaves_to_be_worked_out_is_measured_by_the_rule_too(
+    home: SiteHome,
+) -> None:
+    order = _order(experiment(noise_multiplier=None))
+    least = privacy.noise_multiplier(experiment(noise_multiplier=None))
+    assert _ask(_ruled(home, least_noise=least + 0.001), order).rule == "least_noise"
+    assert _ask(_ruled(home, least_noise=least), order).code == ""
+
+
+@pytest.mark.parametrize("kind", list(wire.Kind))
+def test_a_site_that_demands_privacy_answers_nothing_without(home: SiteHome, kind: wire.Kind) -> None:
+    strict = _ruled(home, require_privacy=True)
+    plain = experiment().model_copy(update={"privacy": None})
+    reply = _ask(strict, _order(plain, kind=kind))
+    assert (reply.code, reply.rule, reply.delta, reply.metrics, reply.facts) == (
+        "policy",
+        "require_privacy",
+        {},
+        {},
+        None,
+    )
+    assert _ask(strict, _order(experiment())).code == ""
+
+
+def _damage(folder: Path) -> None:
+    (folder / LEDGER).write_bytes(b"not a database" * 100)
+
+
+def _lose_the_key(folder: Path) -> None:
+    (folder / KEY).unlink()
+
+
+@pytest.mark.parametrize("spoil", [_damage, _lose_the_key])
+def test_without_a_whole_ledger_nothing_is_trained(home: SiteHome, spoil: Callable[[Path], None]) -> None:
+    order = _order(experiment(rounds=2))
+    assert _ask(home, order).code == ""
+    spoil(home.folder)
+    reply = _ask(home, replace(order, round=2))
+    assert (reply.code, reply.rule, reply.delta) == ("policy", "privacy_ledger", {})
+
+
+def test_a_fault_in_private_training_does_not_tell_when_it_came(home: SiteHome) -> None:
+    def fail(_site: str, _step: int) -> None:
+        raise RuntimeError("in a step")
+
+    reply = _ask(replace(home, on_step=fail), _order(experiment()))
+    assert (reply.code, reply.seconds, reply.epsilon_spent) == ("internal", {}, None)
+    assert len(Ledger(home.folder).read()) == 1
+
+
+def test_an_evaluation_of_a_private_experiment_is_one_as_any_other(home: SiteHome) -> None:
+    order = _order(experiment(), kind=wire.Kind.EVALUATE)
+    reply = _ask(_ruled(home, least_patients=1, require_privacy=True), order)
+    assert set(reply.metrics) >= {"dice/disc"}
+    assert reply.epsilon_spent is None
+    assert set(reply.seconds) == {"evaluate", "site"}
