@@ -47,6 +47,25 @@ def test_the_mean_is_the_weighted_mean(parts: list[tuple[int, float]]) -> None:
     np.testing.assert_allclose(mean.mean()["w"], expected, rtol=1e-4, atol=1e-4)
 
 
+@given(
+    st.lists(st.tuples(st.integers(2, 50), st.floats(-5, 5, width=32)), min_size=1, max_size=6),
+    st.integers(0, 99),
+)
+def test_running_statistics_are_those_of_all_sites_values_together(
+    sites: list[tuple[int, float]], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = [rng.normal(place, 1 + abs(place), (count, 3)) for count, place in sites]
+    start = {name: rng.random(3).astype(np.float32) for name in ("running_mean", "running_var")}
+    mean = WeightedMean(start)
+    for part in values:
+        own = {"running_mean": part.mean(0), "running_var": part.var(0)}
+        mean.add({name: own[name].astype(np.float32) - start[name] for name in start}, len(part))
+    pooled, change = np.concatenate(values), mean.mean()
+    for name, expected in (("running_mean", pooled.mean(0)), ("running_var", pooled.var(0))):
+        np.testing.assert_allclose(start[name] + change[name], expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_must_be_positive(weight: float) -> None:
     with pytest.raises(ValueError, match="weight"):
