@@ -33,8 +33,27 @@ from fedmed_common.catalogue import ARCHITECTURES
 FEDMED = str(Path(sys.executable).with_name("fedmed"))
 ROUNDS, STEPS, BATCH = 4, 8, 2
 PRIVATE = ("unet", "deeplab_v3plus", "segformer")
-SIZES: dict[str, dict[str, Any]] = {}
+SIZES: dict[str, dict[str, Any]] = {
+    "segnet": {"width": 0.35},
+    "pspnet": {"width": 0.5},
+    "hrnet": {"width": 0.5},
+    "deepmedic": {"width": 0.5},
+    "unet3d": {"channels": [16, 32, 64, 128]},
+    "vnet": {"channels": [8, 16, 32, 64, 128]},
+    "residual_unet": {"channels": [16, 32, 64, 128]},
+    "inception_unet": {"channels": [8, 16, 32, 64, 128]},
+    "r2unet": {"channels": [8, 16, 32, 64, 128]},
+    "dense_unet": {"growth": 8, "blocks": [4, 5, 7, 10], "stem": 24},
+    "unetplusplus": {"channels": [8, 16, 32, 64, 128]},
+    "dynunet": {"features": 16},
+    "swin_unetr": {"features": 24},
+    "sam": {"image_size": 256},
+    "deeplab_v1": {"width": 0.5},
+    "deeplab_v2": {"width": 0.5},
+}
 """Where the default is too large for the budget: a smaller size of the same architecture."""
+PATCHES = {"hrnet": [64, 64, 64], "inception_v3": [128, 128]}
+"""Where the common patch is too small."""
 TIMED_STEPS = 5
 NUCLEI = ("site_a_fluor_256", "site_b_fluor_360", "site_e_stained_320")
 HIPPOCAMPUS = ("uint8", "float32")
@@ -77,6 +96,7 @@ def experiment(name: str, dimensions: int, data: Path, phantom: Path, private: b
             },
             "simulation": {"sites": [_pictures(site, data) for site in NUCLEI]},
         }
+    table["data"]["patch"] = PATCHES.get(name, table["data"]["patch"])
     if private:
         table["privacy"] = {"epsilon": 8.0, "sampling_rate": 0.25, "clipping_norm": 1.0}
     return table
