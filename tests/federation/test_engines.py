@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from simulated import FEDMED, assert_equal_weights, fedmed, kill_after_round, only_run
 
 from fedmed_server import history
 from fedmed_server.history import RoundDone, RunEnded, RunStarted
 
-FEDMED = str(Path(sys.executable).with_name("fedmed"))
-
-
-def _fedmed(*arguments: str | Path | int, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [FEDMED, *map(str, arguments)], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def _only_run(runs: Path) -> Path:
-    folders = [folder for folder in runs.iterdir() if (folder / "simulation.json").exists()]
-    assert len(folders) == 1
-    return folders[0]
-
-
-def _weights(run: Path, name: str = "last") -> dict[str, np.ndarray]:
-    return load_file(run / "models" / f"{name}.safetensors")
-
-
-def _assert_equal_weights(first: Path, second: Path) -> None:
-    for name in ("last", "best"):
-        a, b = _weights(first, name), _weights(second, name)
-        assert list(a) == list(b)
-        for tensor in a:
-            np.testing.assert_array_equal(a[tensor], b[tensor], err_msg=f"{name}: {tensor}")
-
 
 def test_a_run_leaves_models_history_report_and_tracking(write_experiment, tmp_path: Path) -> None:
-    done = _fedmed("simulate", write_experiment(), "--runs", tmp_path / "runs")
-    run = _only_run(tmp_path / "runs")
+    done = fedmed("simulate", write_experiment(), "--runs", tmp_path / "runs")
+    run = only_run(tmp_path / "runs")
     records = list(history.read(run / "history.jsonl"))
     assert [type(record) for record in records] == [RunStarted, RoundDone, RoundDone, RoundDone, RunEnded]
     assert records[-1].status == "completed"
@@ -62,45 +31,18 @@ def test_a_run_leaves_models_history_report_and_tracking(write_experiment, tmp_p
 def test_ray_gives_the_weights_of_inline(write_experiment, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the ray extra is not installed")
     file = write_experiment(rounds=2)
-    _fedmed("simulate", file, "--runs", tmp_path / "inline")
-    _fedmed("simulate", file, "--runs", tmp_path / "ray", "--engine", "ray")
-    _assert_equal_weights(_only_run(tmp_path / "inline"), _only_run(tmp_path / "ray"))
-
-
-def _kill_after_round(file: Path, runs: Path, rounds: int, wait_seconds: float = 120.0) -> Path:
-    """Start a run and kill its process the hard way as soon as it has recorded some rounds."""
-    process = subprocess.Popen(
-        [FEDMED, "simulate", str(file), "--runs", str(runs)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        end = time.monotonic() + wait_seconds
-        while time.monotonic() < end and process.poll() is None:
-            done = [
-                record
-                for folder in runs.glob("*/history.jsonl")
-                for record in history.read(folder)
-                if isinstance(record, RoundDone)
-            ]
-            if len(done) >= rounds:
-                break
-            time.sleep(0.005)
-        assert process.poll() is None, "the run ended before it could be killed"
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
-    return _only_run(runs)
+    fedmed("simulate", file, "--runs", tmp_path / "inline")
+    fedmed("simulate", file, "--runs", tmp_path / "ray", "--engine", "ray")
+    assert_equal_weights(only_run(tmp_path / "inline"), only_run(tmp_path / "ray"))
 
 
 def test_resume_after_kill_ends_bit_identical(write_experiment, tmp_path: Path) -> None:
     file = write_experiment(rounds=12, steps=8, extra="[federation]\nevaluate_every = 2")
-    _fedmed("simulate", file, "--runs", tmp_path / "whole")
-    killed = _kill_after_round(file, tmp_path / "killed", rounds=3)
+    fedmed("simulate", file, "--runs", tmp_path / "whole")
+    killed = kill_after_round(file, tmp_path / "killed", rounds=3)
     assert not (killed / "models").exists()
-    _fedmed("resume", killed)
-    _assert_equal_weights(_only_run(tmp_path / "whole"), killed)
+    fedmed("resume", killed)
+    assert_equal_weights(only_run(tmp_path / "whole"), killed)
     records = list(history.read(killed / "history.jsonl"))
     assert sorted({record.round for record in records if isinstance(record, RoundDone)}) == list(range(1, 13))
     assert records[-1].status == "completed"
@@ -128,29 +70,29 @@ def test_interrupt_says_how_to_go_on_and_resume_does(write_experiment, tmp_path:
         process.wait()
     assert process.returncode == 130, output
     assert "fedmed resume" in output
-    run = _only_run(runs)
+    run = only_run(runs)
     last = list(history.read(run / "history.jsonl"))[-1]
     assert isinstance(last, RunEnded)
     assert last.status == "interrupted"
 
 
 def test_a_finished_run_is_not_run_again(write_experiment, tmp_path: Path) -> None:
-    _fedmed("simulate", write_experiment(rounds=1), "--runs", tmp_path / "runs")
-    run = _only_run(tmp_path / "runs")
+    fedmed("simulate", write_experiment(rounds=1), "--runs", tmp_path / "runs")
+    run = only_run(tmp_path / "runs")
     before = (run / "history.jsonl").read_bytes()
-    said = json.loads(_fedmed("resume", run, "--json").stdout)
+    said = json.loads(fedmed("resume", run, "--json").stdout)
     assert said == {"run": run.name, "status": "completed"}
     assert (run / "history.jsonl").read_bytes() == before
 
 
 def test_resume_refuses_what_is_not_a_run(tmp_path: Path) -> None:
-    done = _fedmed("resume", tmp_path, check=False)
+    done = fedmed("resume", tmp_path, check=False)
     assert done.returncode == 2
     assert "not a run's folder" in done.stderr
 
 
 def test_baselines_are_tested_on_the_same_patients(write_experiment, tmp_path: Path) -> None:
-    done = _fedmed(
+    done = fedmed(
         "simulate",
         write_experiment(rounds=1, extra="[federation]\nminimum_sites = 3"),
         "--runs",
@@ -189,26 +131,26 @@ def test_a_site_that_refuses_is_named_and_the_run_is_degraded_or_fails(
     text = file.read_text()
     last = text.rindex("least_patients = 1")
     file.write_text(text[:last] + "maximum_steps = 1, " + text[last:])
-    done = _fedmed("simulate", file, "--runs", tmp_path / "runs", check=False)
+    done = fedmed("simulate", file, "--runs", tmp_path / "runs", check=False)
     assert done.returncode != 0
     assert "site-2" in done.stderr
     assert "maximum_steps" in done.stderr
 
 
 def test_resume_goes_on_with_the_baselines(write_experiment, tmp_path: Path) -> None:
-    _fedmed("simulate", write_experiment(rounds=1), "--runs", tmp_path / "runs", "--baseline", "pooled")
+    fedmed("simulate", write_experiment(rounds=1), "--runs", tmp_path / "runs", "--baseline", "pooled")
     (run,) = [folder for folder in (tmp_path / "runs").iterdir() if (folder / "comparison.json").exists()]
     comparison = (run / "comparison.json").read_bytes()
     shutil.rmtree(run.with_name(f"{run.name}.pooled"))
     (run / "comparison.json").unlink()
     (run / "report.html").unlink()
-    _fedmed("resume", run)
+    fedmed("resume", run)
     assert (run / "comparison.json").read_bytes() == comparison
     assert "Beside its baselines" in (run / "report.html").read_text()
 
 
 def test_a_seed_beyond_what_an_experiment_can_hold_writes_nothing(write_experiment, tmp_path: Path) -> None:
-    done = _fedmed("simulate", write_experiment(), "--runs", tmp_path / "runs", "--seed", 2**63, check=False)
+    done = fedmed("simulate", write_experiment(), "--runs", tmp_path / "runs", "--seed", 2**63, check=False)
     assert done.returncode == 2
     assert "--seed" in done.stderr
     assert not (tmp_path / "runs").exists()

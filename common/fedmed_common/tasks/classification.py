@@ -88,7 +88,7 @@ class Classification:
         try:
             for first in range(0, slices, at_once):
                 part = image_CXYZ[..., first : first + at_once] if flat else image_CXYZ[..., None]
-                batch = torch.from_numpy(np.ascontiguousarray(np.moveaxis(part, -1, 0))).to(device)
+                batch = torch.from_numpy(np.array(np.moveaxis(part, -1, 0), order="C")).to(device)
                 highest = np.maximum(highest, self._probability(model, batch).max(axis=0))
         finally:
             model.train(training)

@@ -101,6 +101,14 @@ class ClassRow:
         """Whether the class counts in the headline."""
         return self.lead is not None and self.groups.enough
 
+    @property
+    def wrongly(self) -> Mean | None:
+        """Share of the patients who do not show the class in whom it was predicted all the same."""
+        specificity = self.values.get("specificity")
+        if specificity is not None:
+            return Mean(specificity.weight - specificity.total, specificity.weight)
+        return self.values.get("false_positive")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
