@@ -46,6 +46,26 @@ BAD: dict[str, Bad] = {
     "class named twice": Bad({"task.classes": ["liver", "liver"]}, ("task.classes", "twice")),
     "background as a class": Bad({"task.classes": ["background", "liver"]}, ("task.classes", "implied")),
     "unknown model": Bad({"model.name": "unett"}, ("model.name", "'unett'", "did you mean 'unet'?")),
+    "classifier for a segmentation": Bad(
+        {"model.name": "resnet"},
+        (
+            "model.name = 'resnet' is for classification",
+            "task.name is 'segmentation'",
+            "fedmed models list --task segmentation",
+        ),
+    ),
+    "surfaces of a classification": Bad(
+        {"task.name": "classification", "task.surface_metrics": True, "model.name": "resnet"},
+        ("surface_metrics", "'segmentation'"),
+    ),
+    "loss of another task": Bad(
+        {"task.name": "classification", "task.loss": "dice", "model.name": "resnet"},
+        ("task.loss", "cross_entropy, focal"),
+    ),
+    "best by the metric of another task": Bad(
+        {"task.name": "classification", "federation.best": "dice", "model.name": "resnet"},
+        ("federation.best = 'dice'", "auroc"),
+    ),
     "unknown task": Bad({"task.name": "divination"}, ("task.name", "'divination'", "segmentation")),
     "unknown loss": Bad({"task.loss": "dice_cee"}, ("task.loss", "'dice_cee'", "did you mean 'dice_ce'?")),
     "unknown recipe": Bad({"recipe.name": "fedaverage"}, ("recipe.name", "'fedaverage'", "fedavg")),
