@@ -7,13 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from fedmed_client.data.cohort import Case, Cohort, open_cohort, pool, regroup
+from fedmed_client.data.samplers import build_sampler
 from fedmed_client.data.splits import SPLITS, split_patients
 from fedmed_common.config import Experiment, Site, Splits
 from fedmed_common.errors import DataError
+from fedmed_common.site_config import UNLABELLED
+from fedmed_common.tasks import build_task
+from fedmed_common.tasks.segmentation import Segmentation
 
 MakeExperiment = Callable[..., Experiment]
 MakeSite = Callable[..., Site]
@@ -195,3 +201,35 @@ def test_presence_counts_patients_of_annotated_classes(make_case: Callable[..., 
     cohort = Cohort(site="x", classes=("a", "b", "c"), cases=tuple(cases), manifest_hash="", skipped=())
     assert cohort.presence() == {"a": 1, "b": 0}
     assert cohort.patients("train") == 2
+
+
+def test_what_nobody_looked_at_trains_nothing_and_scores_nothing(
+    tmp_path: Path, make_experiment: MakeExperiment, make_site: MakeSite, photographs: Callable[..., Path]
+) -> None:
+    """Sparse annotation from files to loss and score: 0 in the pictures was not looked at, 1 is background, 2 the class."""
+    root = photographs(tmp_path / "data", ("a", "b", "c"))
+    for number in range(3):
+        values = np.zeros((16, 16), np.uint8)
+        values[4:9], values[6:9, 2 * number : 10] = 1, 2
+        Image.fromarray(values).save(root / "labels" / f"{'abc'[number]}.png")
+    asked = make_experiment(patch=(16, 16), data={"splits": {"validation": 0.0, "test": 0.0}})
+    site = make_site(
+        root, {"nucleus": ("2",), "unlabelled": ("0",)}, ("1",), format="images", image_labels="values"
+    )
+    cohort = open_cohort(site, asked, tmp_path / "home")
+    cases = cohort.of("train")
+    assert [sorted(np.unique(case.label).tolist()) for case in cases] == [[0, 1, UNLABELLED]] * 3
+    assert cohort.presence("train") == {"nucleus": 3}
+    image, target, annotated = build_sampler(cases, asked).batch(np.random.default_rng(0))
+    hidden = target == UNLABELLED
+    assert hidden.float().mean() > 0.5
+    task = build_task(asked)
+    assert isinstance(task, Segmentation)
+    logits = torch.randn(len(image), 2, 16, 16, requires_grad=True)
+    task.loss(logits, target, annotated).backward()
+    assert logits.grad is not None
+    assert not logits.grad[hidden[:, None].expand_as(logits)].any()
+    everywhere = np.ones(cases[0].label.shape, np.uint8)
+    looked_at = np.where(cases[0].label == UNLABELLED, 0, everywhere)
+    scores = [task.score(one, cases[0].label, (True,), (1.0, 1.0, 1.0)) for one in (everywhere, looked_at)]
+    assert scores[0] == scores[1]
