@@ -28,20 +28,25 @@ def list_command(
     patch: Patch = None,
     as_json: Json = False,
 ) -> None:
-    """List the architectures with their parameters, multiply-adds and needs, in their default settings."""
+    """List the architectures with their parameters, multiply-adds and needs, in their default settings.
+
+    Each is built and counted, which takes half a minute for all of them.
+    """
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
     wanted = _numbers(patch)
+    asked = [(name, kind) for name, kind in ARCHITECTURES.items() if task is None or task in kind.tasks]
     rows = [
         row
-        for name, kind in ARCHITECTURES.items()
+        for name, kind in track(asked, "counting", transient=True, console=Console(stderr=True))
         for row in _rows(name, kind, wanted)
-        if dimensions in (None, row["dimensions"]) and (task is None or task in row["tasks"])
+        if dimensions in (None, row["dimensions"])
     ]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console()
     for one in sorted({task for row in rows for task in row["tasks"]}, reverse=True):
         table = Table(box=None, header_style="bold", pad_edge=False, title=one, title_justify="left")
