@@ -34,6 +34,7 @@ FEDMED = str(Path(sys.executable).with_name("fedmed"))
 ROUNDS, STEPS, BATCH = 4, 8, 2
 PRIVATE = ("unet", "deeplab_v3plus", "segformer")
 SIZES: dict[str, dict[str, Any]] = {
+    "fcn": {"width": 0.25},
     "segnet": {"width": 0.35},
     "pspnet": {"width": 0.5},
     "hrnet": {"width": 0.5},
@@ -50,6 +51,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "sam": {"image_size": 256},
     "deeplab_v1": {"width": 0.5},
     "deeplab_v2": {"width": 0.5},
+    "vgg": {"width": 0.25},
+    "alexnet": {"width": 0.5},
 }
 """Where the default is too large for the budget: a smaller size of the same architecture."""
 PATCHES = {"hrnet": [64, 64, 64], "inception_v3": [128, 128]}
