@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedmed_common.monai_import import load_monai
+
 Level = Literal["none", "light", "standard"]
 _BOTH = ("image", "label")
 _ROTATION = np.deg2rad(10.0)
@@ -28,6 +30,7 @@ class Augmentation:
     """Changes one patch in place; the same patch and seed always give the same result."""
 
     def __init__(self, level: Literal["light", "standard"], patch: tuple[int, ...]) -> None:
+        load_monai()
         self._random = np.random.RandomState(0)
         with _plain_tensors():
             self._photograph = [*_mirroring(), *_lasting(level, patch)]

@@ -207,6 +207,8 @@ def test_a_frozen_batch_norm_measures_nothing_in_step_either() -> None:
 _LIGHT = """
 import sys
 import fedmed_client.app
+from fedmed_client.data.transforms import build_augmentation
+build_augmentation("standard", (16, 16))
 assert not {"accelerate", "peft", "transformers"} & sys.modules.keys()
 """
 
