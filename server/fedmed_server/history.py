@@ -6,7 +6,7 @@ The report and MLflow are both drawn from this file, so neither can delay a roun
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -127,6 +127,16 @@ def append(file: Path, record: RunStarted | RoundDone | RunEnded) -> None:
         stream.write(record.model_dump_json().encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def epsilon_by_site(rounds: Iterable[RoundDone]) -> dict[str, float]:
+    """By site that trained privately: what all its answers so far have cost each of its patients."""
+    spent: dict[str, float] = {}
+    for done in rounds:
+        for result in done.train:
+            if result.epsilon_spent is not None:
+                spent[result.site] = max(spent.get(result.site, 0.0), result.epsilon_spent)
+    return spent
 
 
 def read(file: Path) -> Iterator[RunStarted | RoundDone | RunEnded]:

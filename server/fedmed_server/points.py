@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedmed_common.metrics import SCORES, Metrics, class_mean, merge
-from fedmed_server.history import Record, RoundDone, RunEnded, SiteFacts, SiteResult
+from fedmed_server.history import Record, RoundDone, RunEnded, SiteFacts, SiteResult, epsilon_by_site
 
 _NAME = re.compile(r"\w[\w.\- ]*(/\w[\w.\- ]*)*", re.ASCII)
 _LONGEST_NAME = 200
@@ -35,9 +35,14 @@ def of_facts(facts: SiteFacts) -> dict[str, float]:
 def of_round(record: RoundDone) -> Points:
     """Training and validation of one round; the step is the round."""
     federation = {f"seconds/{phase}": seconds for phase, seconds in record.seconds.items()}
+    spent = epsilon_by_site([record])
+    if spent:
+        federation["privacy/epsilon_spent"] = max(spent.values())
     if record.criterion is not None:
         federation["validation/criterion"] = record.criterion
     sites: dict[str, dict[str, float]] = {}
+    for site, epsilon in spent.items():
+        sites.setdefault(site, {})["privacy/epsilon_spent"] = epsilon
     for phase, results in (("train", record.train), ("validation", record.evaluation)):
         federation |= _of_all(phase, results)
         for result in results:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -22,7 +22,7 @@ from rich.table import Table
 
 from fedmed_common.config import Experiment
 from fedmed_common.metrics import Metrics, class_mean, merge
-from fedmed_server.history import RoundDone, RunEnded, SiteResult
+from fedmed_server.history import RoundDone, RunEnded, SiteResult, epsilon_by_site
 
 _IN_WORDS = {"false_positive": "painted where absent"}
 
@@ -83,8 +83,23 @@ class Display:
         if record.criterion is not None:
             star = "  [green]best so far[/]" if record.is_best else ""
             parts.append(f"validation {self._experiment.federation.best} {record.criterion:.3f}{star}")
+        spent = epsilon_by_site([record])
+        if spent:
+            parts.append(f"epsilon {max(spent.values()):.2f}")
         parts.append(f"{record.seconds['total']:.1f} s")
         self._console.print("  ".join(parts), highlight=False)
+
+
+def privacy_sentence(rounds: Iterable[RoundDone], experiment: Experiment) -> str:
+    """What the run has cost each training patient, where it trained privately; else nothing."""
+    spent = epsilon_by_site(rounds)
+    if experiment.privacy is None or not spent:
+        return ""
+    each = ", ".join(f"{site} {epsilon:.2f}" for site, epsilon in spent.items())
+    return (
+        f"epsilon {max(spent.values()):.2f} of {experiment.privacy.epsilon:g} spent at delta {experiment.privacy.delta:g} "
+        f"({each})"
+    )
 
 
 def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:

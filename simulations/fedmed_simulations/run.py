@@ -25,7 +25,7 @@ from fedmed_server.state import load_state, model_file
 from fedmed_server.tracking import BackgroundTracker, track
 from fedmed_simulations import runfolder
 from fedmed_simulations.checks import check_experiment
-from fedmed_simulations.display import Display, all_sites, comparison_table, outcome_table
+from fedmed_simulations.display import Display, all_sites, comparison_table, outcome_table, privacy_sentence
 from fedmed_simulations.engines import ENGINES
 from fedmed_simulations.federation import make_homes, pooled_homes
 from fedmed_simulations.overlays import draw_overlays
@@ -75,6 +75,9 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
             write_report(folder, figures=draw_overlays(homes, experiment, _best_model(folder)))
             _complete_tracking(folder, experiment, console)
     console.print(outcome_table(ended, experiment))
+    done = [record for record in history.read(folder / history.FILE) if isinstance(record, history.RoundDone)]
+    if sentence := privacy_sentence(done, experiment):
+        console.print(escape(sentence), soft_wrap=True, highlight=False)
     colour = "green" if ended.status == "completed" else "yellow"
     console.print(
         f"[{colour}]{escape(ended.status)}[/]; best round {ended.best_round} of {experiment.rounds}"

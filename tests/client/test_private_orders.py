@@ -153,7 +153,7 @@ def test_a_sealed_reply_is_sent_again_and_nothing_more_is_spent(home: SiteHome, 
     assert events == ["reserved", "sealed", "refused"]
 
 
-SPENT = Reservation(run="before", round=1, attempt=0, noise_multiplier=1.0, sampling_rate=0.5, steps=4)
+SPENT = Reservation(run="before", round=1, attempt=0, noise_multiplier=1.0, sampling_rate=0.5, steps=4000)
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "maximum_epsilon": ({"maximum_epsilon": 7.9}, {}),
     "budget_delta": ({"maximum_epsilon": 8.0}, {"delta": 1e-4}),

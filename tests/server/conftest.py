@@ -17,7 +17,7 @@ START = datetime(2025, 3, 1, 9, 0, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What happens in a made run. ``shares``: class -> share of patients who show it."""
+    """What happens in a made run. ``shares``: class -> share of patients who show it. ``private``: with ``[privacy]``."""
 
     rounds: int = 12
     sites: tuple[str, ...] = ("north", "east", "south", "west")
@@ -25,6 +25,7 @@ class Plan:
     late: tuple[int, ...] = (5, 9)
     status: str | None = None
     seed: int = 7
+    private: bool = False
 
     def classes(self) -> dict[str, float]:
         """The long tail by default."""
@@ -131,6 +132,14 @@ class MadeRun:
                 incident=f"{number:04x}a7",
                 bytes_down=4_817_900,
             )
+        if self.plan.private:
+            return SiteResult(
+                site=site.name,
+                patients=site.patients["train"],
+                epsilon_spent=number / 2 + index / 8,
+                bytes_down=4_817_900,
+                bytes_up=4_818_344,
+            )
         noise = self._random(2, index, number).normal(0, 0.02)
         loss = 0.35 + 0.06 * index + 1.3 * np.exp(-number / 3.5) + noise
         return SiteResult(
@@ -173,6 +182,7 @@ class MadeRun:
 
 def _experiment(plan: Plan, folder: Path) -> str:
     classes = ", ".join(f'"{klass}"' for klass in plan.classes())
+    privacy = "\n[privacy]\nepsilon = 8.0\nsampling_rate = 0.25\n" if plan.private else ""
     return f"""# four hospitals and a long tail
 name = "abdomen"
 seed = {plan.seed}
@@ -187,7 +197,7 @@ spacing_mm = [2.0, 2.0, 3.0]
 
 [train]
 steps = 20  # per round
-
+{privacy}
 [simulation]
 federation = "{folder.parent / "hospitals"}"
 """

@@ -427,3 +427,14 @@ def test_unset_variable_of_the_simulation_does_not_hinder_the_report(make_run: M
     file = made.folder / "experiment.toml"
     file.write_text(re.sub(r'federation = ".*"', 'federation = "${NO_SUCH_FOLDER}/x"', file.read_text()))
     assert page_of(made.all()).text
+
+
+def test_a_private_run_says_what_it_cost_each_site_s_patients(make_run: MakeRun) -> None:
+    """The largest is the run's, as a patient is at one site; who missed the last round has spent less."""
+    run = make_run(rounds=3, late=(3,), private=True).all()
+    spent = {"east": "1.625", "north": "1.500", "south": "1.750", "west": "1.375", "the run": "1.750"}
+    page, html = page_of(run), (run / "report.html").read_text(encoding="utf-8")
+    for name, epsilon in spent.items():
+        assert f'<th scope="row">{name}</th><td class="num">{epsilon}</td><td class="num">8</td>' in html
+    assert "1.75 of 8" in page.text
+    assert "neither differential privacy" not in page.text

@@ -122,6 +122,17 @@ def test_federation_and_sites_have_their_curves(make_small: MakeRun) -> None:
     assert all(point[2] >= 0 for point in points["east"] if point[0].startswith("presence/"))
 
 
+def test_what_private_training_has_spent_is_a_curve_of_each_site_and_of_the_run(make_small: MakeRun) -> None:
+    run = make_small(rounds=2, late=(2,), private=True).all()
+    catch_up(run)
+    points = everything(run)
+    spent = {
+        site: [value for name, _, value, *_ in points[site] if name == "privacy/epsilon_spent"]
+        for site in ("", "north", "west")
+    }
+    assert spent == {"": [0.875, 1.25], "north": [0.5, 1.0], "west": [0.875]}
+
+
 def test_files_lie_beside_the_store(make_small: MakeRun) -> None:
     run = make_small(rounds=2).all()
     write_report(run, figures=[Figure(title="Patient 1", caption="", png=b"\x89PNG")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedmed_server.history import SiteResult
+from fedmed_server.history import SiteResult, epsilon_by_site
 from fedmed_server.report.source import RunHistory, in_order
 from fedmed_server.report.tables import MOST_SITES, last_round
 
@@ -74,6 +74,11 @@ def incidents(run: RunHistory) -> tuple[Incident, ...]:
     )
 
 
+def spent(run: RunHistory) -> list[tuple[str, float]]:
+    """Sites that trained privately, by name, with the epsilon that the run has cost each of their patients."""
+    return sorted(epsilon_by_site(run.rounds).items(), key=lambda pair: in_order(pair[0]))
+
+
 def missing_rounds(run: RunHistory) -> tuple[int, ...]:
     """Rounds before the last one that left no line."""
     known = {done.round for done in run.rounds}
@@ -100,6 +105,8 @@ def participation(
 def _cost(name: str, patients: Mapping[str, int], parts: Sequence[tuple[str, SiteResult]]) -> SiteCost:
     seconds: dict[str, float] = {}
     for phase, result in parts:
+        if not result.seconds:
+            continue
         spent = result.seconds.get("total", sum(result.seconds.values()))
         seconds[phase] = seconds.get(phase, 0.0) + spent
     return SiteCost(

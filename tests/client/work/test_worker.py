@@ -20,12 +20,13 @@ from flwr.app import Context, Message, RecordDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedmed_client.app import home_of, make_client_app
+from fedmed_client.ledger import Ledger
 from fedmed_client.site.audit import AuditLog
 from fedmed_client.site.home import SiteFolder
 from fedmed_client.work import frames
 from fedmed_client.work.channel import WorkerChannel
-from fedmed_common import params, wire
-from fedmed_common.config import Experiment, Task
+from fedmed_common import params, privacy, wire
+from fedmed_common.config import Experiment, Privacy, Task
 from fedmed_common.errors import WorkerLost
 from fedmed_common.models import build_model
 from fedmed_common.site_config import Limits
@@ -235,6 +236,38 @@ def test_a_worker_killed_after_the_seal_answers_with_the_sealed_bytes(
     assert _content(first) == _content(second)
     assert sealed.read_bytes() == content
     assert _reply(first, experiment).code == ""
+
+
+def test_what_a_killed_worker_had_begun_to_spend_stays_spent(
+    home: Path, ask: Ask, worker: Start, experiment: Experiment, tmp_path: Path
+) -> None:
+    """Killed after the spend was written and before anything left; asked again with the same order, it spends anew, once."""
+    plan, fired = tmp_path / "plan.json", tmp_path / "fired"
+    fired.mkdir()
+    fault = {
+        "point": "training",
+        "target": str(home / "run" / "worker.pid"),
+        "signal": "SIGKILL",
+        "id": "f",
+    }
+    plan.write_text(json.dumps({"faults": [fault], "fired": str(fired)}))
+    settings = Privacy(epsilon=8.0, sampling_rate=0.5, noise_multiplier=2.0)
+    private = experiment.model_copy(update={"privacy": settings})
+    process = worker(home, FEDMED_FAILPOINTS=str(plan))
+    with pytest.raises(WorkerLost):
+        WorkerChannel(home).carry(ask(experiment=private))
+    assert process.wait(10) == -signal.SIGKILL
+    assert not list((home / "outbox").rglob("*.safetensors"))
+    assert [row.attempt for row in Ledger(home).read()] == [0]
+    worker(home)
+    first, second = (WorkerChannel(home).carry(ask(experiment=private, attempt=1)) for _ in range(2))
+    assert _content(first) == _content(second)
+    rows = Ledger(home).read()
+    assert [row.attempt for row in rows] == [0, 1]
+    reply = _reply(first, private)
+    assert reply.epsilon_spent == privacy.epsilon([row.spent for row in rows], settings.delta)
+    assert (reply.code, reply.metrics, reply.seconds) == ("", {}, {})
+    assert _events(home, "run") == ["reserved", "reserved", "sealed"]
 
 
 def test_a_worker_killed_in_a_step_is_missed_at_once_and_the_next_does_the_work(
