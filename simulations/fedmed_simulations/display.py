@@ -24,7 +24,11 @@ from fedmed_common.config import Experiment
 from fedmed_common.metrics import Metrics, class_mean, merge
 from fedmed_server.history import RoundDone, RunEnded, SiteResult, epsilon_by_site
 
-_IN_WORDS = {"false_positive": "painted where absent"}
+_IN_WORDS = {
+    "false_positive": "painted where absent",
+    "sensitivity": "sensi-\ntivity",
+    "specificity": "speci-\nficity",
+}
 
 
 class Display:
@@ -107,8 +111,9 @@ def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:
     lead, *others = [score for score in experiment.task.scores if score.by_class]
     model = "best" if "best" in ended.test else "last"
     results = [result for result in ended.test.get(model, ()) if result.outcome == "ok"]
+    whom = "with it, or without" if lead.paired else ""
     table = Table(
-        title=f"{lead.title} on held-out test patients, {model} model; in brackets: patients",
+        title=f"{lead.title} on held-out test patients, {model} model; in brackets: patients {whom}".rstrip(),
         title_justify="left",
         show_edge=False,
         pad_edge=False,
@@ -116,15 +121,19 @@ def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:
     table.add_column("class", no_wrap=True)
     for result in results:
         table.add_column(result.site, justify="right")
-    table.add_column("all sites", justify="right", style="bold", no_wrap=True)
+    table.add_column(
+        "all\nsites" if lead.paired else "all sites", justify="right", style="bold", no_wrap=True
+    )
     shown = [score for score in others if score.over != "all" and not score.needs]
     for score in shown:
-        table.add_column(_IN_WORDS.get(score.name, score.name), justify="right", max_width=13)
+        heading = _IN_WORDS.get(score.name, score.name)
+        table.add_column(heading, justify="right", max_width=13, no_wrap=lead.paired)
     together = merge(result.means() for result in results)
     for name in experiment.task.classes:
-        cells = [_cell(result.means(), f"{lead.name}/{name}").partition(" ")[0] for result in results]
+        cells = [_value(result.means(), f"{lead.name}/{name}") for result in results]
         rest = [_cell(together, f"{score.name}/{name}") for score in shown]
-        table.add_row(name, *cells, _cell(together, f"{lead.name}/{name}"), *rest)
+        over_all = (_value if lead.paired else _cell)(together, f"{lead.name}/{name}")
+        table.add_row(name, *cells, over_all, *rest)
     return table
 
 
@@ -154,3 +163,7 @@ def all_sites(results: Sequence[SiteResult]) -> Metrics:
 def _cell(metrics: Metrics, name: str) -> str:
     mean = metrics.get(name)
     return f"{mean.value:.3f} ({mean.weight:.0f})" if mean is not None and mean.weight else "-"
+
+
+def _value(metrics: Metrics, name: str) -> str:
+    return _cell(metrics, name).partition(" ")[0]
