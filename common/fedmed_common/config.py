@@ -15,9 +15,10 @@ from fedmed_common.catalogue import ARCHITECTURES, AnyArchitecture, Plan, UNet
 from fedmed_common.fields import Fraction, Model, Name, Positive, Triple
 from fedmed_common.metrics import SCORES, Score, scores_of
 from fedmed_common.site_config import UNLABELLED_NAME, Policy, Site, SiteData
-from fedmed_common.training_config import LossSettings, Training
+from fedmed_common.training_config import CRF, LossSettings, Training
 
 __all__ = [
+    "CRF",
     "Data",
     "Experiment",
     "Federation",
@@ -56,6 +57,7 @@ class Task(Model):
     loss_settings: LossSettings = LossSettings()
     surface_metrics: bool = Field(False, description="also compute HD95 and NSD; slow in 3D")
     nsd_tolerance_mm: Positive = 2.0
+    crf: CRF | None = Field(None, description="refines each case's class probabilities; absent: none")
 
     @field_validator("classes")
     @classmethod
@@ -73,6 +75,14 @@ class Task(Model):
     @model_validator(mode="after")
     def _loss_knows_its_settings(self) -> Self:
         self.loss_settings.check(self.loss)
+        return self
+
+    @model_validator(mode="after")
+    def _crf_of_a_segmentation(self) -> Self:
+        if self.crf is not None:
+            if self.name != "segmentation":
+                raise ValueError(f"crf is for name = 'segmentation'; name is '{self.name}'")
+            self.crf.check(self.dimensions)
         return self
 
     @model_validator(mode="after")

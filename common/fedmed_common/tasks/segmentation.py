@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedmed_common.config import Experiment
+from fedmed_common.config import CRF, Experiment
 from fedmed_common.lookup import find, load
 from fedmed_common.metrics import Mean, Metrics, merge
 from fedmed_common.site_config import UNLABELLED
 from fedmed_common.tasks import LOSSES, Case, patient_mean, supervision
 from fedmed_common.tasks.losses import Loss
-from fedmed_common.tasks.sliding_window import sliding_argmax
+from fedmed_common.tasks.sliding_window import Predictor, Windows, sliding_argmax, sliding_probabilities
 from fedmed_common.tasks.surface import diagonal_mm, surface_distances
 
 _VOXELS_AT_ONCE = {"cpu": 2**18, "cuda": 2**21}
@@ -82,27 +82,30 @@ class Segmentation:
 
         The model lies on ``device`` already; it is in evaluation mode meanwhile and in its own afterwards. In a 2D task each
         slice across z is on its own. Autocast, where wanted, is around the call. ``reference``: the label map, from which an
-        interactive network, as SAM, gets its prompts window by window; no other network sees it.
+        interactive network, as SAM, gets its prompts window by window; no other network sees it. With ``task.crf`` the classes'
+        probabilities of the whole image are held, and refined before one is chosen.
         """
         x, y, *z = self.experiment.data.patch
         training = model.training
-        predictor: Callable[[Tensor], Tensor] = model
+        predictor: Predictor = model
+        seen = image
         if reference is not None and hasattr(model, "prompt"):
             predictor = _prompted(model)
-            image = np.concatenate([image, reference[None].astype(np.float32)])
+            seen = np.concatenate([image, reference[None].astype(np.float32)])
+        windows = Windows(
+            size=(x, y, z[0] if z else 1),
+            classes=1 + len(self.experiment.task.classes),
+            overlap=self.overlap,
+            voxels_at_once=self.voxels_at_once or _VOXELS_AT_ONCE[torch.device(device).type],
+        )
+        crf = self.experiment.task.crf
+        slide = sliding_argmax if crf is None else sliding_probabilities
         model.eval()
         try:
-            return sliding_argmax(
-                predictor if z else _by_slice(predictor),
-                image,
-                (x, y, z[0] if z else 1),
-                classes=1 + len(self.experiment.task.classes),
-                device=device,
-                overlap=self.overlap,
-                voxels_at_once=self.voxels_at_once or _VOXELS_AT_ONCE[torch.device(device).type],
-            )
+            found: NDArray[Any] = slide(predictor if z else _by_slice(predictor), seen, windows, device)
         finally:
             model.train(training)
+        return found if crf is None else _refined(found, image, crf, in_3d=bool(z))
 
     def score(
         self,
@@ -164,6 +167,22 @@ def _prompted(model: nn.Module) -> Callable[[Tensor], Tensor]:
         return logits
 
     return predictor
+
+
+def _refined(
+    probabilities_KXYZ: NDArray[np.float32], image_CXYZ: NDArray[np.float32], settings: CRF, *, in_3d: bool
+) -> NDArray[np.uint8]:
+    """The label map after the conditional random field, of the whole volume or of each slice."""
+    from fedmed_common.tasks.crf import refine
+
+    if in_3d:
+        refined = refine(probabilities_KXYZ, image_CXYZ, settings)
+    else:
+        slices = range(image_CXYZ.shape[-1])
+        each = [refine(probabilities_KXYZ[..., z], image_CXYZ[..., z], settings) for z in slices]
+        refined = np.stack(each, -1)
+    label: NDArray[np.uint8] = refined.argmax(0).astype(np.uint8)
+    return label
 
 
 def _by_slice(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise, product
 from math import prod
 from typing import Any
@@ -15,45 +16,73 @@ from torch import Tensor
 from fedmed_common.monai_import import load_monai
 
 Triple = tuple[int, int, int]
+Predictor = Callable[[Tensor], Tensor]
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """How an image is seen: windows ``size`` large, of which neighbours share ``overlap``; ``voxels_at_once`` bounds a batch."""
+
+    size: Triple
+    classes: int
+    overlap: float
+    voxels_at_once: int
+
+
 def sliding_argmax(
-    predictor: Callable[[Tensor], Tensor],
-    image_CXYZ: NDArray[np.float32],
-    window: Triple,
-    *,
-    classes: int,
-    device: torch.device | str,
-    overlap: float,
-    voxels_at_once: int,
+    predictor: Predictor, image_CXYZ: NDArray[np.float32], windows: Windows, device: torch.device | str
 ) -> NDArray[np.uint8]:
     """The most likely class of each voxel, ``(X, Y, Z)``.
 
-    ``predictor`` maps ``(B, C, *window)`` on ``device`` to logits ``(B, classes, *window)``. Windows lie, and their logits are
+    ``predictor`` maps ``(B, C, *size)`` on ``device`` to logits ``(B, classes, *size)``. Windows lie, and their logits are
     blended by a Gaussian, as in ``monai.inferers.sliding_window_inference``; here they advance along x, and what they have left
-    behind is decided at once, so that the logits held are those of one window's width. ``overlap`` is the share of a window
-    that its neighbour covers too; ``voxels_at_once`` bounds the batch. An image smaller than the window gets zeros around it.
+    behind is decided at once, so that the logits held are those of one window's width. An image smaller than the window gets
+    zeros around it.
     """
-    padded, inside = _pad(image_CXYZ, window)
-    shape = padded.shape[1:]
-    starts_x, starts_y, starts_z = (_starts(*axis, overlap) for axis in zip(shape, window, strict=True))
+    padded, inside = _pad(image_CXYZ, windows.size)
+    result = np.empty(padded.shape[1:], np.uint8)
+    for columns, logits, _ in _advance(predictor, padded, windows, device):
+        result[columns] = logits.argmax(0).to(torch.uint8).cpu().numpy()
+    return result[inside]
+
+
+def sliding_probabilities(
+    predictor: Predictor, image_CXYZ: NDArray[np.float32], windows: Windows, device: torch.device | str
+) -> NDArray[np.float32]:
+    """The classes' probabilities ``(classes, X, Y, Z)``, of the logits that ``sliding_argmax`` decides by; all are held."""
+    padded, inside = _pad(image_CXYZ, windows.size)
+    result = np.empty((windows.classes, *padded.shape[1:]), np.float32)
+    for columns, logits, weights in _advance(predictor, padded, windows, device):
+        result[:, columns] = (logits / weights).softmax(0).cpu().numpy()
+    return result[:, *inside]
+
+
+@torch.inference_mode()
+def _advance(
+    predictor: Predictor, padded_CXYZ: NDArray[np.float32], windows: Windows, device: torch.device | str
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Along x: which columns are done, the weighted sum of their logits ``(classes, x, Y, Z)``, and that of weights."""
+    window, shape = windows.size, padded_CXYZ.shape[1:]
+    starts_x, starts_y, starts_z = (
+        _starts(*axis, windows.overlap) for axis in zip(shape, window, strict=True)
+    )
     columns = list(product(starts_y, starts_z))
-    at_once = max(1, voxels_at_once // prod(window))
+    at_once = max(1, windows.voxels_at_once // prod(window))
     weight = _gaussian(window).to(device)
-    logits = torch.zeros(classes, window[0], *shape[1:], device=device)
-    result = np.empty(shape, np.uint8)
+    # The last channel sums the weights.
+    held = torch.zeros(windows.classes + 1, window[0], *shape[1:], device=device)
     for x, following in pairwise([*starts_x, shape[0]]):
         for first in range(0, len(columns), at_once):
             places = columns[first : first + at_once]
-            crops = np.stack([padded[:, *_cut((x, y, z), window)] for y, z in places])
+            crops = np.stack([padded_CXYZ[:, *_cut((x, y, z), window)] for y, z in places])
             outputs = predictor(torch.from_numpy(crops).to(device))
             for (y, z), output in zip(places, outputs, strict=True):
-                logits[:, *_cut((0, y, z), window)] += output * weight
+                here = held[:, *_cut((0, y, z), window)]
+                here[:-1] += output * weight
+                here[-1] += weight
         done = following - x
-        result[x:following] = logits[:, :done].argmax(0).to(torch.uint8).cpu().numpy()
-        logits = torch.cat([logits[:, done:], torch.zeros_like(logits[:, :done])], dim=1)
-    return result[inside]
+        yield slice(x, following), held[:-1, :done], held[-1, :done]
+        held = torch.cat([held[:, done:], torch.zeros_like(held[:, :done])], dim=1)
 
 
 def _pad(image_CXYZ: NDArray[Any], window: Triple) -> tuple[NDArray[Any], tuple[slice, ...]]:
