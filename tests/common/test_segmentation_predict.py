@@ -17,6 +17,7 @@ from fedmed_common.config import Experiment
 from fedmed_common.models import build_model
 from fedmed_common.tasks import build_task
 from fedmed_common.tasks.segmentation import Segmentation
+from fedmed_common.tasks.sliding_window import Windows, sliding_probabilities
 
 CLASSES = ("liver", "spleen")
 WINDOW = {2: (8, 12), 3: (8, 12, 4)}
@@ -106,6 +107,26 @@ def test_windows_lie_and_blend_as_monais(shape: tuple[int, int, int], overlap: f
     clear = (first - second > 1e-4).numpy()
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(predicted[clear], logits.argmax(0).numpy()[clear])
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 4), (29, 12, 9), (5, 30, 17)])
+def test_probabilities_are_those_of_the_same_logits(shape: tuple[int, ...]) -> None:
+    segmentation = task(3)
+    model = build_model(segmentation.experiment).eval()
+    image = np.random.default_rng(1).normal(size=(1, *shape)).astype(np.float32)
+    windows = Windows(size=WINDOW[3], classes=3, overlap=0.5, voxels_at_once=1000)
+    found = sliding_probabilities(model, image, windows, "cpu")
+    with torch.inference_mode():
+        logits = sliding_window_inference(
+            torch.from_numpy(image)[None],
+            WINDOW[3],
+            1,
+            model,
+            overlap=0.5,
+            mode="gaussian",
+            sigma_scale=0.125,
+        )[0]
+    np.testing.assert_allclose(found, logits.softmax(0).numpy(), atol=1e-5)
 
 
 def test_reads_a_memory_map_and_leaves_the_model_in_its_mode(tmp_path: Path) -> None:
