@@ -8,6 +8,7 @@ from datetime import datetime, time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from fedmed_client.work.limits import check_now, is_open, visible_gpu
 from fedmed_common.config import Site
@@ -81,3 +82,16 @@ def test_the_process_that_trains_sees_one_gpu_or_none(
     gpu: str, environment: dict[str, str], seen: str
 ) -> None:
     assert visible_gpu(Device(gpu=gpu), environment) == {"CUDA_VISIBLE_DEVICES": seen}
+
+
+@pytest.mark.parametrize(
+    ("environment", "seen"),
+    [({}, "0,1,2"), ({"CUDA_VISIBLE_DEVICES": "3,1"}, "3,1"), ({"CUDA_VISIBLE_DEVICES": "7,5,3,1"}, "7,5,3")],
+)
+def test_each_of_several_processes_sees_a_gpu_of_its_own(environment: dict[str, str], seen: str) -> None:
+    assert visible_gpu(Device(processes=3), environment) == {"CUDA_VISIBLE_DEVICES": seen}
+
+
+def test_one_gpu_is_not_enough_for_two_processes() -> None:
+    with pytest.raises(ValidationError, match="processes = 2 need as many GPUs; gpu '1' is one"):
+        Device(gpu="1", processes=2)
