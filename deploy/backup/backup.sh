@@ -96,6 +96,8 @@ back_up_site() {
   for path in site.toml connection.json ca.pem site.pem request.json approvals incidents.log; do copy "$path"; done
   copy_settled outbox '*'
   copy_settled 'audit.log audit.head' 'audit.*'
+  copy_database ledger.db
+  copy ledger.key # names nobody; without it the ledger counts as changed
   if [ "$keys" = yes ]; then
     for path in site.key site.key.next; do copy "$path"; done
   fi

@@ -62,9 +62,11 @@ def make_site(home: Path) -> Path:
     names = (
         "site.toml", "connection.json", "ca.pem", "site.pem", "request.json", "approvals/a.json", "outbox/run/1",
         "audit.log", "audit.head", "incidents.log", "instance", "status.json", "cache/huge", "scan.index", "run/link.pid",
-        *SITE_KEYS,
+        "ledger.key", *SITE_KEYS,
     )  # fmt: skip
     write(home, **{name: name for name in names})
+    with sqlite3.connect(home / "ledger.db") as database:
+        database.execute("create table reservation (sequence integer)")
     return home
 
 
