@@ -78,7 +78,7 @@ SMALL: dict[str, Small] = {
     ),
     "swin_unetr": Small(
         settings={"features": 12, "depths": (1, 1, 1, 1), "heads": (1, 2, 2, 4), "window": 2},
-        patch={2: (64, 64), 3: (64, 64, 32)},
+        patch={2: (64, 64), 3: (64, 32, 32)},
     ),
     "sam": Small(settings={"variant": "tiny", "image_size": 64}, patch={2: (32, 48)}, odd={2: (31, 45)}),
     "deeplab_v1": Small(

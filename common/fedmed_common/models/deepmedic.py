@@ -1,4 +1,4 @@
-"""DeepMedic (Kamnitsas et al. 2017, sections 2.2 to 2.4 and figure 5), its two pathways, in 2D and 3D; without the CRF.
+"""DeepMedic (Kamnitsas et al. 2017, sections 2.2 to 2.4 and figure 5), its two pathways, in 2D and 3D; its CRF is ``[task.crf]``.
 
 The paper cuts two patches around each place, one from the image and one, three times as wide, from the image made three times
 as coarse, and its convolutions do not pad. Ours takes one patch whole, makes it three times as coarse itself and pads, so that
