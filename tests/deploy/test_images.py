@@ -116,7 +116,8 @@ def test_a_site_installs_less_than_the_server_and_the_same_versions() -> None:
 
 def test_what_a_site_asks_for_is_what_the_project_asks_for() -> None:
     project = _project()
-    asked = {*project["dependencies"], *project["optional-dependencies"]["decoders"]}
+    extras = project["optional-dependencies"]
+    asked = {*project["dependencies"], *extras["decoders"], *extras["transformers"], *extras["multigpu"]}
     assert set((IMAGES / "site.in").read_text().split()) <= asked
 
 
@@ -147,6 +148,7 @@ def test_what_the_code_imports_is_installed(role: str) -> None:
 
 OPTIONAL = {
     "simulations/fedmed_simulations/engines.py: ray",
+    "common/fedmed_common/models/export.py: onnxscript",
 }
 """Imports of an extra that no image has."""
 
