@@ -169,7 +169,8 @@ def clipped_sum(
     for samples in drawn:
         clipped = mechanism.clip(patient_gradient(bench, parameters, samples, at_once))
         if clipped is not None:
-            total = [sum_so_far + part for sum_so_far, part in zip(total, clipped, strict=True)]
+            for sum_so_far, part in zip(total, clipped, strict=True):
+                sum_so_far += part
         pulse.beat()
     return total
 
