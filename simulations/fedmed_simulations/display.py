@@ -140,7 +140,7 @@ def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:
 def comparison_table(rows: Sequence[tuple[str, Metrics]], experiment: Experiment) -> Table:
     """The federation beside its baselines, each on the same held-out test patients."""
     lead = experiment.task.scores[0]
-    whom = "patients who show the class" if lead.over == "present" else "patients"
+    whom = "patients who show the class" if lead.over == "present" else "the sites by their patients"
     table = Table(title=f"Held-out test patients: {lead.title}, mean over {whom}", title_justify="left")
     table.add_column("class")
     for name, _ in rows:
