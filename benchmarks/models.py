@@ -70,7 +70,13 @@ def experiment(name: str, dimensions: int, data: Path, phantom: Path, private: b
         "seed": 1,
         "rounds": ROUNDS,
         "model": {"name": name, **SIZES.get(name, {})},
-        "train": {"steps": STEPS, "batch_size": BATCH, "learning_rate": 1e-3, "schedule": "cosine"},
+        "train": {
+            "steps": STEPS,
+            "batch_size": BATCH,
+            "learning_rate": 1e-3,
+            "schedule": "cosine",
+            "threads": 1,
+        },
         "federation": {"evaluate_every": ROUNDS},
     }
     if "classification" in ARCHITECTURES[name].tasks:
@@ -101,7 +107,14 @@ def experiment(name: str, dimensions: int, data: Path, phantom: Path, private: b
         }
     table["data"]["patch"] = PATCHES.get(name, table["data"]["patch"])
     if private:
-        table["privacy"] = {"epsilon": 8.0, "sampling_rate": 0.25, "clipping_norm": 1.0}
+        table["train"]["steps"] = 2
+        table["privacy"] = {
+            "epsilon": 8.0,
+            "sampling_rate": 1.0,
+            "clipping_norm": 1.0,
+            "samples": 1,
+            "spare_rounds": 0,
+        }
     return table
 
 

@@ -170,7 +170,7 @@ def clipped_sum(
         clipped = mechanism.clip(patient_gradient(bench, parameters, samples, at_once))
         if clipped is not None:
             for sum_so_far, part in zip(total, clipped, strict=True):
-                sum_so_far += part
+                sum_so_far.add_(part)
         pulse.beat()
     return total
 

@@ -1,7 +1,7 @@
 """The two files that people write: the experiment (what to train, on what, how) and a site's file (whose data, what it permits).
 
 Both are frozen and validated on construction; ``loading`` reads them from TOML. The tables of a site's file lie in
-``site_config``, those of training in ``training_config``.
+``site_config``; ``[task]`` in ``task_config``; ``[train]``, ``[transfer]`` and ``[privacy]`` in ``training_config``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedmed_common.catalogue import ARCHITECTURES, AnyArchitecture, Plan, UNet
 from fedmed_common.fields import Fraction, Model, Name, Positive, Triple
-from fedmed_common.metrics import SCORES, Score, scores_of
-from fedmed_common.site_config import UNLABELLED_NAME, Policy, Site, SiteData
-from fedmed_common.training_config import CRF, LossSettings, Training
+from fedmed_common.metrics import SCORES
+from fedmed_common.site_config import Policy, Site, SiteData
+from fedmed_common.task_config import CRF, LossSettings, Task
+from fedmed_common.training_config import Lora, Privacy, Training, Transfer
 
 __all__ = [
     "CRF",
@@ -38,72 +39,6 @@ __all__ = [
     "Training",
     "Transfer",
 ]
-
-
-_LOSS_OF = {"classification": "cross_entropy"}
-
-
-class Task(Model):
-    """What is to be predicted. Class 0, the background of a segmentation, is implied and never named."""
-
-    name: Name = "segmentation"
-    classes: tuple[Name, ...] = Field(min_length=1, max_length=254)
-    dimensions: Literal[2, 3] = 3
-    labels: Literal["multi", "single"] = Field(
-        "multi",
-        description="classification: several classes, or none, may be present; or always exactly one",
-    )
-    loss: Name = Field(default_factory=lambda given: _LOSS_OF.get(given.get("name", ""), "dice_ce"))
-    loss_settings: LossSettings = LossSettings()
-    surface_metrics: bool = Field(False, description="also compute HD95 and NSD; slow in 3D")
-    nsd_tolerance_mm: Positive = 2.0
-    crf: CRF | None = Field(None, description="refines each case's class probabilities; absent: none")
-
-    @field_validator("classes")
-    @classmethod
-    def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(classes)) != len(classes):
-            raise ValueError("a class is named twice")
-        if "background" in classes:
-            raise ValueError("'background' is implied; name the foreground classes only")
-        if UNLABELLED_NAME in classes:
-            raise ValueError(
-                f"'{UNLABELLED_NAME}' is a site's word for what nobody looked at; name the class otherwise"
-            )
-        return classes
-
-    @model_validator(mode="after")
-    def _loss_knows_its_settings(self) -> Self:
-        self.loss_settings.check(self.loss)
-        return self
-
-    @model_validator(mode="after")
-    def _crf_of_a_segmentation(self) -> Self:
-        if self.crf is not None:
-            if self.name != "segmentation":
-                raise ValueError(f"crf is for name = 'segmentation'; name is '{self.name}'")
-            self.crf.check(self.dimensions)
-        return self
-
-    @model_validator(mode="after")
-    def _labels_of_its_kind(self) -> Self:
-        if self.labels == "single" and self.name == "segmentation":
-            raise ValueError(
-                "labels = 'single' is for name = 'classification': every voxel has one class anyway"
-            )
-        if self.labels == "single" and len(self.classes) < 2:
-            raise ValueError("labels = 'single' needs two classes at least, of which a case shows one")
-        if self.surface_metrics and self.name == "classification":
-            raise ValueError(
-                "surface_metrics are for name = 'segmentation': a class of a whole image has no surface"
-            )
-        return self
-
-    @property
-    def scores(self) -> tuple[Score, ...]:
-        """The metrics that it is measured by, the headline first."""
-        settings = {"surface_metrics": self.surface_metrics, "single": self.labels == "single"}
-        return scores_of(self.name, frozenset(name for name, on in settings.items() if on))
 
 
 class Intensity(Model):
@@ -157,64 +92,6 @@ class Data(Model):
         0.66,
         description="share of patches centred on a foreground voxel, its class drawn evenly; "
         "classification: of samples that show a class, drawn evenly",
-    )
-
-
-class Lora(Model):
-    """Low-rank adapters beside frozen linear layers (Hu et al. 2022, 'LoRA', ICLR)."""
-
-    rank: Annotated[int, Field(ge=1, le=1024)] = 8
-    alpha: Positive = Field(16.0, description="the adapters' output is scaled by alpha / rank")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    targets: tuple[str, ...] = Field(
-        (), description="patterns of layer names; empty: the attention layers that the architecture names"
-    )
-
-
-class Transfer(Model):
-    """What training starts from, and which part of the network it changes."""
-
-    weights: Path | None = Field(
-        None,
-        description="safetensors, a torch state dict, or a folder that transformers wrote; read at the coordinator's",
-    )
-    train: Literal["all", "head"] = Field(
-        "all", description="head: only the layers that depend on the classes"
-    )
-    freeze: tuple[str, ...] = Field((), description="patterns of parameter names that stay as they are")
-    lora: Lora | None = None
-
-
-class Privacy(Model):
-    """Differential privacy of each training patient: what a site's updates tell about one of them is bounded.
-
-    Guarantee: all that a site sends in training is (``epsilon``, ``delta``)-differentially private over the whole run.
-    Neighbours are a site's training patients with and without one patient, all images of that patient together. It is the
-    worst case over what else is known; it holds against the coordinator too, and needs no trust in other sites. Assumed: a
-    patient is at one site, under one identifier, and in training throughout the run; the site's number of training patients,
-    and how long it takes, are not secret. Metrics on validation and test patients are not covered.
-
-    The mechanism is DP-SGD (Abadi et al. 2016, 'Deep learning with differential privacy', algorithm 1) with patients in the
-    place of examples.
-    """
-
-    epsilon: Positive
-    delta: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-5
-    clipping_norm: Positive = Field(1.0, description="C: the longest gradient that one patient contributes")
-    sampling_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        description="q: the chance with which each training patient takes part in a step, drawn anew each time"
-    )
-    noise_multiplier: Positive | None = Field(
-        None,
-        description="sigma: deviation of the noise in units of clipping_norm; absent: the least that keeps epsilon",
-    )
-    samples: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None,
-        description="of a patient in a step, whose mean is the patient's gradient; absent: train.batch_size",
-    )
-    spare_rounds: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        1,
-        description="epsilon is enough for so many rounds more: one that a site began and a crash ended has been spent",
     )
 
 

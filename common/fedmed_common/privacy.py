@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias
 from fedmed_common.config import Experiment, Privacy
 from fedmed_common.errors import ConfigError
 from fedmed_common.lookup import find
-from fedmed_common.training_config import COUPLED_LOSSES
+from fedmed_common.task_config import COUPLED_LOSSES
 
 Accountant: TypeAlias = Literal["prv", "rdp"]
 _LOOSE_EPSILON, _LARGEST_PRODUCT = 50.0, 6_000.0

@@ -1,83 +1,13 @@
-"""How a site trains and predicts: an experiment's tables ``[train]``, ``[task.loss_settings]`` and ``[task.crf]``."""
+"""How a site trains: an experiment's tables ``[train]``, ``[transfer]`` and ``[privacy]``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedmed_common.fields import Model, Positive
-
-LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
-    "focal": ("gamma",),
-    "dice_focal": ("gamma",),
-    "tversky": ("alpha", "beta"),
-    "dice_boundary": ("boundary_weight",),
-    "border_ce": ("border_weight", "border_sigma"),
-}
-"""What each loss may be told; a loss that is not named here has nothing to set."""
-
-COUPLED_LOSSES = frozenset({"batch_dice", "batch_dice_ce"})
-"""Those in which a sample's loss depends on its batch: none for what needs each patient's own gradient."""
-
-
-class LossSettings(Model):
-    """Parameters of a loss; one that is absent is what the loss's paper says."""
-
-    gamma: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
-    alpha: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
-    beta: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
-    boundary_weight: Positive | None = None
-    border_weight: Annotated[float, Field(ge=0.0)] | None = None
-    border_sigma: Positive | None = None
-
-    def given(self) -> dict[str, float]:
-        """Those that the experiment gives, by name."""
-        return self.model_dump(exclude_none=True)
-
-    def check(self, loss: str) -> None:
-        """Refuse a setting that the loss does not know.
-
-        Raises:
-            ValueError: names the field and the loss.
-        """
-        known = LOSS_SETTINGS.get(loss, ())
-        for name in self.given():
-            if name not in known:
-                can = f"it knows {', '.join(known)}" if known else "it has nothing to set"
-                raise ValueError(f"loss_settings.{name} is nothing that loss = '{loss}' knows; {can}")
-
-
-class CRF(Model):
-    """A conditional random field over the class probabilities of a segmentation (Kraehenbuehl and Koltun 2011, NIPS).
-
-    Defaults are those of DeepLab's published script (Chen et al. 2015, ICLR, section 4.1, searches around them). Distances are in
-    voxels: one number, or one for each axis.
-    """
-
-    iterations: Annotated[int, Field(ge=1, le=100)] = Field(10, description="of the mean field")
-    bilateral_weight: Annotated[float, Field(ge=0.0)] = Field(
-        4.0, description="of messages between voxels that are near and alike; 0: none"
-    )
-    bilateral_sigma: Positive | tuple[Positive, ...] = Field(49.0, description="how near, in voxels")
-    intensity_sigma: Positive = Field(
-        5.0, description="how alike, of 255 grey values over the range of the case's channel"
-    )
-    smoothness_weight: Annotated[float, Field(ge=0.0)] = Field(
-        3.0, description="of messages between voxels that are near; 0: none"
-    )
-    smoothness_sigma: Positive | tuple[Positive, ...] = Field(3.0, description="how near, in voxels")
-
-    def check(self, dimensions: int) -> None:
-        """Refuse deviations that are not one for each axis.
-
-        Raises:
-            ValueError: names the field.
-        """
-        for name in ("bilateral_sigma", "smoothness_sigma"):
-            sigma = getattr(self, name)
-            if isinstance(sigma, tuple) and len(sigma) != dimensions:
-                raise ValueError(f"crf.{name} has {len(sigma)} numbers, but dimensions is {dimensions}")
 
 
 class Training(Model):
@@ -132,3 +62,61 @@ class Training(Model):
         if self.parallel == "fsdp" and self.precision == "fp16":
             raise ValueError("precision = 'fp16' does not go with parallel = 'fsdp'; use 'bf16'")
         return self
+
+
+class Lora(Model):
+    """Low-rank adapters beside frozen linear layers (Hu et al. 2022, 'LoRA', ICLR)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    alpha: Positive = Field(16.0, description="the adapters' output is scaled by alpha / rank")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: tuple[str, ...] = Field(
+        (), description="patterns of layer names; empty: the attention layers that the architecture names"
+    )
+
+
+class Transfer(Model):
+    """What training starts from, and which part of the network it changes."""
+
+    weights: Path | None = Field(
+        None,
+        description="safetensors, a torch state dict, or a folder that transformers wrote; read at the coordinator's",
+    )
+    train: Literal["all", "head"] = Field(
+        "all", description="head: only the layers that depend on the classes"
+    )
+    freeze: tuple[str, ...] = Field((), description="patterns of parameter names that stay as they are")
+    lora: Lora | None = None
+
+
+class Privacy(Model):
+    """Differential privacy of each training patient: what a site's updates tell about one of them is bounded.
+
+    Guarantee: all that a site sends in training is (``epsilon``, ``delta``)-differentially private over the whole run.
+    Neighbours are a site's training patients with and without one patient, all images of that patient together. It is the
+    worst case over what else is known; it holds against the coordinator too, and needs no trust in other sites. Assumed: a
+    patient is at one site, under one identifier, and in training throughout the run; the site's number of training patients,
+    and how long it takes, are not secret. Metrics on validation and test patients are not covered.
+
+    The mechanism is DP-SGD (Abadi et al. 2016, 'Deep learning with differential privacy', algorithm 1) with patients in the
+    place of examples.
+    """
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-5
+    clipping_norm: Positive = Field(1.0, description="C: the longest gradient that one patient contributes")
+    sampling_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        description="q: the chance with which each training patient takes part in a step, drawn anew each time"
+    )
+    noise_multiplier: Positive | None = Field(
+        None,
+        description="sigma: deviation of the noise in units of clipping_norm; absent: the least that keeps epsilon",
+    )
+    samples: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None,
+        description="of a patient in a step, whose mean is the patient's gradient; absent: train.batch_size",
+    )
+    spare_rounds: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        1,
+        description="epsilon is enough for so many rounds more: one that a site began and a crash ended has been spent",
+    )

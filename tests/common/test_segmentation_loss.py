@@ -16,9 +16,9 @@ from skimage import measure
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
 from fedmed_common.site_config import UNLABELLED
+from fedmed_common.task_config import COUPLED_LOSSES
 from fedmed_common.tasks import LOSSES, build_task
 from fedmed_common.tasks.segmentation import Segmentation
-from fedmed_common.training_config import COUPLED_LOSSES
 
 CLASSES = ("liver", "spleen", "tumour")
 few = settings(max_examples=25, deadline=None)

@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import csc_array
 from scipy.special import softmax
 
-from fedmed_common.training_config import CRF
+from fedmed_common.task_config import CRF
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.integer[Any]]
