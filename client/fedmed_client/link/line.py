@@ -37,9 +37,9 @@ from fedmed_common.errors import (
 
 T = TypeVar("T")
 
-_BEAT_SECONDS = 8.0, 12.0
+_BEAT_SECONDS = 10.0, 14.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
-_FIRST_LATER_SECONDS, _LONGEST_LATER_SECONDS = 4.0, 15.0
+_FIRST_LATER_SECONDS, _LONGEST_LATER_SECONDS = 4.0, 30.0
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.05, 2.0
 _log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class Line:
             try:
                 return self._pace.timed(self._fleet.pull)
             except ServerBusy:
+                self._pace.put_off()
                 raise
             except (ConnectionProblem, TransportAway):
                 self._must_activate.set()

@@ -9,14 +9,15 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-TIMES, LONGEST_PAUSE_SECONDS = 10.0, 15.0
+TIMES, PROMPT_SECONDS, LONGEST_PAUSE_SECONDS = 50.0, 0.05, 30.0
 
 
 class Pace:
-    """The pauses between questions that are asked again and again: a site waits for answers a tenth of its time at most.
+    """The pauses between questions that are asked again and again: fifty times as long as an answer took beyond a prompt one's time.
 
-    However many sites there are, at any moment a tenth of them has a question at the server. What was slow is trusted again
-    by and by, and no two sites wait alike: else all would come back at the same moment.
+    However many sites there are, at any moment a fiftieth of them has a question at the server, so that what else is asked there
+    does not wait behind hundreds. What was slow is trusted again by and by, and no two sites wait alike: else all would come back
+    at the same moment.
     """
 
     def __init__(self, chance: random.Random) -> None:
@@ -30,9 +31,13 @@ class Pace:
         finally:
             self._took_seconds = max(time.monotonic() - began, self._took_seconds / 2)
 
+    def put_off(self) -> None:
+        """The server answered that it has too much to do: the next pauses are the longest, then shorter with each good answer."""
+        self._took_seconds = LONGEST_PAUSE_SECONDS / TIMES + PROMPT_SECONDS
+
     def pause(self, usual_seconds: float) -> float:
         """The seconds until the next question: the usual ones, while the server is fast."""
-        slow = min(TIMES * self._took_seconds, LONGEST_PAUSE_SECONDS)
+        slow = min(TIMES * max(self._took_seconds - PROMPT_SECONDS, 0.0), LONGEST_PAUSE_SECONDS)
         return max(usual_seconds, self._chance.uniform(slow / 2, slow))
 
 

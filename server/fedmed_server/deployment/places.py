@@ -7,8 +7,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MOST = 256
-"""A second's work or two. Its sender waits for an answer of a site's first request 5 s, of others 20 s."""
+MOST = 48
+"""Half a second's work. More at a time are not done sooner, and what the run itself asks waits behind them."""
 
 BEGINNINGS = frozenset({"/v1/fleet/activate-node", "/v1/fleet/pull-messages"})
 """What makes more work. It gets half of the places, so that heartbeats and replies find one."""

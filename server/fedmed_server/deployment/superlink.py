@@ -45,6 +45,9 @@ _TLS_BYTES = 2**16
 """Of each connection, kept as long as it stands; asyncio's own is four times as large. A record of TLS has 2**14."""
 
 _NEW_OBJECTS = 20_000
+_TURN_SECONDS = 5e-4
+"""A request goes from thread to thread a dozen times, and waits so long at each where another thread computes."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -91,11 +94,12 @@ async def serve(home: ServerHome) -> None:
     private = _private(home, settings, ControlGuard(app), log_config)
     public = _public(home, settings, guard, log_config)
     _spare_memory_and_collections()
+    sys.setswitchinterval(_TURN_SECONDS)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with _health(settings) as serving:
-        await _run([private, public], admission, stop, serving)
+        await _run(private, public, admission, stop, serving)
     await admission.look()
 
 
@@ -115,13 +119,24 @@ def _quieten_flower() -> None:
 
 
 async def _run(
-    listeners: list[uvicorn.Server], admission: Admission, stop: asyncio.Event, serving: health.HealthServicer
+    private: uvicorn.Server,
+    public: uvicorn.Server,
+    admission: Admission,
+    stop: asyncio.Event,
+    serving: health.HealthServicer,
 ) -> None:
-    """The private listener first: it starts Flower. One that ends, for whatever reason, ends the other."""
+    """The private listener first: it starts Flower. One that ends, for whatever reason, ends the other.
+
+    It has a thread and a loop of its own, so that what a run asks there does not wait behind every site.
+    """
     running: list[asyncio.Task[Any]] = []
+    listeners = [private, public]
     try:
-        for listener in listeners:
-            running.append(asyncio.create_task(listener.serve()))
+        for listener, served in (
+            (private, asyncio.to_thread(asyncio.run, private.serve())),
+            (public, public.serve()),
+        ):
+            running.append(asyncio.create_task(served))
             while not listener.started and not running[-1].done():
                 await asyncio.sleep(0.02)
         if not any(task.done() for task in running):

@@ -17,7 +17,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedmed_client.link.line import Line, Stopped
-from fedmed_client.link.pace import LONGEST_PAUSE_SECONDS, TIMES, Pace, waits
+from fedmed_client.link.pace import LONGEST_PAUSE_SECONDS, PROMPT_SECONDS, TIMES, Pace, waits
 from fedmed_client.link.status import Status
 from fedmed_client.site.home import SiteFolder
 from fedmed_common import identity
@@ -41,8 +41,8 @@ class Clock:
     ("took", "least", "most"),
     [
         (0.0, 1.0, 1.0),
-        (0.1, 1.0, 1.0),
-        (0.5, TIMES * 0.25, TIMES * 0.5),
+        (PROMPT_SECONDS, 1.0, 1.0),
+        (PROMPT_SECONDS + 0.1, TIMES * 0.05, TIMES * 0.1),
         (20.0, LONGEST_PAUSE_SECONDS / 2, LONGEST_PAUSE_SECONDS),
     ],
 )
@@ -68,11 +68,25 @@ def test_a_failure_counts_and_a_fast_answer_is_trusted_by_and_by(monkeypatch: py
     for _ in range(4):
         most.append(max(pace.pause(0.5) for _ in range(1000)))
         pace.timed(lambda: clock.passes(0.0))
-    expected = [TIMES * 0.5 / 2**number for number in range(4)]
+    expected = [TIMES * (0.5 / 2**number - PROMPT_SECONDS) for number in range(4)]
     assert most == pytest.approx(expected, rel=0.01)
     for _ in range(3):
         pace.timed(lambda: clock.passes(0.0))
     assert pace.pause(1.0) == 1.0
+
+
+def test_a_server_that_puts_a_site_off_is_asked_rarely_then_as_usual_by_and_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, pace = Clock(monkeypatch), Pace(random.Random(1))  # noqa: S311
+    pace.put_off()
+    assert LONGEST_PAUSE_SECONDS / 2 <= pace.pause(1.0) <= LONGEST_PAUSE_SECONDS
+    pauses = []
+    for _ in range(8):
+        pace.timed(lambda: clock.passes(0.0))
+        pauses.append(max(pace.pause(1.0) for _ in range(100)))
+    assert pauses == sorted(pauses, reverse=True)
+    assert pauses[-1] == 1.0
 
 
 def test_waits_grow_to_their_bound_and_no_two_sites_wait_alike() -> None:
