@@ -13,7 +13,7 @@ TIMES, PROMPT_SECONDS, LONGEST_PAUSE_SECONDS = 50.0, 0.05, 30.0
 
 
 class Pace:
-    """The pauses between questions that are asked again and again: fifty times as long as an answer took beyond a prompt one's time.
+    """The pauses between questions asked again and again: fifty times as long as an answer took beyond a prompt one's time.
 
     However many sites there are, at any moment a fiftieth of them has a question at the server, so that what else is asked there
     does not wait behind hundreds. What was slow is trusted again by and by, and no two sites wait alike: else all would come back
