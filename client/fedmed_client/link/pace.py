@@ -10,6 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 TIMES, PROMPT_SECONDS, LONGEST_PAUSE_SECONDS = 50.0, 0.05, 30.0
+RETURN = 0.9
 
 
 class Pace:
@@ -21,7 +22,7 @@ class Pace:
     """
 
     def __init__(self, chance: random.Random) -> None:
-        self._chance, self._took_seconds = chance, 0.0
+        self._chance, self._took_seconds, self._put_off_seconds = chance, 0.0, 0.0
 
     def timed(self, call: Callable[[], T]) -> T:
         """What the call gives; how long it took counts, also where it fails."""
@@ -30,14 +31,19 @@ class Pace:
             return call()
         finally:
             self._took_seconds = max(time.monotonic() - began, self._took_seconds / 2)
+            self._put_off_seconds *= RETURN
 
     def put_off(self) -> None:
-        """The server answered that it has too much to do: the next pauses are the longest, then shorter with each good answer."""
-        self._took_seconds = LONGEST_PAUSE_SECONDS / TIMES + PROMPT_SECONDS
+        """The server answered that it has too much to do: the next pauses are the longest, then slowly shorter.
+
+        To say so is work for the server too: many that come back soon would keep it from all else.
+        """
+        self._put_off_seconds = LONGEST_PAUSE_SECONDS
 
     def pause(self, usual_seconds: float) -> float:
         """The seconds until the next question: the usual ones, while the server is fast."""
         slow = min(TIMES * max(self._took_seconds - PROMPT_SECONDS, 0.0), LONGEST_PAUSE_SECONDS)
+        slow = max(slow, self._put_off_seconds)
         return max(usual_seconds, self._chance.uniform(slow / 2, slow))
 
 

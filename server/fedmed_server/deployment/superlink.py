@@ -13,8 +13,7 @@ import os
 import signal
 import ssl
 import sys
-from asyncio import sslproto
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import uvicorn
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedmed_common import logs
@@ -41,9 +41,6 @@ _KEEP_ALIVE_SECONDS = 75
 _MOST_CONNECTIONS = 8000
 """A site at work has six."""
 
-_TLS_BYTES = 2**16
-"""Of each connection, kept as long as it stands; asyncio's own is four times as large. A record of TLS has 2**14."""
-
 _NEW_OBJECTS = 20_000
 _TURN_SECONDS = 5e-4
 """A request goes from thread to thread a dozen times, and waits so long at each where another thread computes."""
@@ -59,11 +56,16 @@ def main() -> int:
     logs.set_up()
     allow_many_open_files()
     try:
-        asyncio.run(serve(home))
+        _carry_out(serve(home))
     except FedmedError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     return 0
+
+
+def _carry_out(served: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(served)
 
 
 def environment(home: ServerHome) -> dict[str, str]:
@@ -93,7 +95,7 @@ async def serve(home: ServerHome) -> None:
     log_config = flower_superlink.log_config(logging.INFO)
     private = _private(home, settings, ControlGuard(app), log_config)
     public = _public(home, settings, guard, log_config)
-    _spare_memory_and_collections()
+    _spare_collections()
     sys.setswitchinterval(_TURN_SECONDS)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -103,9 +105,8 @@ async def serve(home: ServerHome) -> None:
     await admission.look()
 
 
-def _spare_memory_and_collections() -> None:
+def _spare_collections() -> None:
     """What was imported and built stays: each search for garbage through all of it would hold up every site for a while."""
-    sslproto.SSLProtocol.max_size = _TLS_BYTES
     gc.collect()
     gc.freeze()
     gc.set_threshold(_NEW_OBJECTS)
@@ -133,7 +134,7 @@ async def _run(
     listeners = [private, public]
     try:
         for listener, served in (
-            (private, asyncio.to_thread(asyncio.run, private.serve())),
+            (private, asyncio.to_thread(_carry_out, private.serve())),
             (public, public.serve()),
         ):
             running.append(asyncio.create_task(served))

@@ -17,7 +17,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedmed_client.link.line import Line, Stopped
-from fedmed_client.link.pace import LONGEST_PAUSE_SECONDS, PROMPT_SECONDS, TIMES, Pace, waits
+from fedmed_client.link.pace import LONGEST_PAUSE_SECONDS, PROMPT_SECONDS, RETURN, TIMES, Pace, waits
 from fedmed_client.link.status import Status
 from fedmed_client.site.home import SiteFolder
 from fedmed_common import identity
@@ -82,10 +82,11 @@ def test_a_server_that_puts_a_site_off_is_asked_rarely_then_as_usual_by_and_by(
     pace.put_off()
     assert LONGEST_PAUSE_SECONDS / 2 <= pace.pause(1.0) <= LONGEST_PAUSE_SECONDS
     pauses = []
-    for _ in range(8):
+    for _ in range(40):
         pace.timed(lambda: clock.passes(0.0))
-        pauses.append(max(pace.pause(1.0) for _ in range(100)))
-    assert pauses == sorted(pauses, reverse=True)
+        pauses.append(max(pace.pause(1.0) for _ in range(1000)))
+    expected = [max(LONGEST_PAUSE_SECONDS * RETURN**number, 1.0) for number in range(1, 41)]
+    assert pauses == pytest.approx(expected, rel=0.02)
     assert pauses[-1] == 1.0
 
 
