@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from fedmed_common.catalogue import ARCHITECTURES
 from fedmed_common.config import Experiment
 
@@ -148,6 +150,10 @@ EACH = [
     for dimensions in kind.dimensions
     if name in SMALL
 ]
+
+SOME = [("unet", 3), ("fcn", 2), ("deeplab_v3plus", 2), ("segformer", 2), ("adversarial", 3), ("resnet", 2)]
+EACH_BUT_MOST_SLOW = [pair if pair in SOME else pytest.param(*pair, marks=pytest.mark.slow) for pair in EACH]
+"""For what takes seconds: some at each 'make test', all of them at 'make test-models'."""
 
 
 def experiment(

@@ -138,7 +138,7 @@ def test_a_patch_is_the_part_of_the_case_that_was_picked(
             "rounds": 1,
             "task": {"classes": ["a"], "dimensions": 2 if flat else 3},
             "data": {"patch": patch[: 2 if flat else 3], "augmentation": "none"},
-            "model": {"channels": (4, 8, 8)},
+            "model": {"channels": (4, 8)},
         }
     )
     numbers = _numbered(shape)
