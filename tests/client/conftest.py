@@ -1,4 +1,4 @@
-"""DICOM files made for one test."""
+"""DICOM files made for one test, and a site of photographs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
+
+from fedmed_client.workbench import SiteHome
+from fedmed_common.config import Site
 
 
 class WriteSlice(Protocol):
@@ -57,3 +61,23 @@ def _write_slice(path: Path, stored: NDArray[Any], **tags: Any) -> Path:
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> SiteHome:
+    """Ten photographs, each of a patient."""
+    root, rng = tmp_path / "data", np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for number in range(10):
+        Image.fromarray(rng.integers(0, 200, (24, 24), np.uint8)).save(root / "images" / f"{number}.png")
+        Image.fromarray((rng.random((24, 24)) > 0.5).astype(np.uint8)).save(root / "labels" / f"{number}.png")
+    site = Site.model_validate(
+        {
+            "name": "alpha",
+            "data": {"format": "images", "root": root},
+            "labels": {"disc": ["1"]},
+            "policy": {"least_patients": 3},
+        }
+    )
+    return SiteHome(site=site, folder=tmp_path / "home")

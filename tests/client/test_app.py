@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import tomli_w
 from flwr.app import Context, Message, RecordDict
-from PIL import Image
 
 from fedmed_client.app import INCIDENTS, app, make_client_app
 from fedmed_client.site.audit import AuditLog
 from fedmed_client.work.outbox import Outbox
 from fedmed_client.workbench import SiteHome
 from fedmed_common import params, wire
-from fedmed_common.config import Experiment, Site, Task
+from fedmed_common.config import Experiment, Task
 from fedmed_common.models import build_model
 from fedmed_common.site_config import Device
 from fedmed_server.gate import Expected, admit, allowed_metrics
@@ -54,26 +53,6 @@ def experiment() -> Experiment:
             "train": {"steps": 2, "batch_size": 2, "threads": 1},
         }
     )
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> SiteHome:
-    root = tmp_path / "data"
-    rng = np.random.default_rng(0)
-    for folder in ("images", "labels"):
-        (root / folder).mkdir(parents=True)
-    for number in range(10):
-        Image.fromarray(rng.integers(0, 200, (24, 24), np.uint8)).save(root / "images" / f"{number}.png")
-        Image.fromarray((rng.random((24, 24)) > 0.5).astype(np.uint8)).save(root / "labels" / f"{number}.png")
-    site = Site.model_validate(
-        {
-            "name": "alpha",
-            "data": {"format": "images", "root": root},
-            "labels": {"disc": ["1"]},
-            "policy": {"least_patients": 3},
-        }
-    )
-    return SiteHome(site=site, folder=tmp_path / "home")
 
 
 @pytest.fixture

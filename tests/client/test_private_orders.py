@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Message
-from PIL import Image
 from private_sites import experiment
 
 from fedmed_client.app import make_client_app
@@ -20,32 +19,12 @@ from fedmed_client.site.audit import AuditLog
 from fedmed_client.work.outbox import Outbox
 from fedmed_client.workbench import SiteHome
 from fedmed_common import params, privacy, wire
-from fedmed_common.config import Experiment, Site
+from fedmed_common.config import Experiment
 from fedmed_common.errors import RejectedReply
 from fedmed_common.metrics import Mean
 from fedmed_common.models import build_model
 from fedmed_server import gate
 from fedmed_simulations.grid import LocalGrid
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> SiteHome:
-    """Ten photographs, each of a patient."""
-    root, rng = tmp_path / "data", np.random.default_rng(0)
-    for folder in ("images", "labels"):
-        (root / folder).mkdir(parents=True)
-    for number in range(10):
-        Image.fromarray(rng.integers(0, 200, (24, 24), np.uint8)).save(root / "images" / f"{number}.png")
-        Image.fromarray((rng.random((24, 24)) > 0.5).astype(np.uint8)).save(root / "labels" / f"{number}.png")
-    site = Site.model_validate(
-        {
-            "name": "alpha",
-            "data": {"format": "images", "root": root},
-            "labels": {"disc": ["1"]},
-            "policy": {"least_patients": 3},
-        }
-    )
-    return SiteHome(site=site, folder=tmp_path / "home")
 
 
 def _order(asked: Experiment, **fields: Any) -> wire.Order:
