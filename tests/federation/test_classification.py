@@ -8,22 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from pooled import assert_federated_is_pooled
 from simulated import assert_equal_weights, fedmed, kill_after_round, only_run
 
 from fedmed_client.data.class_sampler import ClassSampler
-from fedmed_client.train import train
-from fedmed_client.workbench import bench_for, seed_for
-from fedmed_common import params
 from fedmed_common.loading import load_experiment
 from fedmed_common.metrics import merge
-from fedmed_common.params import WeightedMean
 from fedmed_server import history
 from fedmed_server.history import RoundDone, RunEnded
 from fedmed_simulations.checks import check_experiment
 from fedmed_simulations.federation import make_homes
-from fedmed_strategies.presets import RECIPES
 
 WriteExperiment = Callable[..., Path]
 PATIENTS = 20
@@ -99,34 +94,13 @@ def test_one_sgd_step_at_each_site_equals_one_on_the_pooled_batch(
     plain = 'learning_rate = 1e-2\noptimizer = "sgd"\nmomentum = 0.0\nweight_decay = 0.0\ngradient_norm = 0'
     file = write_squares(labels, steps=1, train=plain)
     experiment = load_experiment(file)
-    bench = bench_for(experiment.order_text())
-    start = params.from_model(bench.model)
     batches = []
     for home in make_homes(experiment, check_experiment(experiment, file), tmp_path / "sites"):
         sampler = ClassSampler(home.cohort(experiment).of("train"), experiment)
         batches.append(sampler.batch(np.random.default_rng(len(batches))))
 
-    def update(batch: tuple[torch.Tensor, ...]) -> params.Parameters:
-        return train(bench, _Given(batch), start, 1, seed_for(0, 1, "x"), lambda _step: None).delta  # type: ignore[arg-type]
-
-    mean = WeightedMean(start)
-    for batch in batches:
-        mean.add(update(batch), RECIPES["fedavg"].weigh(len(batch[0])))
-    federated = RECIPES["fedavg"].server_step(start, mean.mean())
-    pooled = update(tuple(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    pooled = assert_federated_is_pooled(experiment, batches)
     assert any(array.any() for array in pooled.values())
-    for name, array in federated.items():
-        np.testing.assert_allclose(array, start[name] + pooled[name], rtol=0, atol=1e-6)
-
-
-class _Given:
-    """A sampler that hands out one batch."""
-
-    def __init__(self, batch: tuple[torch.Tensor, ...]) -> None:
-        self._batch = batch
-
-    def batch(self, _rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
-        return self._batch
 
 
 @pytest.mark.parametrize("labels", ["multi", "single"])

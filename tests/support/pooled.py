@@ -1,0 +1,45 @@
+"""One step of plain gradient descent at each site, and one on all their batches together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fedmed_client.train import train
+from fedmed_client.workbench import bench_for, seed_for
+from fedmed_common import params
+from fedmed_common.config import Experiment
+from fedmed_common.params import Parameters, WeightedMean
+from fedmed_strategies.presets import RECIPES
+
+Batch = tuple[torch.Tensor, ...]
+
+
+class _Given:
+    """A sampler that hands out one batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def batch(self, _rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+        return self._batch
+
+
+def assert_federated_is_pooled(experiment: Experiment, batches: Sequence[Batch]) -> Parameters:
+    """The average of what each batch changes is what all of them change together, which is returned."""
+    bench = bench_for(experiment.order_text())
+    start = params.from_model(bench.model)
+
+    def update(batch: Batch) -> Parameters:
+        return train(bench, _Given(batch), start, 1, seed_for(0, 1, "x"), lambda _step: None).delta  # type: ignore[arg-type]
+
+    mean = WeightedMean(start)
+    for batch in batches:
+        mean.add(update(batch), RECIPES["fedavg"].weigh(len(batch[0])))
+    federated = RECIPES["fedavg"].server_step(start, mean.mean())
+    pooled = update(tuple(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    for name, array in federated.items():
+        np.testing.assert_allclose(array, start[name] + pooled[name], rtol=0, atol=1e-6)
+    return pooled
