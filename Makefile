@@ -72,6 +72,7 @@ test-faults: $(INSTALLED)
 
 bench-load: $(INSTALLED)
 	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/calls.py
 	$(BIN)/python benchmarks/warm_order.py
 
 clean:

@@ -2,7 +2,8 @@
 
 The signature (ECDSA with SHA-256, the key of the site's certificate) covers method, path, body and every field of the
 :class:`Stamp`. The server refuses with status 403, or 404 for a path it does not serve and 413 for a body that is too
-large, and one of ``REFUSALS`` in the header ``fedmed-refusal``; its clock and version are in two more headers.
+large, and one of ``REFUSALS`` in the header ``fedmed-refusal``; its clock and version are in two more headers. Whatever else
+it answers, ``fedmed-interval`` says how many seconds a site is to leave between two questions.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ SIGNATURE_HEADER = "fedmed-signature"
 REFUSAL_HEADER = "fedmed-refusal"
 SERVER_TIME_HEADER = "fedmed-server-time"
 SERVER_VERSION_HEADER = "fedmed-server-version"
+INTERVAL_HEADER = "fedmed-interval"
 
 _SCHEME = b"fedmed-1"
 _FORMS = {

@@ -78,10 +78,10 @@ class Channel:
         if self.stop.is_set():
             raise Interrupted("stopped on request")
 
-    def pause(self) -> None:
+    def pause(self, least_seconds: float = 0.0) -> None:
         """Wait for the next look at the network."""
         self.check_stop()
-        self.stop.wait(self.poll_seconds)
+        self.stop.wait(max(self.poll_seconds, least_seconds))
 
     def through(self, call: Callable[[], T], end: float) -> T:
         """What the call gives, tried until ``end`` while the network is away.

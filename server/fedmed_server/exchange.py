@@ -26,6 +26,7 @@ from fedmed_server.history import SiteResult
 _FINAL_CODES = frozenset({"policy", "config", "labels", "data"})
 _UNDELIVERED = frozenset({"transport-3", "transport-4", "transport-5"})
 """Flower's errors for an order or a reply that is gone, and for a node that is."""
+_PAUSE_TIMES, _LONGEST_LOOK_SECONDS = 2.0, 0.5
 _FIRST_PAUSE_POLLS, _LONGEST_PAUSE_SECONDS = 4, 30.0
 _SPARE_SECONDS = 60.0
 _log = logging.getLogger(__name__)
@@ -110,7 +111,8 @@ class _Exchange:
         self._channel.check_stop()
         if self._is_revoked(turn):
             return
-        over = time.monotonic() > self._end
+        began = time.monotonic()
+        over = began > self._end
         try:
             self._collect(turn, over)
             if turn.answer is None and not over:
@@ -125,7 +127,8 @@ class _Exchange:
         if turn.answer is None and over:
             self._give_up(turn)
         elif turn.answer is None:
-            self._channel.pause()
+            took = min(time.monotonic() - began, _LONGEST_LOOK_SECONDS)
+            self._channel.pause(_PAUSE_TIMES * took)
 
     def _is_revoked(self, part: _Part) -> bool:
         """Whether the consortium has shut the site out: its part ends, whatever is on its way."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from fedmed_client.link import problems, reach
+from fedmed_client.link.pace import LEASE_SECONDS
 from fedmed_client.link.reach import CONNECT_SECONDS, Reach
 from fedmed_client.link.status import Standing
 from fedmed_client.site.home import SiteFolder
@@ -182,7 +183,7 @@ def _coordinator(home: SiteFolder, way: Reach) -> str:
         with home.locked("link"):
             fleet = Fleet(way)
             try:
-                fleet.activate()
+                fleet.activate(LEASE_SECONDS)
                 fleet.deactivate()
             finally:
                 fleet.close()

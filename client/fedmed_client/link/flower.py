@@ -1,13 +1,14 @@
 """Flower's Fleet API as a site calls it; with ``messages`` the only part of the link that knows Flower's private modules.
 
 Each call is one attempt: what fails is told as what it means, and trying again is the caller's. A request carries the site's
-certificate, Flower's own authentication, and the site's signature over all of it.
+certificate, and the site's signature over all of it in the place of Flower's own, which covers the time alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -46,18 +47,14 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedmed_client.link import problems
 from fedmed_client.link.messages import Announced
 from fedmed_client.link.reach import CONNECT_SECONDS, Reach
 from fedmed_common.errors import ConnectionProblem, TransportAway
-from fedmed_common.signed_requests import REFUSAL_HEADER, Stamp, sign
+from fedmed_common.signed_requests import INTERVAL_HEADER, REFUSAL_HEADER, Stamp, sign
 
 T = TypeVar("T")
-
-LEASE_SECONDS = 15.0
-"""The server takes a site for gone after two of these without a beat."""
 
 AT_ONCE = 4
 """Objects on their way at the same time: each is a request of its own, and a hospital may be far away."""
@@ -70,6 +67,7 @@ _RUN_OVER = frozenset(
         ApiErrorCode.FLEET_GET_FAB_FAILED,
     }
 )
+_INTERVAL = re.compile(r"[0-9]{1,6}(\.[0-9])?")
 _STALE_LINK = frozenset({"in-use", "another-node"})
 
 
@@ -122,10 +120,18 @@ class Fleet:
         self._reach, self._node = reach, 0
         self._client = _Client(reach)
 
-    def activate(self) -> None:
-        """Become the site's link. The server asks anew whatever it asked a link before this one."""
+    @property
+    def interval_seconds(self) -> float:
+        """What the server said last that a site is to leave between two questions."""
+        return self._client.signed.interval_seconds
+
+    def activate(self, lease_seconds: float) -> None:
+        """Become the site's link. The server asks anew whatever it asked a link before this one.
+
+        It takes the site for gone after two leases without a beat.
+        """
         request = ActivateNodeRequest(
-            public_key=public_key_to_bytes(self._reach.key.public_key()), heartbeat_interval=LEASE_SECONDS
+            public_key=public_key_to_bytes(self._reach.key.public_key()), heartbeat_interval=lease_seconds
         )
         try:
             self._node = self._call(self._client.ActivateNode, request).node_id
@@ -137,9 +143,9 @@ class Fleet:
         with suppress(ConnectionProblem, TransportAway, LinkForgotten):
             self._call(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self._node))
 
-    def beat(self) -> None:
-        """Say that the link is there."""
-        request = SendNodeHeartbeatRequest(node=self._me, heartbeat_interval=LEASE_SECONDS)
+    def beat(self, lease_seconds: float) -> None:
+        """Say that the link is there, and for how long that holds."""
+        request = SendNodeHeartbeatRequest(node=self._me, heartbeat_interval=lease_seconds)
         if not self._call(self._client.SendNodeHeartbeat, request).success:
             raise LinkForgotten(TransportAway("the coordinator's server does not know this link any more"))
 
@@ -245,11 +251,10 @@ class _Client(FleetHttpClient):
     """Flower's client over connections of our own: with the site's certificate, through its proxy, without redirections."""
 
     def __init__(self, reach: Reach) -> None:
-        public_key = reach.key.public_key()
+        self.signed = _Signed(reach)
         interceptors = (
             RuntimeVersionHttpInterceptor("SuperNode"),
-            NodeAuthHttpInterceptor(reach.key, public_key),
-            _Signed(reach),
+            self.signed,
         )
         super().__init__(f"https://{reach.address}", interceptors=interceptors)
         self._client.close()
@@ -279,7 +284,7 @@ class _Signed:
     """Signs each request, and tells what each answer that is none means. Innermost, so that Flower sees only answers."""
 
     def __init__(self, reach: Reach) -> None:
-        self._reach = reach
+        self._reach, self.interval_seconds = reach, 0.0
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
         request, reach = context.request, self._reach
@@ -290,7 +295,14 @@ class _Signed:
             raise _meant_by(response, reach)
         if response.headers.get("content-type", "").partition(";")[0] != PROTOBUF_MEDIA_TYPE:
             raise problems.of_answer(response, reach)
+        self.interval_seconds = _interval_seconds(response)
         return response
+
+
+def _interval_seconds(response: httpx.Response) -> float:
+    """None, where the server or what is on the way said something else."""
+    said = response.headers.get(INTERVAL_HEADER, "")
+    return float(said) if _INTERVAL.fullmatch(said) else 0.0
 
 
 def _meant_by(response: httpx.Response, reach: Reach) -> Exception:

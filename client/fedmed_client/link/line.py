@@ -37,7 +37,6 @@ from fedmed_common.errors import (
 
 T = TypeVar("T")
 
-_BEAT_SECONDS = 10.0, 14.0
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
 _FIRST_LATER_SECONDS, _LONGEST_LATER_SECONDS = 4.0, 30.0
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.05, 2.0
@@ -61,6 +60,7 @@ class Line:
         self._fleet = Fleet(self._reach)
         self._chance = random.Random(self._reach.boot)  # noqa: S311
         self._pace = Pace(self._chance)
+        self._lease_seconds = self._pace.lease_seconds()
         self._is_patient = status.was_connected
         self._must_activate, self._turn = threading.Event(), threading.Lock()
         self._must_activate.set()
@@ -107,7 +107,9 @@ class Line:
         return self._through(once)
 
     def pause(self, usual_seconds: float) -> float:
-        """The seconds to wait after a :meth:`pull` that brought nothing: more than the usual ones, where the server is slow."""
+        """The seconds to wait after a :meth:`pull` that brought nothing: more than the usual ones, where the server is slow or
+        serves many sites."""
+        self._pace.told(self._fleet.interval_seconds)
         return self._pace.pause(usual_seconds)
 
     def fetch(self, announced: Announced) -> Message:
@@ -211,7 +213,7 @@ class Line:
             if self._must_activate.is_set():
                 self._renew()
                 self._reach.check_time()
-                self._fleet.activate()
+                self._fleet.activate(self._lease_seconds)
                 self._must_activate.clear()
 
     def _renew(self) -> None:
@@ -235,9 +237,10 @@ class Line:
         return self._is_patient and isinstance(problem, MAY_PASS)
 
     def _keep_beating(self) -> None:
-        while not self._stop.wait(self._chance.uniform(*_BEAT_SECONDS)):
+        while not self._stop.wait(self._pace.until_beat(self._lease_seconds)):
+            self._lease_seconds = self._pace.lease_seconds()
             try:
-                self._fleet.beat()
+                self._fleet.beat(self._lease_seconds)
             except LinkForgotten:
                 self._must_activate.set()
             except (FedmedError, RuntimeError) as problem:  # the latter of connections that are being renewed

@@ -1,4 +1,4 @@
-"""When a site asks again: the later, the longer the server takes, so that any number of sites leaves it the time to answer."""
+"""When a site asks again: as the server says, and later where it is slow, so that any number of sites leaves it its time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-TIMES, PROMPT_SECONDS, LONGEST_PAUSE_SECONDS = 50.0, 0.05, 30.0
+TIMES, PROMPT_SECONDS, LONGEST_PAUSE_SECONDS = 50.0, 0.2, 30.0
 RETURN = 0.9
+LONGEST_INTERVAL_SECONDS = 60.0
+LEASE_SECONDS, BEAT_SHARES, LEASE_INTERVALS = 15.0, (2 / 3, 14 / 15), 3.0
 
 
 class Pace:
@@ -23,6 +25,7 @@ class Pace:
 
     def __init__(self, chance: random.Random) -> None:
         self._chance, self._took_seconds, self._put_off_seconds = chance, 0.0, 0.0
+        self._interval_seconds = 0.0
 
     def timed(self, call: Callable[[], T]) -> T:
         """What the call gives; how long it took counts, also where it fails."""
@@ -40,10 +43,22 @@ class Pace:
         """
         self._put_off_seconds = LONGEST_PAUSE_SECONDS
 
+    def told(self, interval_seconds: float) -> None:
+        """The server said what to leave between two questions; more than a minute is not left, whatever it said."""
+        self._interval_seconds = min(max(interval_seconds, 0.0), LONGEST_INTERVAL_SECONDS)
+
+    def lease_seconds(self) -> float:
+        """How long the link counts as there after a beat; longer where there are many sites."""
+        return max(LEASE_SECONDS, LEASE_INTERVALS * self._interval_seconds)
+
+    def until_beat(self, lease_seconds: float) -> float:
+        """The seconds until the beat that follows one with the lease."""
+        return lease_seconds * self._chance.uniform(*BEAT_SHARES)
+
     def pause(self, usual_seconds: float) -> float:
         """The seconds until the next question: the usual ones, while the server is fast."""
         slow = min(TIMES * max(self._took_seconds - PROMPT_SECONDS, 0.0), LONGEST_PAUSE_SECONDS)
-        slow = max(slow, self._put_off_seconds)
+        slow = max(slow, self._put_off_seconds, self._interval_seconds)
         return max(usual_seconds, self._chance.uniform(slow / 2, slow))
 
 

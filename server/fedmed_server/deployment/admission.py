@@ -83,6 +83,8 @@ class Admission:
         self._nonces = Nonces(self._states, self._skew_seconds)
         self._reading, self._writing = asyncio.Lock(), asyncio.Lock()
         self._asked = self._answered = 0
+        self.connected = 0
+        """How many sites were connected when that was looked at last."""
 
     async def known(self, headers: Mapping[str, str]) -> str:
         """The registered site that a request names, before its body is read.
@@ -141,6 +143,7 @@ class Admission:
                 return
             shared = self._asked
             online = await asyncio.to_thread(self._nodes.online)
+            self.connected = len(online)
             states = {name: self._current(site, online) for name, site in self._sites.items()}
             if states != self._written:
                 try:

@@ -1,4 +1,4 @@
-"""Flower's SuperLink as this server runs it; of the server's parts the only one that knows Flower's private SuperLink modules.
+"""Flower's SuperLink as this server runs it; with ``flower_fleet`` all that knows Flower's private SuperLink modules.
 
 ``FLWR_HOME`` and what switches Flower's calls home off must be in the environment before this module is imported.
 """
@@ -33,10 +33,12 @@ from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sqlalchemy import update
 from sqlalchemy.orm import Session
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedmed_server.deployment.admission import Claims
+from fedmed_server.deployment.flower_fleet import FleetCalls
 from fedmed_server.deployment.home import PRIVATE_HOST, ServerHome, read_secret
 
 __all__ = ["FlowerNodes", "TokenAuthentication", "build", "log_config"]
@@ -63,12 +65,22 @@ class TokenAuthentication(NoOpControlAuthnPlugin):
         return True, AccountInfo(flwr_aid=NOOP_FLWR_AID, account_name=NOOP_ACCOUNT_NAME)
 
 
-def build(home: ServerHome) -> tuple[ASGIApp, FlowerNodes]:
-    """Flower's whole SuperLink over the home's database, and its sites.
+def build(home: ServerHome) -> tuple[ASGIApp, FleetCalls, FlowerNodes]:
+    """Flower's whole SuperLink over the home's database, what of it sites reach, and the sites."""
+    make_database_patient()
+    app = flower_app(home)
+    app.user_middleware = [
+        _only_where_meant(layer) for layer in app.user_middleware if layer.cls not in _IDLE
+    ]
+    state = app.state.linkstate_factory.state()
+    return app, FleetCalls(app, state), FlowerNodes(state)
+
+
+def flower_app(home: ServerHome) -> Starlette:
+    """Flower's application as it comes, with this server's settings.
 
     No process of Flower's own is started for a run, nothing is installed for one, and nothing is reported to anyone.
     """
-    make_database_patient()
     settings = home.settings()
     config = SuperLinkLifespanConfig(
         control_address="",
@@ -94,15 +106,11 @@ def build(home: ServerHome) -> tuple[ASGIApp, FlowerNodes]:
         isolation=ISOLATION_MODE_PROCESS,
         runtime_dependency_install=False,
     )
-    app = create_app(config, SuperLinkLifespan)
-    app.user_middleware = [
-        _only_where_meant(layer) for layer in app.user_middleware if layer.cls not in _IDLE
-    ]
-    return app, FlowerNodes(app.state.linkstate_factory.state())
+    return create_app(config, SuperLinkLifespan)
 
 
-_IDLE: frozenset[object] = frozenset({FleetEventLogMiddleware})
-"""Flower's layers for what :func:`build` leaves out."""
+_IDLE: frozenset[object] = frozenset({FleetEventLogMiddleware, NodeAuthMiddleware})
+"""Flower's layers for what :func:`build` leaves out, and for what does not come this way."""
 
 _MEANT_FOR: dict[object, str] = {
     control.ControlSensitiveResponseMiddleware: "/v1/control/",
@@ -110,7 +118,6 @@ _MEANT_FOR: dict[object, str] = {
     control.ControlLicenseMiddleware: "/v1/control/",
     control.ControlEventLogMiddleware: "/v1/control/",
     RuntimeTracingMiddleware: "/v1/runtime/",
-    NodeAuthMiddleware: "/v1/fleet/",
 }
 """The paths at which Flower's layers do something; at all others they hand the request on."""
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedmed_common.errors import RequestRefused
 from fedmed_common.signed_requests import (
+    INTERVAL_HEADER,
     REFUSAL_HEADER,
     SERVER_TIME_HEADER,
     SERVER_VERSION_HEADER,
@@ -26,7 +27,7 @@ from fedmed_common.signed_requests import (
 )
 from fedmed_server.deployment.admission import Admission, Request
 from fedmed_server.deployment.bodies import Bodies
-from fedmed_server.deployment.places import Busy, Places
+from fedmed_server.deployment.places import Busy, Places, interval_seconds
 
 HEALTH = "/health"
 FLEET_PATHS = frozenset(
@@ -62,6 +63,7 @@ class Guard:
             try:
                 if not _is_health(scope):
                     receive = _once(await self._admitted(scope, receive, place), receive)
+                    send = _with_interval(interval_seconds(self._admission.connected), send)
             except RequestRefused as refusal:
                 await _refuse(refusal.reason, send)
                 return
@@ -78,6 +80,7 @@ class Guard:
         if scope["method"] != "POST" or path not in FLEET_PATHS or scope["query_string"]:
             raise RequestRefused("unknown-path")
         try:
+            self._places.check(path)
             site = await self._admission.known(headers)
             async with self._bodies.read(site, headers, receive) as body:
                 place.enter_context(self._places.take(path))
@@ -143,6 +146,17 @@ def _once(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
+
+
+def _with_interval(seconds: float, send: Send) -> Send:
+    header = INTERVAL_HEADER.encode(), f"{seconds:.1f}".encode()
+
+    async def also(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), header]}
+        await send(message)
+
+    return also
 
 
 async def _refuse(reason: str, send: Send) -> None:

@@ -41,7 +41,7 @@ _KEEP_ALIVE_SECONDS = 75
 _MOST_CONNECTIONS = 8000
 """A site at work has six."""
 
-_NEW_OBJECTS = 20_000
+_NEW_OBJECTS = 100_000
 _TURN_SECONDS = 5e-4
 """A request goes from thread to thread a dozen times, and waits so long at each where another thread computes."""
 
@@ -88,10 +88,10 @@ async def serve(home: ServerHome) -> None:
     _quieten_flower()
     home.prepare()
     settings = home.settings()
-    app, nodes = flower_superlink.build(home)
+    app, fleet, nodes = flower_superlink.build(home)
     admission = Admission(home, nodes)
     await admission.look()
-    guard = Guard(app, admission, body_bytes=settings.limits.body_mb * 2**20)
+    guard = Guard(fleet, admission, body_bytes=settings.limits.body_mb * 2**20)
     log_config = flower_superlink.log_config(logging.INFO)
     private = _private(home, settings, ControlGuard(app), log_config)
     public = _public(home, settings, guard, log_config)

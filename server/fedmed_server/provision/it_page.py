@@ -37,11 +37,6 @@ HEADERS_TOLD: Told = {
         "flwr-component-name",
     ): "the version of Flower that is used",
     (
-        "flwr-public-key",
-        "flwr-timestamp",
-        "flwr-signature",
-    ): "the site's public key, the time, and a signature over it",
-    (
         "host",
         "user-agent",
         "accept",

@@ -33,7 +33,7 @@ from fedmed_server.provision.create import create
 from fedmed_server.provision.folder import ConsortiumFolder
 from fedmed_simulations.rehearsal.machines import Machine, free_ports, wait_for
 
-SITES = tuple(f"site-{number:02}" for number in range(40))
+SITES = tuple(f"site-{number:02}" for number in range(50))
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "FEDMED_FAILPOINTS": "",

@@ -19,6 +19,7 @@ import pytest
 
 from fedmed_client.link import diagnose, problems, reach
 from fedmed_client.link.flower import Fleet, ServerBusy
+from fedmed_client.link.pace import LEASE_SECONDS
 from fedmed_client.link.reach import LARGEST_ANSWER_BYTES, find_proxy
 from fedmed_client.site.home import SiteFolder
 from fedmed_common import errors, identity, signed_requests
@@ -346,7 +347,7 @@ def test_a_server_that_has_too_much_to_read_is_asked_again(
     port = listen(under_tls(server_context(offline, tmp_path), saying(busy)))
     fleet = Fleet(reach.load(at(home, port)))
     with pytest.raises(ServerBusy, match="too much to do"):
-        fleet.activate()
+        fleet.activate(LEASE_SECONDS)
     fleet.close()
 
 

@@ -1,4 +1,4 @@
-"""A site asks a slow server less often; an answer that says 'busy' is no lost line."""
+"""A site asks a slow server, and one of many sites, less often; an answer that says 'busy' is no lost line."""
 
 from __future__ import annotations
 
@@ -17,10 +17,20 @@ from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedmed_client.link.line import Line, Stopped
-from fedmed_client.link.pace import LONGEST_PAUSE_SECONDS, PROMPT_SECONDS, RETURN, TIMES, Pace, waits
+from fedmed_client.link.pace import (
+    LEASE_SECONDS,
+    LONGEST_INTERVAL_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    PROMPT_SECONDS,
+    RETURN,
+    TIMES,
+    Pace,
+    waits,
+)
 from fedmed_client.link.status import Status
 from fedmed_client.site.home import SiteFolder
 from fedmed_common import identity
+from fedmed_common.signed_requests import INTERVAL_HEADER
 
 JSON = "application/json"
 
@@ -59,16 +69,16 @@ def test_a_failure_counts_and_a_fast_answer_is_trusted_by_and_by(monkeypatch: py
     clock, pace = Clock(monkeypatch), Pace(random.Random(1))  # noqa: S311
 
     def fails() -> None:
-        clock.passes(0.5)
+        clock.passes(0.75)
         raise TimeoutError
 
     with pytest.raises(TimeoutError):
         pace.timed(fails)
     most = []
-    for _ in range(4):
+    for _ in range(2):
         most.append(max(pace.pause(0.5) for _ in range(1000)))
         pace.timed(lambda: clock.passes(0.0))
-    expected = [TIMES * (0.5 / 2**number - PROMPT_SECONDS) for number in range(4)]
+    expected = [TIMES * (0.75 / 2**number - PROMPT_SECONDS) for number in range(2)]
     assert most == pytest.approx(expected, rel=0.01)
     for _ in range(3):
         pace.timed(lambda: clock.passes(0.0))
@@ -90,6 +100,29 @@ def test_a_server_that_puts_a_site_off_is_asked_rarely_then_as_usual_by_and_by(
     assert pauses[-1] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("told", "least", "most", "lease"),
+    [
+        (0.4, 1.0, 1.0, LEASE_SECONDS),
+        (5.0, 2.5, 5.0, LEASE_SECONDS),
+        (25.0, 12.5, 25.0, 75.0),
+        (1e9, LONGEST_INTERVAL_SECONDS / 2, LONGEST_INTERVAL_SECONDS, 180.0),
+    ],
+)
+def test_a_site_asks_and_beats_as_the_server_says(
+    told: float, least: float, most: float, lease: float
+) -> None:
+    pace = Pace(random.Random(1))  # noqa: S311
+    pace.told(told)
+    pauses = [pace.pause(1.0) for _ in range(1000)]
+    assert (min(pauses), max(pauses)) == pytest.approx((least, most), rel=0.01)
+    assert pace.lease_seconds() == lease
+    beats = [pace.until_beat(lease) for _ in range(1000)]
+    assert (min(beats), max(beats)) == pytest.approx((lease * 2 / 3, lease * 14 / 15), rel=0.01)
+    pace.told(0.0)
+    assert (pace.pause(1.0), pace.lease_seconds()) == (1.0, LEASE_SECONDS)
+
+
 def test_waits_grow_to_their_bound_and_no_two_sites_wait_alike() -> None:
     most = [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
     chances = (random.Random(site) for site in ("a", "b"))  # noqa: S311
@@ -109,6 +142,7 @@ class Scripted(ThreadingHTTPServer):
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self.asked: list[str] = []
         self.pulls: list[tuple[int, str]] = []
+        self.interval = ""
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def answer(self, call: str) -> tuple[int, str, bytes]:
@@ -129,6 +163,8 @@ class _Answers(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(content)))
+        if self.server.interval:
+            self.send_header(INTERVAL_HEADER, self.server.interval)
         self.end_headers()
         self.wfile.write(content)
 
@@ -151,21 +187,37 @@ def scripted(offline: Any, tmp_path: Path) -> Iterator[Scripted]:
     server.server_close()
 
 
+def _opened(home: SiteFolder, scripted: Scripted, stop: threading.Event) -> Line:
+    home.connection_file.write_text(
+        home.connection_file.read_text().replace(
+            home.connection().address, f"127.0.0.1:{scripted.server_address[1]}"
+        )
+    )
+    line = Line(home, Status(home, home.connection().address), stop)
+    line.open()
+    return line
+
+
+def test_what_the_server_says_counts_until_it_says_otherwise(scripted: Scripted, offline: Any) -> None:
+    stop = threading.Event()
+    line = _opened(offline.join(), scripted, stop)
+    for said in ("12.0", "", "12", "9" * 7, "12.0", "-5", "12.0", "nan", "12.0", "12, 12"):
+        scripted.interval = said
+        assert line.pull() is None
+        least, most = (6.0, 12.0) if said in {"12", "12.0"} else (1.0, 1.0)
+        assert (said, least <= line.pause(1.0) <= most) == (said, True)
+    stop.set()
+    line.close()
+
+
 @pytest.mark.parametrize(
     ("answer", "between"), [((503, JSON), []), ((500, JSON), ["activate-node"]), ((503, "text/html"), ["activate-node"])]
 )  # fmt: skip
 def test_a_server_that_is_busy_is_asked_again_without_a_new_link(
     answer: tuple[int, str], between: list[str], scripted: Scripted, offline: Any
 ) -> None:
-    home: SiteFolder = offline.join()
-    home.connection_file.write_text(
-        home.connection_file.read_text().replace(
-            home.connection().address, f"127.0.0.1:{scripted.server_address[1]}"
-        )
-    )
     stop = threading.Event()
-    line = Line(home, Status(home, home.connection().address), stop)
-    line.open()
+    line = _opened(offline.join(), scripted, stop)
     assert line.pull() is None
     scripted.pulls = [answer]
     assert line.pull() is None

@@ -7,7 +7,6 @@ import ssl
 import subprocess
 import sys
 import time
-from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,13 +18,10 @@ import httpx
 import pytest
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.date import now
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -84,15 +80,7 @@ class Hospital:
         return Stamp.new(site=self.name, instance=self.instance, boot=self.boot)
 
     def headers(self, path: str, body: bytes, stamp: Stamp | None = None) -> dict[str, str]:
-        """What Flower asks for, and our signature."""
-        time_signed = now().isoformat()
-        return {
-            **MESSAGES,
-            FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(self.public_key).decode(),
-            TIMESTAMP_HEADER: time_signed,
-            FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(self.key, time_signed.encode())).decode(),
-            **sign(self.key, "POST", path, body, stamp or self.stamp()),
-        }
+        return {**MESSAGES, **sign(self.key, "POST", path, body, stamp or self.stamp())}
 
     @property
     def public_key(self) -> bytes:

@@ -11,9 +11,16 @@ from typing import Any, cast
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from fedmed_common.signed_requests import REFUSAL_HEADER
+from fedmed_common.signed_requests import INTERVAL_HEADER, REFUSAL_HEADER
 from fedmed_server.deployment.guard import FLEET_PATHS, Guard
-from fedmed_server.deployment.places import BEGINNINGS, MOST, Busy, Places
+from fedmed_server.deployment.places import (
+    BEGINNINGS,
+    MOST,
+    QUESTIONS_A_SECOND,
+    Busy,
+    Places,
+    interval_seconds,
+)
 
 BEAT, PULL = "/v1/fleet/send-node-heartbeat", "/v1/fleet/pull-messages"
 
@@ -56,8 +63,15 @@ def test_that_sites_are_told_to_wait_is_said_once_each_time(caplog: pytest.LogCa
     assert len(caplog.records) == 2
 
 
+def test_all_sites_together_ask_no_more_often_the_more_they_are() -> None:
+    assert interval_seconds(0) == 0
+    assert {sites / interval_seconds(sites) for sites in (1, 30, 500)} == {QUESTIONS_A_SECOND}
+
+
 class _Everyone:
     """Admits everybody."""
+
+    connected = 30
 
     async def known(self, headers: Any) -> str:
         return "alpha"
@@ -100,6 +114,7 @@ def test_sites_are_told_to_ask_later_while_so_many_requests_are_at_work() -> Non
         await asyncio.sleep(0)
         go_on.set()
         assert {(await one)[0] for one in (*half, beat)} == {200}
-        assert (await _ask(guard, PULL))[0] == 200
+        status, headers = await _ask(guard, PULL)
+        assert (status, headers[INTERVAL_HEADER.encode()]) == (200, b"1.5")
 
     asyncio.run(play())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -18,6 +18,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from fedmed_common import identity
 from fedmed_common.signed_requests import REFUSAL_HEADER
+from fedmed_server.deployment.flower_fleet import handlers
 from fedmed_server.deployment.guard import FLEET_PATHS
 from fedmed_server.deployment.home import read_secret
 
@@ -58,6 +59,7 @@ def test_the_guard_passes_no_call_that_flower_does_not_have() -> None:
     fleet = {path for path in CALLS if path.startswith("/v1/fleet/")}
     assert fleet - FLEET_PATHS == {"/v1/fleet/register-node", "/v1/fleet/unregister-node"}
     assert FLEET_PATHS - fleet == set()
+    assert handlers(cast(Any, None), cast(Any, None)).keys() == FLEET_PATHS
 
 
 def test_hospitals_reach_the_fleet_api_and_nothing_else(hospital: Any, served: set[tuple[str, str]]) -> None:
