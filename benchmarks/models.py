@@ -311,8 +311,9 @@ def write_page(rows: list[str]) -> None:
             "mean Dice of two classes); 2D: nuclei (3 sites, 30 pictures each, patch 128x128, Dice); classification: synthetic "
             "hospitals (3 sites, 24 patients each, mean AUROC of five lesion classes). 'Private': patient-level differential "
             "privacy at epsilon 8, every patient in every step, one patch of each, so that a round is two steps; from random "
-            "weights and with so few patients the noise is larger than what is learned. Seconds per step beside a plain U-Net's in the same process; "
-            "'step MB' is what steps added to that process, 'run MB' the peak of the whole federation in one process.",
+            "weights and with so few patients the noise is larger than what is learned. Seconds per step beside a plain U-Net's "
+            "in the same process; 'step MB' is what steps added to that process, 'run MB' the peak of the whole federation in "
+            "one process.",
             "",
             "| architecture | D | size | M parameters | Dice or AUROC | private | s/step | x U-Net | step MB | run MB |",
             "|---|---|---|---|---|---|---|---|---|---|",
