@@ -7,6 +7,15 @@ from pathlib import Path
 
 import pytest
 
+_LONG = ("deployment", "federation")
+"""Folders whose few tests take longest: begun last, they would run when all else has ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(here).parts[0] not in _LONG)
+
 
 @pytest.fixture(scope="session")
 def fedmed_data() -> Path:
