@@ -13,7 +13,7 @@ ifneq ($(FEDMED_DATA),)
 export FEDMED_DATA
 endif
 
-.PHONY: demo rehearse install test test-models test-faults test-hostile lint format bench bench-overhead bench-real bench-load clean
+.PHONY: demo rehearse install test test-models test-faults test-hostile lint format bench bench-overhead bench-real bench-load bench-models clean
 
 demo: $(INSTALLED)
 	$(BIN)/fedmed phantom demo/federation --sites 4 --seed 1
@@ -41,7 +41,7 @@ test: lint
 
 # Every architecture as ONNX, and every one in every dimension for a round.
 test-models: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TESTS_AT_ONCE) -m slow
+	$(BIN)/python benchmarks/every_model.py --at-once $(TESTS_AT_ONCE)
 
 test-hostile: $(INSTALLED)
 	$(BIN)/python benchmarks/hostile_replies.py --examples 10000
@@ -63,6 +63,9 @@ bench-overhead: $(INSTALLED)
 
 bench-real: $(INSTALLED)
 	$(BIN)/python benchmarks/real_data.py nuclei retina hippocampus --seeds 1 2 3
+
+bench-models: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/models.py
 
 # Every way to end every process at every point, a long run under random faults, and invented secrets that must stay.
 test-faults: $(INSTALLED)
