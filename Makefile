@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml
 # Many tests wait for processes of their own, so that three at a time keep two cores busy; one thread of arithmetic each.
 TESTS_AT_ONCE ?= 3
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder --durations 15
 
 # Every architecture as ONNX, and every one in every dimension for a round.
 test-models: $(INSTALLED)
