@@ -9,18 +9,18 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-TIMES, PROMPT_SECONDS, LONGEST_PAUSE_SECONDS = 50.0, 0.2, 30.0
+TIMES, PROMPT_SECONDS, LONGEST_SLOW_SECONDS = 10.0, 0.2, 10.0
+PUT_OFF_SECONDS = 30.0
 RETURN = 0.9
 LONGEST_INTERVAL_SECONDS = 60.0
 LEASE_SECONDS, BEAT_SHARES, LEASE_INTERVALS = 15.0, (2 / 3, 14 / 15), 3.0
 
 
 class Pace:
-    """The pauses between questions asked again and again: fifty times as long as an answer took beyond a prompt one's time.
+    """The pauses between questions asked again and again: ten times as long as an answer took beyond a prompt one's time.
 
-    However many sites there are, at any moment a fiftieth of them has a question at the server, so that what else is asked there
-    does not wait behind hundreds. What was slow is trusted again by and by, and no two sites wait alike: else all would come back
-    at the same moment.
+    However many sites there are, what else is asked at the server does not wait behind hundreds of questions. What was slow is
+    trusted again by and by, and no two sites wait alike: else all would come back at the same moment.
     """
 
     def __init__(self, chance: random.Random) -> None:
@@ -28,20 +28,20 @@ class Pace:
         self._interval_seconds = 0.0
 
     def timed(self, call: Callable[[], T]) -> T:
-        """What the call gives; how long it took counts, also where it fails."""
+        """What the call gives. How long an answer took counts; how long it took to learn that there is none does not."""
         began = time.monotonic()
-        try:
-            return call()
-        finally:
-            self._took_seconds = max(time.monotonic() - began, self._took_seconds / 2)
-            self._put_off_seconds *= RETURN
+        given = call()
+        took = min(time.monotonic() - began, PROMPT_SECONDS + LONGEST_SLOW_SECONDS / TIMES)
+        self._took_seconds = max(took, self._took_seconds / 2)
+        self._put_off_seconds *= RETURN
+        return given
 
     def put_off(self) -> None:
         """The server answered that it has too much to do: the next pauses are the longest, then slowly shorter.
 
         To say so is work for the server too: many that come back soon would keep it from all else.
         """
-        self._put_off_seconds = LONGEST_PAUSE_SECONDS
+        self._put_off_seconds = PUT_OFF_SECONDS
 
     def told(self, interval_seconds: float) -> None:
         """The server said what to leave between two questions; more than a minute is not left, whatever it said."""
@@ -57,7 +57,7 @@ class Pace:
 
     def pause(self, usual_seconds: float) -> float:
         """The seconds until the next question: the usual ones, while the server is fast."""
-        slow = min(TIMES * max(self._took_seconds - PROMPT_SECONDS, 0.0), LONGEST_PAUSE_SECONDS)
+        slow = TIMES * max(self._took_seconds - PROMPT_SECONDS, 0.0)
         slow = max(slow, self._put_off_seconds, self._interval_seconds)
         return max(usual_seconds, self._chance.uniform(slow / 2, slow))
 
