@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
@@ -38,8 +39,6 @@ from fedmed_server.deployment import superlink
 from fedmed_server.deployment.home import ServerHome
 from fedmed_server.provision.create import create
 from fedmed_server.provision.folder import ConsortiumFolder
-
-TIMESTAMP_HEADER = "flwr-timestamp"
 
 
 def found(folder: Path) -> ServerHome:

@@ -309,7 +309,7 @@ def page(rows: Iterable[str], today: str) -> str:
             "",
             "The seconds of the roll call hold the ServerApp's start. Real sites are a link and a worker each, started four at a "
             "time. The clients are threads of one process, each with a link's own line: it asks every "
-            f"{IDLE_POLL_SECONDS:g} s, and less often while answers are slow.",
+            f"{IDLE_POLL_SECONDS:g} s, and less often as the server says or while answers are slow.",
             "",
         ]
     )

@@ -178,12 +178,12 @@ class Line:
 
     def _object(self, announced: Announced, name: str) -> bytes:
         """One object, however long the server's own part takes to hand it over."""
-        pace, usual = Pace(self._chance), waits(_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS, self._chance)
+        wait = waits(_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS, self._chance)
         while True:
             try:
-                return self._through(lambda: pace.timed(lambda: self._fleet.pull_object(announced.run, name)))
+                return self._through(lambda: self._fleet.pull_object(announced.run, name))
             except NotYet:
-                self._stop.wait(pace.pause(next(usual)))
+                self._stop.wait(next(wait))
 
     def _through(self, call: Callable[[], T]) -> T:
         """What the call gives, tried until it does; before it, the link is activated where that is due."""

@@ -43,7 +43,7 @@ _MOST_CONNECTIONS = 8000
 
 _NEW_OBJECTS = 100_000
 _TURN_SECONDS = 5e-4
-"""A request goes from thread to thread a dozen times, and waits so long at each where another thread computes."""
+"""A request of a run goes from thread to thread a dozen times, and waits so long at each where another thread computes."""
 
 _log = logging.getLogger(__name__)
 
