@@ -6,6 +6,7 @@ It writes below the site's folder and the temporary folder alone, listens at no 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import time
@@ -84,14 +85,30 @@ def stop(home: SiteFolder) -> bool:
     end = time.monotonic() + _LONGEST_STOP_SECONDS
     asked = False
     while is_running(home):
-        if not asked:
-            with suppress(OSError, ValueError):
-                os.kill(int(children.pid_file(home.path, "start").read_text()), signal.SIGTERM)
-                asked = True
         if time.monotonic() > end:
-            raise FedmedError(f"the site in {home.path} does not stop\n  fix: end its process by hand")
+            raise _does_not_stop(home)
+        with suppress(OSError, ValueError):
+            asked |= _stop_process(home, end)
         time.sleep(0.05)
     return asked
+
+
+def _stop_process(home: SiteFolder, end: float) -> bool:
+    """Ask the process once, and wait for its very end: it frees the folder before, and a second signal in between
+    would end it as one that was killed.
+    """
+    process = os.pidfd_open(int(children.pid_file(home.path, "start").read_text()))
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not select.select([process], [], [], max(end - time.monotonic(), 0.0))[0]:
+            raise _does_not_stop(home)
+    finally:
+        os.close(process)
+    return True
+
+
+def _does_not_stop(home: SiteFolder) -> FedmedError:
+    return FedmedError(f"the site in {home.path} does not stop\n  fix: end its process by hand")
 
 
 def is_running(home: SiteFolder) -> bool:

@@ -129,7 +129,7 @@ def test_a_site_runs_until_it_is_stopped(consortium: Consortium, home: SiteFolde
     with pytest.raises(FedmedError, match="another process is at work here as 'start'"):
         fedmed("site", "start", "--home", str(home.path))
     assert fedmed("site", "stop", "--home", str(home.path)).strip() == "stopped"
-    assert consortium.machines.pop(NAME).stop() == 0
+    assert consortium.machines.pop(NAME).exit_code == 0
     assert [pid for pid in tree if _lives(pid)] == []
     assert not is_running(home)
     assert list(home.run.glob("*.sock")) == []
