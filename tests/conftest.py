@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from fedmed_common import cli
+
+for variable, value in cli.ENVIRONMENT.items():
+    os.environ.setdefault(variable, value)
+
 _LONG = ("deployment", "federation")
 """Folders whose few tests take longest: begun last, they would run when all else has ended."""
 
