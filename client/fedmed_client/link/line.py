@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -177,12 +178,20 @@ class Line:
         self._fleet.upload(upload)
 
     def _object(self, announced: Announced, name: str) -> bytes:
-        """One object, however long the server's own part takes to hand it over."""
+        """One object. The server itself may not have it yet, and may never get it: it is waited for as long as a lease.
+
+        Raises:
+            RunOver: it does not come.
+        """
         wait = waits(_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS, self._chance)
+        end = 0.0
         while True:
             try:
                 return self._through(lambda: self._fleet.pull_object(announced.run, name))
             except NotYet:
+                end = end or time.monotonic() + self._pace.lease_seconds()
+                if time.monotonic() > end:
+                    raise RunOver("a part of the message does not come") from None
                 self._stop.wait(next(wait))
 
     def _through(self, call: Callable[[], T]) -> T:

@@ -22,6 +22,8 @@ from flwr.supercore.http_logging import get_uvicorn_log_config as log_config
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supercore.routers.runtime.tracing import RuntimeTracingMiddleware
+from flwr.supercore.state.schema.corestate_models import ObjectPushSessionRoot
+from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.supercore.state.schema.linkstate_models import Node as NodeModel
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
@@ -31,7 +33,7 @@ from flwr.superlink.routers.control import middlewares as control
 from flwr.superlink.routers.fleet.middlewares import FleetEventLogMiddleware
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -73,7 +75,21 @@ def build(home: ServerHome) -> tuple[ASGIApp, FleetCalls, FlowerNodes]:
         _only_where_meant(layer) for layer in app.user_middleware if layer.cls not in _IDLE
     ]
     state = app.state.linkstate_factory.state()
+    _forget_begun_orders(state)
     return app, FleetCalls(app, state), FlowerNodes(state)
+
+
+def _forget_begun_orders(state: SqlLinkState) -> None:
+    """Forget orders of which the server, when it ended, did not have all parts: they are sent anew, under other names.
+
+    Flower hands such an order out, and its site would wait for the rest until Flower's push session ends, three minutes later.
+    """
+    begun = select(ObjectPushSessionRoot.session_id).join(
+        MessageIns, MessageIns.message_id == ObjectPushSessionRoot.root_object_id
+    )
+    with state.session() as session:
+        for push in set(session.scalars(begun)):
+            state._cleanup_push_session(push, cleanup_messages=True)
 
 
 def flower_app(home: ServerHome) -> Starlette:

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import tomli_w
 from flwr.app import Message
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.runtime_pb2 import PushAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import get_object_tree, no_object_id_recompute
 from PIL import Image
 
 from fedmed_client.site.home import SiteFolder
@@ -93,6 +97,22 @@ class Run:
 
     def ask(self, site: str, kind: str = "train", **fields: Any) -> str:
         """Send an order; the message's id."""
+        return self._grid.push_messages([self._order(site, kind, **fields)])[0]
+
+    def begin_to_ask(self, site: str, kind: str = "train", **fields: Any) -> None:
+        """Announce an order, and send none of its parts."""
+        message = self._order(site, kind, **fields)
+        with no_object_id_recompute():
+            message.metadata.__dict__["_message_id"] = message.object_id
+            request = PushAppMessagesRequest(
+                messages_list=[message_to_proto(remove_content_from_message(message))],
+                message_object_trees=[get_object_tree(message)],
+            )
+        answer = self._grid._runtime_client.PushMessages(request)
+        assert answer.message_ids[0]
+        assert answer.objects_to_push
+
+    def _order(self, site: str, kind: str, **fields: Any) -> Message:
         order = {
             "run": "run-1",
             "round": 1,
@@ -103,7 +123,7 @@ class Run:
         if kind != wire.Kind.FACTS:
             order["parameters"] = params.from_model(build_model(self.experiment))
         content = wire.pack_order(wire.Order(kind=wire.Kind(kind), **order))
-        return self._grid.push_messages([Message(content, self.node(site), kind, ttl=600.0)])[0]
+        return Message(content, self.node(site), kind, ttl=600.0)
 
     def answer(self, identifier: str, seconds: float = 60.0) -> wire.Reply:
         """The reply to a message."""
@@ -160,10 +180,13 @@ class Coordinator:
             and self.machine.tail(200).count("Uvicorn running") >= 2
         )
 
-    def stop(self) -> None:
+    def stop(self, *, hard: bool = False) -> None:
         assert self.machine is not None
         self.machine.log.unlink()
-        self.machine.stop()
+        if hard:
+            self.machine.kill()
+        else:
+            self.machine.stop()
 
     def join(self, *, certify_it: bool = True, **settings: Any) -> SiteFolder:
         """A hospital that nobody has been before, with its certificate; ``settings`` of its ``site.toml``."""

@@ -251,6 +251,30 @@ def test_a_rejection_stops_work(
     assert run.answer(asked).code == "interrupted"
 
 
+def test_an_order_whose_parts_do_not_come_is_left_for_the_next(
+    coordinator: Any, trainer: SiteFolder, start: Start, experiment: Experiment
+) -> None:
+    link = connected(trainer, start)
+    run, site = coordinator.run(experiment), trainer.path.name
+    run.begin_to_ask(site, "query.facts")
+    assert run.answer(run.ask(site, "query.facts")).code == ""
+    assert "a message is left: a part of the message does not come" in link.tail()
+
+
+def test_a_server_that_is_killed_does_not_hand_out_orders_that_it_has_not_whole(
+    coordinator: Any, trainer: SiteFolder, start: Start, experiment: Experiment
+) -> None:
+    link = connected(trainer, start)
+    run, site = coordinator.run(experiment), trainer.path.name
+    link.kill()
+    run.begin_to_ask(site, "query.facts")
+    coordinator.stop(hard=True)
+    coordinator.start()
+    link = connected(trainer, start)
+    assert run.answer(run.ask(site, "query.facts")).code == ""
+    assert "a message is left" not in link.tail()
+
+
 def test_one_link_runs_in_a_home(coordinator: Any, start: Start) -> None:
     home = coordinator.join()
     connected(home, start)
