@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from fedmed_client.site.audit import AuditLog
@@ -14,6 +18,8 @@ from fedmed_simulations.rehearsal.equality import difference
 from fedmed_simulations.rehearsal.faults import Fault
 from fedmed_simulations.rehearsal.rehearse import inline_run
 from fedmed_simulations.rehearsal.verdict import judge
+
+SCRIPTS = Path(__file__).parents[2] / "deploy" / "backup"
 
 
 def test_a_deployed_run_equals_the_simulated_one(running, tmp_path: Path) -> None:
@@ -66,3 +72,52 @@ def test_machines_that_stop_or_lose_power_go_on_with_the_run(running) -> None:
     assert difference(model_file(consortium.run_folder(run), "last"), model_file(running.whole, "last")) == ""
     for site in consortium.names:
         AuditLog(consortium.site(site)).verify()
+
+
+def test_a_stopped_run_goes_on_where_it_was(running) -> None:
+    """One that the coordinator interrupts and resumes ends as if it had never stopped."""
+    consortium = running.consortium
+    home = ("--home", str(consortium.server))
+    consortium.wait_connected()
+    run = consortium.launch(running.experiment)
+
+    def state() -> str:
+        return str(json.loads(consortium.fedmed("status", run, *home, "--json"))["state"])
+
+    consortium.wait_until(lambda: any(isinstance(r, RoundDone) for r in consortium.records(run)), "a round")
+    consortium.fedmed("stop", run, *home)
+    consortium.wait_until(lambda: isinstance(list(consortium.records(run))[-1], RunEnded), "the last record")
+    consortium.wait_until(lambda: state() == "interrupted", "the run's end")
+    assert list(consortium.records(run))[-1].status == "interrupted"
+    consortium.fedmed("resume", run, *home)
+    assert consortium.wait_ended(run).status == "completed"
+    records = list(history.read(consortium.run_folder(run) / history.FILE))
+    assert [type(record) for record in records] == [
+        RunStarted, RoundDone, RunEnded, RunStarted, RoundDone, RunEnded,
+    ]  # fmt: skip
+    assert difference(model_file(consortium.run_folder(run), "last"), model_file(running.whole, "last")) == ""
+
+
+def test_a_restored_server_ends_the_run_with_the_same_weights(running, tmp_path: Path) -> None:
+    """A server that is lost in the middle of a run, and restored from a backup that was made while it ran."""
+    consortium = running.consortium
+    consortium.wait_connected()
+    run = consortium.launch(running.experiment)
+    consortium.wait_until(lambda: any(isinstance(r, RoundDone) for r in consortium.records(run)), "a round")
+    command = [
+        "env",
+        f"PYTHON={sys.executable}",
+        SCRIPTS / "backup.sh",
+        consortium.server,
+        tmp_path,
+        "--with-keys",
+    ]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    consortium.kill("server")
+    shutil.rmtree(consortium.server)
+    subprocess.run([SCRIPTS / "restore.sh", made.stdout.strip(), consortium.server], check=True, timeout=120)
+    consortium.start_server()
+    assert consortium.wait_ended(run).status == "completed"
+    for kind in ("best", "last"):
+        ended = model_file(consortium.run_folder(run), kind)
+        assert difference(ended, model_file(running.whole, kind)) == ""

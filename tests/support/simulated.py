@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -27,24 +29,30 @@ FORKS.set_forkserver_preload(
 
 
 def fedmed(*arguments: str | Path | int, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own; ``check``: it must end well.
+    """Run a command to its end; ``check``: it must end well."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = start(*arguments, printed=printed)
+        process.join(LONGEST_SECONDS)
+        process.kill()
+        process.join()
+        stdout, stderr = (file.read_text(encoding="utf-8") for file in printed)
+    assert process.exitcode is not None
+    assert not check or process.exitcode == 0, stdout + stderr
+    return subprocess.CompletedProcess([FEDMED, *map(str, arguments)], process.exitcode, stdout, stderr)
+
+
+def start(*arguments: str | Path | int, printed: Sequence[Path] = (Path(os.devnull),) * 2) -> BaseProcess:
+    """Start a command in a process of its own; ``printed``: where its output and its errors go.
 
     The process is forked from one that has imported the libraries already: importing them takes most of a small run.
     """
+    for file in printed:
+        file.touch()
     words = [str(argument) for argument in arguments]
-    with tempfile.TemporaryDirectory() as folder:
-        printed = [Path(folder) / name for name in ("stdout", "stderr")]
-        for file in printed:
-            file.touch()
-        process = FORKS.Process(target=_run_command, args=(words, printed, dict(os.environ)))
-        process.start()
-        process.join(LONGEST_SECONDS)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-        stdout, stderr = (file.read_text(encoding="utf-8") for file in printed)
-    assert not check or process.exitcode == 0, stdout + stderr
-    return subprocess.CompletedProcess([FEDMED, *words], process.exitcode or 0, stdout, stderr)
+    process = FORKS.Process(target=_run_command, args=(words, list(printed), dict(os.environ)))
+    process.start()
+    return process
 
 
 def _run_command(words: list[str], printed: list[Path], environment: dict[str, str]) -> None:
@@ -80,14 +88,10 @@ def assert_equal_weights(first: Path, second: Path) -> None:
 
 def kill_after_round(file: Path, runs: Path, rounds: int, wait_seconds: float = 120.0) -> Path:
     """Start a run and kill its process the hard way as soon as it has recorded some rounds."""
-    process = subprocess.Popen(
-        [FEDMED, "simulate", str(file), "--runs", str(runs)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start("simulate", file, "--runs", runs)
     try:
         end = time.monotonic() + wait_seconds
-        while time.monotonic() < end and process.poll() is None:
+        while time.monotonic() < end and process.exitcode is None:
             done = [
                 record
                 for folder in runs.glob("*/history.jsonl")
@@ -97,9 +101,9 @@ def kill_after_round(file: Path, runs: Path, rounds: int, wait_seconds: float = 
             if len(done) >= rounds:
                 break
             time.sleep(0.005)
-        assert process.poll() is None, "the run ended before it could be killed"
-        os.kill(process.pid, signal.SIGKILL)
+        assert process.exitcode is None, "the run ended before it could be killed"
     finally:
         process.kill()
-        process.wait()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     return only_run(runs)

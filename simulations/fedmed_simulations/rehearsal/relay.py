@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 _CHUNK = 65536
+_STUCK_SECONDS = 1.0
 
 
 class Relay:
@@ -46,7 +47,6 @@ class Relay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._do(self._reset())
         self._do(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -80,6 +80,15 @@ class Relay:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def _close(self) -> None:
+        """End all, and what was just being taken with it: a server that is closed before leaves that open."""
+        self._refuses = True
+        for listener in self._server.sockets:
+            self._loop.remove_reader(listener)
+        await self._reset()
+        while late := asyncio.all_tasks() - {asyncio.current_task()}:
+            _, stuck = await asyncio.wait(late, timeout=_STUCK_SECONDS)
+            for task in stuck:
+                task.cancel()
         self._server.close()
 
     async def _reset(self) -> None:

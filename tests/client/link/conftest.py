@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ from fedmed_server.provision.create import create
 from fedmed_server.provision.folder import ConsortiumFolder
 from fedmed_simulations.rehearsal.machines import Machine, free_ports, wait_for
 
+_LOOK_SECONDS = 0.2
+"""To look is work for the server; looking without a pause was most of what it did in these tests."""
 SITES = tuple(f"site-{number:02}" for number in range(50))
 QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -132,6 +135,7 @@ class Run:
         found: list[Message] = []
 
         def answered() -> bool:
+            time.sleep(_LOOK_SECONDS)
             found.extend(self._grid.pull_messages([identifier]))
             return bool(found)
 
