@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diagnosed import at
 
 from fedmed_client.link import approvals
 from fedmed_client.site.audit import AuditLog
@@ -57,11 +58,6 @@ def ended(link: Machine, kind: type[Exception]) -> str:
     wait_for(lambda: link.exit_code is not None, "the link ends", 60)
     assert link.exit_code == kind.exit_code  # type: ignore[attr-defined]
     return link.log.read_text()
-
-
-def reroute(home: SiteFolder, port: int) -> None:
-    document = json.loads(home.connection_file.read_text())
-    home.connection_file.write_text(json.dumps(document | {"address": f"127.0.0.1:{port}"}))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +171,7 @@ def test_a_reply_outlives_a_cut_network(
 ) -> None:
     slow = experiment.model_copy(update={"train": experiment.train.model_copy(update={"steps": 400})})
     with Relay(coordinator.port) as relay:
-        reroute(trainer, relay.port)
+        at(trainer, relay.port)
         try:
             link = connected(trainer, start)
             run, site = coordinator.run(slow), trainer.path.name
@@ -188,7 +184,7 @@ def test_a_reply_outlives_a_cut_network(
             relay.restore()
             assert run.answer(asked).code == ""
         finally:
-            reroute(trainer, coordinator.port)
+            at(trainer, coordinator.port)
 
 
 def test_a_killed_link_is_back_at_once_and_the_server_knows_to_ask_again(
@@ -333,7 +329,7 @@ def test_a_site_that_was_never_connected_says_why_and_ends_and_one_that_was_wait
 ) -> None:
     home = coordinator.join()
     with Relay(coordinator.port) as relay:
-        reroute(home, relay.port)
+        at(home, relay.port)
         relay.cut()
         said = ended(start(home), Unreachable)
         assert "fix: permit TCP from this machine" in said

@@ -156,13 +156,7 @@ def test_a_proxy_that_cannot_be_one_is_named_without_its_password(
 
 
 def test_networks_can_be_excepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    connection = Connection(
-        consortium="c",
-        site="s",
-        address="10.1.2.3:9443",
-        fingerprint="0" * 64,
-        signer=base64.b64encode(bytes(32)).decode(),
-    )
+    connection = CONNECTION.model_copy(update={"address": "10.1.2.3:9443"})
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
     assert find_proxy(connection, Network(no_proxy=("10.0.0.0/8",))) == ""
     assert find_proxy(connection, Network(no_proxy=("10.9.0.0/16",))) == "http://proxy:1"
