@@ -41,7 +41,7 @@ def list_command(
     rows = [
         row
         for name, kind in track(asked, "counting", transient=True, console=Console(stderr=True))
-        for row in _rows(name, kind, wanted)
+        for row in _rows(name, kind, wanted, strict=False)
         if dimensions in (None, row["dimensions"])
     ]
     if as_json:
@@ -80,7 +80,7 @@ def show_command(
 ) -> None:
     """Show one architecture: where it comes from, its settings, what it costs."""
     kind = find(ARCHITECTURES, name, field="NAME")
-    rows = _rows(name, kind, _numbers(patch))
+    rows = _rows(name, kind, _numbers(patch), strict=True)
     settings = [
         {"key": f"model.{key}", "default": field.default, "meaning": field.description or ""}
         for key, field in kind.model_fields.items()
@@ -131,8 +131,10 @@ def export_command(
     )
 
 
-def _rows(name: str, kind: type[Architecture], patch: tuple[int, ...] | None) -> list[dict[str, Any]]:
-    """One for each dimension that the patch, where one is given, has."""
+def _rows(
+    name: str, kind: type[Architecture], patch: tuple[int, ...] | None, *, strict: bool
+) -> list[dict[str, Any]]:
+    """One for each dimension that the patch, where one is given, has. ``strict``: a patch that does not fit is an error."""
     from fedmed_common.models.figures import figures_of
 
     rows = []
@@ -140,15 +142,25 @@ def _rows(name: str, kind: type[Architecture], patch: tuple[int, ...] | None) ->
         if patch is not None and len(patch) != dimensions:
             continue
         settings = kind()
-        plan = _plan(settings, dimensions, patch)
+        sizes = patch or _suitable(settings, dimensions)
         row: dict[str, Any] = {
             "name": name,
             "title": kind.title,
             "tasks": sorted(kind.tasks),
             "dimensions": dimensions,
-            "patch": plan.patch,
+            "patch": sizes,
             "sizes": _sizes(settings),
         }
+        plan = Plan(dimensions=dimensions, in_channels=1, outputs=_OUTPUTS, patch=sizes)  # type: ignore[arg-type]
+        try:
+            settings.check(plan)
+        except ValueError as error:
+            if strict:
+                raise ConfigError(
+                    str(error), field="--patch", fix="choose other sizes, or leave it out"
+                ) from None
+            rows.append(row | {"parameters": None, "multiply_adds": None, "private": "not at this patch"})
+            continue
         try:
             found = figures_of(settings, plan)
         except FedmedError as error:
@@ -163,17 +175,11 @@ def _rows(name: str, kind: type[Architecture], patch: tuple[int, ...] | None) ->
     return rows
 
 
-def _plan(settings: Architecture, dimensions: int, patch: tuple[int, ...] | None) -> Plan:
+def _suitable(settings: Architecture, dimensions: int) -> tuple[int, ...]:
     multiple, least = settings.multiple(), settings.least()
-    sizes = patch or tuple(
+    return tuple(
         max(-(-size // multiple) * multiple, -(-least // multiple) * multiple) for size in _SIZES[dimensions]
     )
-    plan = Plan(dimensions=dimensions, in_channels=1, outputs=_OUTPUTS, patch=sizes)  # type: ignore[arg-type]
-    try:
-        settings.check(plan)
-    except ValueError as error:
-        raise ConfigError(str(error), field="--patch", fix="choose other sizes, or leave it out") from None
-    return plan
 
 
 def _sizes(settings: Architecture) -> str:

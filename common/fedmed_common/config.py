@@ -201,6 +201,7 @@ class Experiment(Model):
                 f"data.patch has {len(self.data.patch)} numbers, but task.dimensions is {self.task.dimensions}"
             )
         self.model.check(self.plan)
+        self._check_batch_norm()
         self._can_be_transferred()
         tasks = {task for kind in ARCHITECTURES.values() for task in kind.tasks}
         if self.task.name in tasks - self.model.tasks:
@@ -215,6 +216,15 @@ class Experiment(Model):
                 f"federation.evaluate_every ({self.federation.evaluate_every}) is more than rounds ({self.rounds})"
             )
         return self
+
+    def _check_batch_norm(self) -> None:
+        at_once = self.train.batch_size // (self.train.accumulate * self.train.processes)
+        if self.model.norm == "batch" and at_once == 1 and self.model.measures_one_voxel(self.plan):
+            raise ValueError(
+                f"model.norm = 'batch': of data.patch {list(self.data.patch)} one of the norms of '{self.model.label}' sees one "
+                "voxel, which of one patch at a time is nothing to measure; use another norm, or a train.batch_size of at least "
+                "2 x accumulate x processes"
+            )
 
     def _check_best(self) -> None:
         best = self.federation.best

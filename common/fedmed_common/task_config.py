@@ -30,7 +30,7 @@ class LossSettings(Model):
 
     gamma: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
     alpha: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
-    beta: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    beta: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
     boundary_weight: Positive | None = None
     border_weight: Annotated[float, Field(ge=0.0)] | None = None
     border_sigma: Positive | None = None
@@ -71,6 +71,14 @@ class CRF(Model):
         3.0, description="of messages between voxels that are near; 0: none"
     )
     smoothness_sigma: Positive | tuple[Positive, ...] = Field(3.0, description="how near, in voxels")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.bilateral_weight and not self.smoothness_weight:
+            raise ValueError(
+                "crf.bilateral_weight and crf.smoothness_weight are both 0, which changes nothing; leave [task.crf] out"
+            )
+        return self
 
     def check(self, dimensions: int) -> None:
         """Refuse deviations that are not one for each axis.

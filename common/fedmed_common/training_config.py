@@ -88,6 +88,14 @@ class Transfer(Model):
     freeze: tuple[str, ...] = Field((), description="patterns of parameter names that stay as they are")
     lora: Lora | None = None
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.train == "head" and self.lora is not None:
+            raise ValueError(
+                "train = 'head' leaves nothing to lora, which trains the head beside its adapters: use one of them"
+            )
+        return self
+
 
 class Privacy(Model):
     """Differential privacy of each training patient: what a site's updates tell about one of them is bounded.

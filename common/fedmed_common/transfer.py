@@ -7,6 +7,7 @@ evaluation mode, so that its running statistics stay as they are.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -23,22 +24,23 @@ _ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def apply_transfer(network: nn.Module, experiment: Experiment) -> None:
     """Freeze, and put in adapters, as the experiment's ``transfer`` asks. Adapters are drawn from the default generator.
 
-    With ``lora``, the adapters are trained and, for its weights were drawn at random, the head; nothing else is. What the
-    architecture itself keeps frozen, as SAM's image encoder, stays so.
+    With ``lora``, the adapters are trained and, for its weights were drawn at random, the head; nothing else is. A layer of the
+    head gets no adapter. What the architecture itself keeps frozen, as SAM's image encoder, stays so.
 
     Raises:
         ConfigError: a pattern matches nothing, or nothing is left to train.
     """
-    asked, head = experiment.transfer, experiment.model.head
+    asked = experiment.transfer
     names = [name for name, _ in network.named_parameters()]
+    head = {name for name in names if _any_matches(name, experiment.model.head)}
     frozen: set[str] = set()
     if asked.train == "head" or asked.lora is not None:
-        frozen |= set(names) - _matching(names, head, "model.name")
+        frozen |= set(names) - head
     frozen |= _matching(names, asked.freeze, "transfer.freeze")
     trainable = {name for name, parameter in network.named_parameters() if parameter.requires_grad} - frozen
     if asked.lora is not None:
         targets = asked.lora.targets or experiment.model.attention
-        _adapt(network, asked.lora, targets)
+        _adapt(network, asked.lora, targets, head)
     for name, parameter in network.named_parameters():
         is_adapter = ".lora_" in name
         parameter.requires_grad_(is_adapter or name in trainable)
@@ -49,16 +51,35 @@ def apply_transfer(network: nn.Module, experiment: Experiment) -> None:
     hold_statistics(network)
 
 
-def _adapt(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
+def _adapt(network: nn.Module, lora: Lora, targets: Sequence[str], head: set[str]) -> None:
     """Low-rank adapters beside the layers that the patterns name; the second of each pair begins as zeros, so that at first
-    nothing changes (Hu et al. 2022, section 4.1).
+    nothing changes (Hu et al. 2022, section 4.1). A convolution in groups is no one matrix, and gets none.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or all together only layers of the head.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    layers = [name for name, module in network.named_modules() if isinstance(module, _ADAPTED)]
-    chosen = _matching(layers, targets, "transfer.lora.targets")
+    field = "transfer.lora.targets"
+    layers = [name for name, module in network.named_modules() if _is_adaptable(module)]
+    chosen = {name for name in _matching(layers, targets, field) if f"{name}.weight" not in head}
+    if not chosen:
+        raise ConfigError(
+            f"{', '.join(targets)} matches the head alone, which is trained whole",
+            field=field,
+            fix='name other layers, or set transfer.train = "head" in place of [transfer.lora]',
+        )
+    exactly = "|".join(re.escape(name) for name in sorted(chosen))
     settings: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-    inject_adapter_in_model(LoraConfig(target_modules=sorted(chosen), **settings), network)
+    inject_adapter_in_model(LoraConfig(target_modules=exactly, **settings), network)
+
+
+def _is_adaptable(module: nn.Module) -> bool:
+    return isinstance(module, _ADAPTED) and getattr(module, "groups", 1) == 1
+
+
+def _any_matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _matching(names: Iterable[str], patterns: Sequence[str], field: str) -> set[str]:

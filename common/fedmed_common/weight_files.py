@@ -128,8 +128,9 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ConfigError(
-            f"{file} holds more than tensors, or is damaged, and is not opened: {str(error).splitlines()[0][:200]}",
+            f"{file} holds more than tensors, or is damaged, and is not opened: {why}",
             field=FIELD,
             fix="write its state_dict() alone, best with safetensors.torch.save_file, on a machine where you trust the file",
         ) from None

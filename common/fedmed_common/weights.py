@@ -29,7 +29,8 @@ State: TypeAlias = dict[str, Tensor]
 class Loaded:
     """What became of a file. Names are the network's, but those of ``left_over`` are the file's.
 
-    ``summed``: first layers whose weights of several input channels (as of colour) were summed for images of fewer.
+    ``summed``: first layers whose weights of several input channels (as of colour) were summed for images of fewer. ``alone``: in
+    the file without their layer's weight, so another layer's.
     ``other_shape``: by name, the file's shape and the network's. ``missing``: not in the file, so as the seed makes them.
     ``prefix``: what the file puts before its names, and what the network does.
     """
@@ -38,13 +39,14 @@ class Loaded:
     loaded: tuple[str, ...]
     summed: tuple[str, ...]
     missing: tuple[str, ...]
+    alone: tuple[str, ...]
     other_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     left_over: tuple[str, ...]
     prefix: tuple[str, str]
 
     def sentences(self) -> list[str]:
         """What a person should know of it, the exceptions with up to three names each."""
-        total = len(self.loaded) + len(self.missing) + len(self.other_shape)
+        total = len(self.loaded) + len(self.missing) + len(self.alone) + len(self.other_shape)
         told = [f"{len(self.loaded)} of the network's {total} arrays are from {self.file}"]
         shapes = [
             f"{name} ({_plain(theirs)}, not {_plain(ours)})"
@@ -53,6 +55,7 @@ class Loaded:
         for names, what in (
             (self.summed, "summed over the input channels"),
             (self.missing, "not in the file, initialised anew"),
+            (self.alone, "in the file without their layer's weight, initialised anew"),
             (shapes, "of another shape in the file, initialised anew"),
             (self.left_over, "left over in the file"),
         ):
@@ -78,30 +81,35 @@ def load_weights(network: nn.Module, path: Path) -> Loaded:
     matched = {ours + name[len(theirs) :]: name for name in found if name.startswith(theirs)}
     matched = {name: matched[name] for name in own if name in matched}
     first = _input_layers(network)
-    loaded, summed, other_shape = [], [], {}
-    with torch.no_grad():
-        for name, source in matched.items():
-            tensor = found[source]
-            if name in first and _only_channels_differ(tensor, own[name]):
-                tensor = tensor.float().sum(1, keepdim=True) / own[name].shape[1]
-                tensor = tensor.expand_as(own[name])
-                summed.append(name)
-            if tensor.shape != own[name].shape:
-                other_shape[name] = tuple(tensor.shape), tuple(own[name].shape)
-                continue
-            own[name].copy_(tensor)
-            loaded.append(name)
-    if not loaded:
+    fits: State = {}
+    summed, other_shape = [], {}
+    for name, source in matched.items():
+        tensor, wanted = found[source], own[name].shape
+        if name in first and _only_channels_differ(tensor, own[name]):
+            tensor = (tensor.float().sum(1, keepdim=True) / wanted[1]).expand(wanted)
+            summed.append(name)
+        if tensor.shape == wanted:
+            fits[name] = tensor
+        else:
+            other_shape[name] = tuple(tensor.shape), tuple(wanted)
+    alone = [name for name in fits if _weight_beside(name) in own.keys() - fits.keys()]
+    for name in alone:
+        del fits[name]
+    if not fits:
         raise _nothing_fits(path, found, own)
+    with torch.no_grad():
+        for name, tensor in fits.items():
+            own[name].copy_(tensor)
     used = set(matched.values())
-    places = {own[name].data_ptr() for name in loaded}
+    places = {own[name].data_ptr() for name in fits}
     return Loaded(
         file=path.name,
-        loaded=tuple(loaded),
+        loaded=tuple(fits),
         summed=tuple(summed),
         missing=tuple(
             name for name, tensor in own.items() if name not in matched and tensor.data_ptr() not in places
         ),
+        alone=tuple(alone),
         other_shape=other_shape,
         left_over=tuple(name for name in found if name not in used),
         prefix=(theirs, ours),
@@ -142,6 +150,11 @@ def _prefixes(state: State) -> list[str]:
             ".".join(parts[:depth]) + "." for depth in range(1, min(len(parts), _DEEPEST_PREFIX + 1))
         )
     return ["", *(prefix for prefix, number in counts.items() if number * 5 >= len(state))]
+
+
+def _weight_beside(name: str) -> str:
+    """The name that the weight of the same layer has."""
+    return f"{name[: name.rfind('.') + 1]}weight"
 
 
 def _input_layers(network: nn.Module) -> set[str]:

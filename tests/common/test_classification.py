@@ -236,3 +236,19 @@ def test_a_volume_is_seen_whole_in_3d() -> None:
 
 def test_the_headline_is_declared_first() -> None:
     assert [scores[0].name for scores in SCORES.values()] == ["dice", "auroc"]
+
+
+@pytest.mark.parametrize("loss", [binary_focal, focal])
+@pytest.mark.parametrize("gamma", [0.3, 0.5, 2.0])
+def test_what_is_known_for_certain_has_a_finite_slope(loss: Any, gamma: float) -> None:
+    logits = torch.tensor([[40.0, -40.0, -40.0], [0.5, 0.1, 3.0]], requires_grad=True)
+    target = torch.tensor([[1, 0, 0], [0, 0, 1]])
+    loss(logits, target, torch.tensor([[True] * 3, [False, False, True]]), gamma=gamma).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_a_score_that_is_no_number_ranks_nothing() -> None:
+    truth, score = np.array([True, False, False]), np.array([np.nan, 0.2, 0.3])
+    assert np.isnan(auroc(truth, score))
+    assert np.isnan(average_precision(truth, score))

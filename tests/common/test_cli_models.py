@@ -127,3 +127,13 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     asked = experiment("unet", 2)
     with pytest.raises(ConfigError, match="cannot be written as ONNX"):
         write_onnx(build_model(asked), asked, tmp_path / "x.onnx")
+
+
+def test_a_patch_that_suits_some_lists_the_others_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {name: ARCHITECTURES[name] for name in ("unet", "deepmedic")}
+    monkeypatch.setattr("fedmed_common.cli_models.ARCHITECTURES", some)
+    code, output = run("list", "--json", "--patch", "30,30")
+    assert code == 0
+    found = {row["name"]: row for row in json.loads(output)}
+    assert (found["unet"]["parameters"], found["unet"]["private"]) == (None, "not at this patch")
+    assert found["deepmedic"]["parameters"] > 0

@@ -68,6 +68,10 @@ BAD: dict[str, Bad] = {
     ),
     "unknown task": Bad({"task.name": "divination"}, ("task.name", "'divination'", "segmentation")),
     "unknown loss": Bad({"task.loss": "dice_cee"}, ("task.loss", "'dice_cee'", "did you mean 'dice_ce'?")),
+    "loss that forgives what is missed": Bad(
+        {"task.loss": "tversky", "task.loss_settings": {"beta": 0.0}},
+        ("loss_settings.beta", "greater than 0"),
+    ),
     "unknown recipe": Bad({"recipe.name": "fedaverage"}, ("recipe.name", "'fedaverage'", "fedavg")),
     "nobody left to train": Bad(
         {"data.splits": {"validation": 0.5, "test": 0.5}}, ("data.splits", "validation + test")

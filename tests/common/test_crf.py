@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedmed_common.config import CRF, Experiment
 from fedmed_common.tasks import build_task, crf
-from fedmed_common.tasks.crf import Lattice, features_of, normalised, refine, smoothing
+from fedmed_common.tasks.crf import Lattice, features_of, normalised, refine, smoothing, spans_of
 from fedmed_common.tasks.segmentation import Segmentation
 
 Array = NDArray[np.floating[Any]]
@@ -44,7 +44,7 @@ def exact(probabilities: Array, image: Array, settings: CRF) -> Array:
     """Algorithm 1 of the paper with dense kernels, in double precision."""
     shape = probabilities.shape[1:]
     places = np.indices(shape).reshape(len(shape), -1).T / np.asarray(settings.smoothness_sigma)
-    kernel = settings.bilateral_weight * gaussian(features_of(image, settings))
+    kernel = settings.bilateral_weight * gaussian(features_of(image, settings, spans_of(image)))
     kernel = kernel + settings.smoothness_weight * gaussian(places)
     prior = np.log(probabilities.reshape(2, -1).T.astype(np.float64))
     current = softmax(prior, axis=1)
@@ -131,7 +131,7 @@ def test_the_smoothness_kernel_reaches_as_far_along_each_axis_as_asked() -> None
 
 def test_without_messages_probabilities_stay() -> None:
     image, _, probabilities = scene((12, 9))
-    still = CRF(bilateral_weight=0.0, smoothness_weight=0.0)
+    still = CRF(bilateral_weight=1e-9, smoothness_weight=1e-9)
     np.testing.assert_allclose(refine(probabilities, image, still), probabilities, rtol=1e-5)
 
 
@@ -187,7 +187,8 @@ def test_a_prediction_is_refined_only_where_asked(dimensions: int) -> None:
     else:
         places = range(shape[2])
         wanted = np.stack(
-            [refine(probabilities[..., z], both[..., z], settings).argmax(0) for z in places], -1
+            [refine(probabilities[..., z], both[..., z], settings, spans_of(both)).argmax(0) for z in places],
+            -1,
         )
     assert (refined != wanted).mean() < 0.001
 
@@ -226,3 +227,18 @@ def test_defaults_are_deeplabs() -> None:
         "smoothness_sigma": 3.0,
     }
     assert task(2).experiment.task.crf is None
+
+
+def test_of_a_2d_task_each_slice_is_stretched_over_the_range_of_its_case() -> None:
+    rng = np.random.default_rng(5)
+    volume = np.stack([rng.normal(0, 0.01, (12, 12)), rng.normal(0, 5.0, (12, 12))], -1)[None]
+    wide, settings = volume.astype(np.float32), CRF(intensity_sigma=5.0)
+    of_case = features_of(wide[..., 0], settings, spans_of(wide))[:, -1]
+    of_slice = features_of(wide[..., 0], settings, spans_of(wide[..., 0]))[:, -1]
+    assert np.ptp(of_slice) == pytest.approx(51.0)
+    assert np.ptp(of_case) < 0.2
+
+
+def test_a_field_without_messages_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"both 0, which changes nothing"):
+        CRF(bilateral_weight=0.0, smoothness_weight=0.0)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import experiment
+from architectures import SMALL, experiment
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
 from fedmed_common import models, params
+from fedmed_common.catalogue import ARCHITECTURES
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
 from fedmed_common.loading import load_experiment
@@ -52,6 +53,30 @@ def test_of_the_head_alone_nothing_else_changes(name: str) -> None:
     trained = set(params.trained(network))
     assert 0 < len(trained) < len(params.from_model(network))
     assert step(network, wanted) <= trained
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in SMALL),
+        ("fcn", {"variant": "32s"}),
+        ("fcn", {"learned_upsampling": True}),
+        ("pspnet", {"auxiliary": 0.0}),
+        ("dynunet", {"deep_supervision": False}),
+        ("mednext", {"deep_supervision": False}),
+        ("unetplusplus", {"deep_supervision": False}),
+        ("googlenet", {"auxiliary": False}),
+        ("inception_v3", {"auxiliary": False}),
+        ("deit", {"distilled": False}),
+        ("planes", {"fusion": "learned"}),
+    ],
+)
+def test_every_architecture_has_a_head_in_each_of_its_forms(name: str, settings: dict[str, Any]) -> None:
+    whole = experiment(name, max(ARCHITECTURES[name].dimensions), **settings)
+    plain = whole.model_dump(mode="json", exclude_none=True)
+    network = build_model(Experiment.model_validate({**plain, "transfer": {"train": "head"}}))
+    learns = {key for key, parameter in network.named_parameters() if parameter.requires_grad}
+    assert 0 < len(learns) < len(list(network.parameters()))
 
 
 @pytest.mark.parametrize("norm", ["instance", "group", "batch"])
@@ -93,12 +118,22 @@ def test_adapters_come_from_the_seed_and_lie_where_asked() -> None:
     assert all((first[name] != other[name]).any() for name in adapters)
 
 
+def test_a_head_is_trained_whole_and_no_layer_is_adapted_that_was_not_named() -> None:
+    network = build_model(asked("resnet", lora={"rank": 2, "targets": ["*conv1", "fc"]}))
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert {name for name in trained if ".lora_" not in name} == {"fc.weight", "fc.bias"}
+    network = build_model(asked("transmed", lora={"rank": 2, "targets": ["proj"]}))
+    places = {name.partition(".lora_A")[0] for name, _ in network.named_modules() if ".lora_A." in name}
+    assert places == {"proj"}
+
+
 @pytest.mark.parametrize(
     ("transfer", "problem", "near"),
     [
         ({"freeze": ["modle.0.*"]}, r"transfer\.freeze: 'modle\.0\.\*' matches nothing", "model."),
         ({"lora": {"targets": ["*.query"]}}, r"transfer\.lora\.targets: '\*\.query'", "model."),
         ({"freeze": ["*"]}, r"transfer: nothing is left to train", "transfer.freeze"),
+        ({"lora": {"targets": ["model.2.1.*"]}}, r"transfer\.lora\.targets: .* the head alone", "train"),
     ],
 )
 def test_a_pattern_that_cannot_be_meant_is_answered(transfer: Any, problem: str, near: str) -> None:
@@ -107,7 +142,14 @@ def test_a_pattern_that_cannot_be_meant_is_answered(transfer: Any, problem: str,
     assert near in error.value.fix
 
 
+def test_a_convolution_in_groups_gets_no_adapter() -> None:
+    with pytest.raises(ConfigError, match=r"'bottom\.depthwise' matches nothing"):
+        build_model(asked("unext", lora={"rank": 2, "targets": ["bottom.depthwise"]}))
+
+
 def test_what_an_architecture_does_not_name_is_refused_at_once() -> None:
+    with pytest.raises(ValidationError, match=r"use one of them"):
+        asked("segformer", train="head", lora={"rank": 2})
     with pytest.raises(ValidationError, match=r"transfer\.lora\.targets"):
         asked("unet", lora={"rank": 2})
 
@@ -170,6 +212,8 @@ experiment = Experiment.model_validate({"name": "x", "rounds": 1, "task": {"clas
     "data": {"patch": [16, 16]}, "model": {"channels": [4, 8]}, "transfer": {"train": "head"}})
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 fedmed_common.models.build_model(experiment)
+from fedmed_common.models.figures import figures_of
+figures_of(experiment.model, experiment.plan)
 assert not {"transformers", "peft"} & sys.modules.keys()
 """
 

@@ -91,6 +91,7 @@ def test_what_did_not_fit_is_said(tmp_path: Path) -> None:
         loaded=report.loaded,
         summed=(),
         missing=("0.1.bias",),
+        alone=(),
         other_shape={"1.weight": ((5, 4, 1, 1), (2, 4, 1, 1)), "1.bias": ((5,), (2,))},
         left_over=("extra.weight",),
         prefix=("", ""),
@@ -240,3 +241,26 @@ def test_adapters_are_added_to_their_layers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="adapters"):
         read_weights(tmp_path / "x.safetensors")
     assert len(load_file(tmp_path / "x.safetensors")) == 4
+
+
+@pytest.mark.parametrize("length", [0, 1, 50])
+def test_a_torch_file_cut_short_is_answered(length: int, tmp_path: Path) -> None:
+    file = tmp_path / "w.pth"
+    torch.save(state(network()), file, _use_new_zipfile_serialization=False)
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ConfigError, match=r"w\.pth holds more than tensors, or is damaged"):
+        load_weights(network(), file)
+
+
+def test_a_bias_without_its_weight_is_another_layers(tmp_path: Path) -> None:
+    given = state(network(1))
+    given["0.0.weight"] = torch.ones(4, 1, 5, 5)
+    del given["0.1.weight"]
+    save_file(given, tmp_path / "w.safetensors")
+    target = network(2)
+    before = state(target)
+    report = load_weights(target, tmp_path / "w.safetensors")
+    assert report.alone == ("0.0.bias", "0.1.bias", "0.1.running_mean", "0.1.running_var")
+    assert set(report.loaded) == {"1.weight", "1.bias"}
+    assert_same(target, {name: before[name] for name in report.alone})
+    assert "4 in the file without their layer's weight" in " ".join(report.sentences())

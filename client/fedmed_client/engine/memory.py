@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from math import ceil, sqrt
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_LARGEST = 1 / 4
+"""Of a network's layers that one block may hold."""
+_LONG = 9
 
 
 @contextmanager
@@ -24,9 +28,10 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
     """
     chosen = blocks(model)
     for block in chosen:
-        forward: Callable[..., Any] = block.forward
-        again = partial(_twice, block)
-        block.forward = partial(checkpoint, forward, use_reentrant=False, context_fn=again)
+        parts = _parts(block)
+        block.forward = (
+            _again(block) if len(parts) < 2 else partial(_in_order, [_again(part) for part in parts])
+        )
     try:
         yield
     finally:
@@ -35,24 +40,54 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """What is checkpointed: what the network names in ``checkpoint_blocks()``, else its top-level children.
+    """What is checkpointed: what the network names in ``checkpoint_blocks()``, else its children.
 
-    One child that holds everything would save nothing: its own children are taken. Lists of modules stand for their members.
+    A child that holds more than a quarter of the network's layers would save little: its own children are taken in its place.
+    Lists of modules stand for their members.
     """
-    named: Callable[[], list[nn.Module]] | None = getattr(model, "checkpoint_blocks", None)
-    if named is not None:
-        return named()
-    children = _members(model)
-    while len(children) == 1 and _members(children[0]):
-        children = _members(children[0])
-    return [child for child in children if next(child.parameters(), None) is not None]
+    most = _LARGEST * sum(_is_layer(module) for module in model.modules())
+    chosen: list[nn.Module] = []
+    pending = _members(model)
+    while pending:
+        child = pending.pop(0)
+        within = [] if sum(_is_layer(module) for module in child.modules()) <= most else _members(child)
+        if all(_is_layer(member) for member in within):
+            chosen.append(child)
+        else:
+            pending = within + pending
+    return [block for block in chosen if next(block.parameters(), None) is not None]
 
 
 def _members(module: nn.Module) -> list[nn.Module]:
+    named: Callable[[], list[nn.Module]] | None = getattr(module, "checkpoint_blocks", None)
+    if named is not None:
+        return named()
     members: list[nn.Module] = []
     for child in module.children():
         members += _members(child) if isinstance(child, nn.ModuleList | nn.ModuleDict) else [child]
     return members
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+def _parts(block: nn.Module) -> list[nn.Module]:
+    """A long column of single layers in about as many parts as each has layers; anything else whole."""
+    if not isinstance(block, nn.Sequential) or len(block) < _LONG or not all(map(_is_layer, block)):
+        return [block]
+    size = ceil(sqrt(len(block)))
+    return [block[first : first + size] for first in range(0, len(block), size)]
+
+
+def _again(block: nn.Module) -> Callable[..., Any]:
+    return partial(checkpoint, block.forward, use_reentrant=False, context_fn=partial(_twice, block))
+
+
+def _in_order(parts: Sequence[Callable[[Tensor], Tensor]], maps: Tensor) -> Tensor:
+    for part in parts:
+        maps = part(maps)
+    return maps
 
 
 def _twice(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

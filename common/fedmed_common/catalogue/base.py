@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Literal
 
 from fedmed_common.fields import Model
@@ -56,6 +57,10 @@ class Architecture(Model):
         """The least number in ``data.patch``."""
         return 1
 
+    def measures_one_voxel(self, _plan: Plan) -> bool:
+        """Whether some norm sees maps of one voxel, of which a batch norm needs two samples at once."""
+        return False
+
     def check(self, plan: Plan) -> None:
         """Refuse a plan that the network cannot be built for.
 
@@ -89,6 +94,19 @@ class Architecture(Model):
     def label(self) -> str:
         """The name that the experiment gives."""
         return str(getattr(self, "name"))  # noqa: B009
+
+
+class Halving(Architecture):
+    """A network whose norms see a map as small as the patch over ``multiple()``."""
+
+    def check(self, plan: Plan) -> None:
+        """Also refuses a deepest map of one voxel, of which a norm would leave nothing."""
+        super().check(plan)
+        if prod(size // self.multiple() for size in plan.patch) == 1:
+            raise ValueError(
+                f"data.patch {list(plan.patch)}: '{self.label}' shrinks it to one voxel; its norm over that voxel alone leaves "
+                "nothing; use a larger data.patch"
+            )
 
 
 def _plain(value: object) -> str:

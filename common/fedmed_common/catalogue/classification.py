@@ -7,18 +7,20 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
-from fedmed_common.catalogue.base import Architecture, Norm
+from fedmed_common.catalogue.base import Architecture, Norm, Plan
 
 Width = Annotated[float, Field(gt=0.0, le=4.0)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+SLICES = 3
+"""That TransMed takes at a time."""
 _WIDTH = "multiplies all channels; 1 is the published size"
 
 
 class Classifier(Architecture):
     """``(B, in_channels, *patch)`` to logits ``(B, classes)``.
 
-    ``stride``: by how much the last maps are coarser than the image. Any size is taken; with an instance norm, one that leaves
-    the last maps more than one voxel, of which it would leave nothing.
+    ``stride``: by how much the last maps that a norm sees are coarser than the image. Any size is taken; with an
+    instance norm, one that leaves these maps more than one voxel, of which it would leave nothing.
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
@@ -30,6 +32,10 @@ class Classifier(Architecture):
     def least(self) -> int:
         """With an instance norm, one voxel more than the stride."""
         return self.stride + 1 if self.norm == "instance" else 1
+
+    def measures_one_voxel(self, plan: Plan) -> bool:
+        """Where the patch is no larger than the stride."""
+        return all(size <= self.stride for size in plan.patch)
 
 
 class AlexNet(Classifier):
@@ -61,6 +67,8 @@ class VGG(Classifier):
         "Simonyan and Zisserman 2015, 'Very deep convolutional networks for large-scale image recognition', ICLR, table 1"
     )
     head: ClassVar[tuple[str, ...]] = ("classifier.6.*",)
+
+    stride: ClassVar[int] = 16
 
     name: Literal["vgg"] = "vgg"
     depth: Literal[11, 13, 16, 19] = Field(16, description="layers with weights")
@@ -151,6 +159,10 @@ class DenseNet(Classifier):
         """What the stem and three transitions leave something of; with an instance norm two voxels."""
         return 64 if self.norm == "instance" else 32
 
+    def measures_one_voxel(self, plan: Plan) -> bool:
+        """Where the transitions, which do not pad, leave one."""
+        return all(size < 2 * self.stride for size in plan.patch)
+
 
 class EfficientNet(Classifier):
     """Inverted bottlenecks with squeeze and excitation, scaled in width and depth at once."""
@@ -190,6 +202,10 @@ class VisionTransformer(Classifier):
     def multiple(self) -> int:
         """Whole pieces."""
         return self.piece
+
+    def measures_one_voxel(self, _plan: Plan) -> bool:
+        """Its norms are layer norms, whatever ``norm`` says."""
+        return False
 
     def least(self) -> int:
         """One piece: its norms are layer norms, whatever ``norm`` says."""
@@ -236,6 +252,7 @@ class CaiT(VisionTransformer):
 
     name: Literal["cait"] = "cait"
     variant: Literal["xxs24", "xxs36", "xs24", "xs36", "s24", "s36", "s48", "m24", "m36", "m48"] = "xxs24"
+    drop_path: Dropout = Field(0.0, description="share of samples that skip a block, the same for each block")
 
 
 class TransMed(Classifier):
@@ -258,6 +275,12 @@ class TransMed(Classifier):
         None, description="of the transformer; absent: twelve"
     )
     dropout: Dropout = 0.0
+
+    def measures_one_voxel(self, plan: Plan) -> bool:
+        """Where the slices are no larger than the stride, and no more than are taken at a time."""
+        return all(size <= self.stride for size in plan.patch[:2]) and all(
+            size <= SLICES for size in plan.patch[2:]
+        )
 
     def _check_sizes(self, patch: Sequence[int]) -> None:
         """Any number of slices will do."""

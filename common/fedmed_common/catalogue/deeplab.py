@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedmed_common.catalogue.base import Architecture, Plan
 
@@ -82,6 +82,14 @@ class DeepLabV2(Architecture):
     )
     dropout: Dropout = Field(0.5, description="of `vgg16`: after each of the two wide layers of a branch")
     width: Width = _width()
+
+    @model_validator(mode="after")
+    def _resnet_has_norms(self) -> Self:
+        if not self.norms and self.backbone != "vgg16":
+            raise ValueError(
+                f"model.norms = false is for model.backbone = 'vgg16'; '{self.backbone}' has norms"
+            )
+        return self
 
     def check(self, plan: Plan) -> None:
         """Also refuses a coarsest map of one voxel."""

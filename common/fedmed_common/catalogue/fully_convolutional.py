@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
-from fedmed_common.catalogue.base import Architecture
+from fedmed_common.catalogue.base import Architecture, Plan
 
 Width = Annotated[float, Field(ge=0.01, le=4.0)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -82,6 +82,10 @@ class PSPNet(Architecture):
     def least(self) -> int:
         """At stride 8 more than one voxel, of which an instance norm would leave nothing."""
         return 16
+
+    def measures_one_voxel(self, _plan: Plan) -> bool:
+        """In the level of one part."""
+        return 1 in self.bins
 
 
 class HRNet(Architecture):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
-from fedmed_common.catalogue.base import Architecture, Plan
+from fedmed_common.catalogue.base import Architecture, Halving, Plan
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Size = Annotated[int, Field(ge=1, le=8192)]
@@ -38,27 +37,8 @@ class SegFormer(Architecture):
         return 32
 
 
-class _Deepest(Architecture):
-    """A network whose norms see a map as small as the patch over ``_shrinks``."""
-
-    _shrinks: ClassVar[int]
-
-    def multiple(self) -> int:
-        """The deepest map's share of the patch."""
-        return self._shrinks
-
-    def check(self, plan: Plan) -> None:
-        """Also refuses a deepest map of one voxel, of which a norm would leave nothing."""
-        super().check(plan)
-        if prod(size // self._shrinks for size in plan.patch) == 1:
-            raise ValueError(
-                f"data.patch {list(plan.patch)}: '{self.label}' shrinks it to one voxel; its norm over that voxel alone leaves "
-                "nothing; use a larger data.patch"
-            )
-
-
-class UNETR(_Deepest):
-    """A vision transformer on the whole patch, whose layers 3, 6, 9 and 12 feed a convolutional decoder."""
+class UNETR(Halving):
+    """A vision transformer on the whole patch, of which layers 4, 7, 10 and 12 feed a convolutional decoder."""
 
     module: ClassVar[str] = "fedmed_common.models.unetr"
     title: ClassVar[str] = "UNETR"
@@ -68,7 +48,6 @@ class UNETR(_Deepest):
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     head: ClassVar[tuple[str, ...]] = ("out.*",)
     attention: ClassVar[tuple[str, ...]] = ("*.attn.qkv",)
-    _shrinks: ClassVar[int] = 16
 
     name: Literal["unetr"] = "unetr"
     features: Size = Field(16, description="of the finest level; each coarser one doubles them")
@@ -77,6 +56,10 @@ class UNETR(_Deepest):
     heads: Count = 12
     dropout: Rate = 0.0
 
+    def multiple(self) -> int:
+        """Pieces of 16 voxels along each axis."""
+        return 16
+
     def check(self, plan: Plan) -> None:
         """Also refuses tokens that the heads cannot share."""
         super().check(plan)
@@ -84,7 +67,7 @@ class UNETR(_Deepest):
             raise ValueError(f"model.hidden ({self.hidden}) is not a multiple of model.heads ({self.heads})")
 
 
-class SwinUNETR(_Deepest):
+class SwinUNETR(Halving):
     """A transformer with shifted windows at four levels, and a convolutional decoder."""
 
     module: ClassVar[str] = "fedmed_common.models.swin_unetr"
@@ -96,7 +79,6 @@ class SwinUNETR(_Deepest):
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
     head: ClassVar[tuple[str, ...]] = ("out.*",)
     attention: ClassVar[tuple[str, ...]] = ("*.attn.qkv",)
-    _shrinks: ClassVar[int] = 32
 
     name: Literal["swin_unetr"] = "swin_unetr"
     features: Annotated[int, Field(ge=12, le=768, multiple_of=12)] = Field(
@@ -110,6 +92,10 @@ class SwinUNETR(_Deepest):
     drop_path: Rate = Field(0.0, description="of the last block, falling to 0 at the first")
     dropout: Rate = 0.0
     version: Literal[1, 2] = Field(1, description="2: a residual convolution before each level")
+
+    def multiple(self) -> int:
+        """Five halvings."""
+        return 32
 
     def check(self, plan: Plan) -> None:
         """Also refuses features that the heads cannot share."""

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from fedmed_common.catalogue.base import Architecture, Plan
+from fedmed_common.catalogue.base import Architecture, Halving, Plan
 from fedmed_common.catalogue.stages import LEAST_EDGE, Axes, plan_stages
 
 Channels = tuple[Annotated[int, Field(ge=1, le=4096)], ...]
@@ -18,7 +18,7 @@ LEAST_STAGES = 3
 """Of a DynUNet."""
 
 
-class SegResNet(Architecture):
+class SegResNet(Halving):
     """An asymmetric encoder and decoder of residual blocks; the smallest level is the bottleneck."""
 
     module: ClassVar[str] = "fedmed_common.models.segresnet"
@@ -36,8 +36,19 @@ class SegResNet(Architecture):
     blocks_down: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
         (1, 2, 2, 4), min_length=2, max_length=8
     )
-    blocks_up: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field((1, 1, 1), min_length=1, max_length=7)
+    blocks_up: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
+        (1, 1, 1), min_length=1, max_length=7, description="one number less than blocks_down"
+    )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _up_as_down(self) -> Self:
+        if len(self.blocks_up) != len(self.blocks_down) - 1:
+            raise ValueError(
+                f"model.blocks_up has {len(self.blocks_up)} numbers; beside {len(self.blocks_down)} in model.blocks_down it "
+                f"needs {len(self.blocks_down) - 1}"
+            )
+        return self
 
     def multiple(self) -> int:
         """A factor of two for each level below the first."""

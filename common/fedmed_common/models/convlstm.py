@@ -81,3 +81,7 @@ class Recurrent(nn.Module):
             features[int(level)] = recurrence(slices).flatten(0, 1)
         logits = self.slices.decode(features)
         return torch.unflatten(logits, 0, (-1, count)).movedim(1, 4)
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        """The U-Net's stages, which are called one by one, and the recurrences."""
+        return [*self.slices.checkpoint_blocks(), *self.recurrent.values()]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedmed_common.catalogue import Architecture, Plan
+from fedmed_common.monai_import import load_monai
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class Figures:
 
 def figures_of(settings: Architecture, plan: Plan) -> Figures:
     """Build the network without memory for its weights, send one patch through it, and count."""
+    load_monai()
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         network: nn.Module = import_module(settings.module).build(settings, plan)
         network.eval()

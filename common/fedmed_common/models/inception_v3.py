@@ -1,6 +1,7 @@
 """Inception v3 (Szegedy et al. 2016, table 1, figures 5 to 7 and 10), 2D; sizes as torchvision has them.
 
-The auxiliary classifier pools to 5x5 places whatever the image's size, which is what 299 pixels give.
+The auxiliary classifier pools to 5x5 places whatever the image's size, which is what 299 pixels give; the norm of the one place
+that is left is a group norm whatever ``norm`` is.
 """
 
 from __future__ import annotations
@@ -144,8 +145,7 @@ class Auxiliary(nn.Module):
         inner, last = scaled(128, width), scaled(768, width)
         self.pool = GridMean(AUXILIARY_GRID)
         self.conv0 = Unit(entering, inner, 1, norm)
-        one_place: Norm = "group" if norm == "instance" else norm
-        self.conv1 = Unit(inner, last, AUXILIARY_GRID, one_place, padded=False)
+        self.conv1 = Unit(inner, last, AUXILIARY_GRID, "group", padded=False)
         self.fc = nn.Linear(last, outputs)
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """2.5D segmentation: three 2D U-Nets over a volume's axial, coronal and sagittal slices (Roy et al. 2019, section 2.4).
 
 Each sees a slice and its neighbours as channels; beyond the volume's end the last slice stands again. The views are fused by the
-mean of their log-probabilities, or by a learned convolution of kernel 1, which starts as that mean. Unlike in the paper all three
-learn together, from their own loss and from the fused one, and sagittal slices have the weight of the others.
+mean of their log-probabilities (the paper's is a weighted mean of probabilities), or by a learned convolution of kernel 1, which
+starts as that mean. Unlike in the paper all three learn together, from their own loss and from the fused one, and sagittal slices
+have the weight of the others.
 """
 
 from __future__ import annotations

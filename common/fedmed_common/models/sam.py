@@ -81,7 +81,7 @@ class Network(nn.Module):
     def _masks(self, image_BCHW: Tensor, prompts: Tensor) -> Tensor:
         """The longer side is scaled to the encoder's size and the shorter one padded by zeros, as the official code does."""
         size, shape = self.model.image_size, image_BCHW.shape[2:]
-        height, width = (round(side * size / max(shape)) for side in shape)
+        height, width = (max(1, round(side * size / max(shape))) for side in shape)
         scaled = _resize(image_BCHW, (height, width))
         encoded = self._encode(nn.functional.pad(scaled, (0, size - width, 0, size - height)))
         is_box = self.model.prompts == "box"

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fedmed_common.catalogue.base import Plan
-from fedmed_common.catalogue.classification import TransMed
+from fedmed_common.catalogue.classification import SLICES, TransMed
 from fedmed_common.models.backbones.resnet import Depth, ResNet
 from fedmed_common.models.parts.tokens import HEAD_WIDTH, blocks, heads_of, initialise_tokens, parameter
 
 SIZES: dict[str, tuple[Depth, int]] = {"tiny": (18, 3), "small": (34, 6), "base": (50, 12)}
 """Layers of the ResNet, and heads of the DeiT."""
-LAYERS, TOGETHER, STRIDE = 12, 3, 32
+LAYERS, STRIDE = 12, 32
 
 
 class Network(nn.Module):
@@ -33,8 +33,8 @@ class Network(nn.Module):
         dimension = heads * HEAD_WIDTH
         slices = plan.patch[2] if plan.dimensions == 3 else 1
         places = prod(-(-size // STRIDE) for size in plan.patch[:2])
-        number = plan.in_channels * -(-slices // TOGETHER) * places
-        self.cnn = ResNet(depth, TOGETHER, 2, model.norm, width=model.width)
+        number = plan.in_channels * -(-slices // SLICES) * places
+        self.cnn = ResNet(depth, SLICES, 2, model.norm, width=model.width)
         self.proj = nn.Linear(self.cnn.channels[-1], dimension)
         self.cls_token = parameter(1, 1, dimension)
         self.pos_embed = parameter(1, 1 + number, dimension)
@@ -65,9 +65,9 @@ def build(model: TransMed, plan: Plan) -> nn.Module:
 def _by_three(image: Tensor) -> Tensor:
     """``(B, C, X, Y, Z)`` or ``(B, C, X, Y)`` to ``(B, images, 3, X, Y)``."""
     volume = image[..., None] if image.ndim == 4 else image
-    missing = -volume.shape[-1] % TOGETHER
+    missing = -volume.shape[-1] % SLICES
     if missing:
         volume = torch.cat([volume, *[volume[..., -1:]] * missing], dim=-1)
     batch, channels, rows, columns, slices = volume.shape
-    grouped = volume.reshape(batch, channels, rows, columns, slices // TOGETHER, TOGETHER)
-    return grouped.permute(0, 1, 4, 5, 2, 3).reshape(batch, -1, TOGETHER, rows, columns).contiguous()
+    grouped = volume.reshape(batch, channels, rows, columns, slices // SLICES, SLICES)
+    return grouped.permute(0, 1, 4, 5, 2, 3).reshape(batch, -1, SLICES, rows, columns).contiguous()

@@ -1,6 +1,7 @@
 """UNETR (Hatamizadeh et al. 2022) as MONAI builds it, in 2D and 3D.
 
-The convolutions' norm is the experiment's; the transformer's layer norms stay.
+The convolutions' norm is the experiment's; the transformer's layer norms stay. The decoder is fed by the outputs of
+layers 4, 7, 10 and 12, where the paper (section 3.1) takes 3, 6, 9 and 12.
 """
 
 from __future__ import annotations

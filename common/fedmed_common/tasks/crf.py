@@ -27,6 +27,7 @@ from fedmed_common.task_config import CRF
 Floats = NDArray[np.float32]
 Places = NDArray[np.integer[Any]]
 Filter = Callable[[Floats], Floats]
+Spans = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 GREY_VALUES = 255.0
 LEAST_PROBABILITY = 1e-6
@@ -38,13 +39,16 @@ _SHARE = 0.5
 """What a vertex of the lattice gets of each neighbour's value while it blurs along an axis."""
 
 
-def refine(probabilities: Floats, image: Floats, settings: CRF) -> Floats:
-    """The field's class probabilities ``(K, *S)`` for the network's ``(K, *S)`` of an image ``(C, *S)``, in 2D or 3D."""
+def refine(probabilities: Floats, image: Floats, settings: CRF, spans: Spans | None = None) -> Floats:
+    """The field's class probabilities ``(K, *S)`` for the network's ``(K, *S)`` of an image ``(C, *S)``, in 2D or 3D.
+
+    ``spans``: what ``spans_of`` says of the case that the image is a slice of; absent: of the image.
+    """
     shape = probabilities.shape[1:]
     prior = np.log(np.maximum(probabilities, LEAST_PROBABILITY)).reshape(len(probabilities), -1).T
     kernels: list[tuple[float, Filter]] = []
     if settings.bilateral_weight:
-        lattice = Lattice(features_of(image, settings))
+        lattice = Lattice(features_of(image, settings, spans or spans_of(image)))
         kernels.append((settings.bilateral_weight, normalised(lattice, len(prior))))
     if settings.smoothness_weight:
         sigma = settings.smoothness_sigma
@@ -58,18 +62,23 @@ def refine(probabilities: Floats, image: Floats, settings: CRF) -> Floats:
     return current.T.reshape(probabilities.shape)
 
 
-def features_of(image: Floats, settings: CRF) -> NDArray[np.float64]:
+def spans_of(image: Floats) -> Spans:
+    """Each channel's least value and range, ``(C, 1)`` both; a range of nothing is 1."""
+    channels = image.reshape(len(image), -1).astype(np.float64)
+    low, high = channels.min(1, keepdims=True), channels.max(1, keepdims=True)
+    return low, np.where(high > low, high - low, 1.0)
+
+
+def features_of(image: Floats, settings: CRF, spans: Spans) -> NDArray[np.float64]:
     """Where voxels lie and what they show, in deviations of the bilateral kernel: ``(N, dimensions + C)``.
 
-    Each channel is stretched to 0 .. 255 over the image's own range, so that one deviation suits every modality.
+    Each channel is stretched to 0 .. 255 over its span, so that one deviation suits every modality.
     """
     shape = image.shape[1:]
     places = np.indices(shape).reshape(len(shape), -1) / per_axis(settings.bilateral_sigma, shape)[:, None]
     channels = image.reshape(len(image), -1).astype(np.float64)
-    low, high = channels.min(1, keepdims=True), channels.max(1, keepdims=True)
-    shown = (
-        (channels - low) / np.where(high > low, high - low, 1.0) * (GREY_VALUES / settings.intensity_sigma)
-    )
+    low, span = spans
+    shown = (channels - low) / span * (GREY_VALUES / settings.intensity_sigma)
     return np.concatenate([places, shown]).T
 
 

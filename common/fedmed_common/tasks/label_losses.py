@@ -13,6 +13,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 GAMMA = 2.0
 """The exponent that Lin et al. found best."""
 
+_LEAST = 1e-7
+"""Of what is left to the truth: a power of zero has no finite slope."""
+
 
 def binary_cross_entropy(logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
     """Mean over the annotated classes of each one's cross entropy with its own sigmoid."""
@@ -26,7 +29,7 @@ def binary_focal(logits: Tensor, target: Tensor, annotated: Tensor, gamma: float
     equation 5.
     """
     terms = _of_each(logits, target)
-    return _over_annotated((1 - (-terms).exp()) ** gamma * terms, annotated)
+    return _over_annotated(_left_to(-terms) ** gamma * terms, annotated)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
@@ -37,7 +40,11 @@ def cross_entropy(logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
 def focal(logits: Tensor, target: Tensor, annotated: Tensor, gamma: float = GAMMA) -> Tensor:
     """The same weighted by ``(1 - p_true) ** gamma``: the focal loss of several classes that exclude each other."""
     log_true = _log_true(logits, target, annotated)
-    return -((1 - log_true.exp()) ** gamma) * log_true
+    return -(_left_to(log_true) ** gamma) * log_true
+
+
+def _left_to(log_true: Tensor) -> Tensor:
+    return (1 - log_true.exp()).clamp(min=_LEAST)
 
 
 def _of_each(logits: Tensor, target: Tensor) -> Tensor:

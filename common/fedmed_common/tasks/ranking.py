@@ -18,11 +18,11 @@ def auroc(truth: Truth, score: Scores) -> float:
     """The chance that one who has it gets a higher score than one who has not; a tie counts half.
 
     The area under the receiver operating characteristic, from the ranks: Hanley and McNeil 1982, Radiology 143. NaN where all,
-    or none, have it.
+    or none, have it, or a score is NaN.
     """
     positives = int(truth.sum())
     negatives = truth.size - positives
-    if not positives or not negatives:
+    if not positives or not negatives or np.isnan(score).any():
         return float("nan")
     _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
     rank = (np.cumsum(counts) - (counts - 1) / 2)[place]
@@ -32,10 +32,11 @@ def auroc(truth: Truth, score: Scores) -> float:
 def average_precision(truth: Truth, score: Scores) -> float:
     """The area under the precision-recall curve: each threshold's precision, weighted by the recall that it adds.
 
-    Without interpolation, which would be too optimistic (Davis and Goadrich 2006, ICML). NaN where none have it.
+    Without interpolation, which would be too optimistic (Davis and Goadrich 2006, ICML). NaN where none have it, or a
+    score is NaN.
     """
     positives = int(truth.sum())
-    if not positives:
+    if not positives or np.isnan(score).any():
         return float("nan")
     order = np.argsort(-score, kind="stable")
     last_of_tie = np.append(np.diff(score[order]) != 0, True)

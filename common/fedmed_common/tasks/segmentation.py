@@ -173,13 +173,14 @@ def _refined(
     probabilities_KXYZ: NDArray[np.float32], image_CXYZ: NDArray[np.float32], settings: CRF, *, in_3d: bool
 ) -> NDArray[np.uint8]:
     """The label map after the conditional random field, of the whole volume or of each slice."""
-    from fedmed_common.tasks.crf import refine
+    from fedmed_common.tasks.crf import refine, spans_of
 
     if in_3d:
         refined = refine(probabilities_KXYZ, image_CXYZ, settings)
     else:
+        spans = spans_of(image_CXYZ)
         slices = range(image_CXYZ.shape[-1])
-        each = [refine(probabilities_KXYZ[..., z], image_CXYZ[..., z], settings) for z in slices]
+        each = [refine(probabilities_KXYZ[..., z], image_CXYZ[..., z], settings, spans) for z in slices]
         refined = np.stack(each, -1)
     label: NDArray[np.uint8] = refined.argmax(0).astype(np.uint8)
     return label

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
+
 import pytest
 import torch
+from architectures import SMALL, experiment
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
 
 from fedmed_client.engine.memory import blocks, channels_last, checkpointed
+from fedmed_common.catalogue import ARCHITECTURES
+from fedmed_common.models import build_model
 
 
 class Chain(nn.Module):
@@ -72,6 +79,66 @@ def test_a_network_names_its_own_blocks() -> None:
     model = Chain()
     model.checkpoint_blocks = lambda: [model.body[1]]
     assert blocks(model) == [model.body[1]]
+
+
+def step(name: str, dimensions: int) -> tuple[nn.Module, Callable[[], None]]:
+    """A network, and a step of it that leaves gradients."""
+    asked = experiment(name, dimensions)
+    network = build_model(asked).train()
+    image = torch.randn(2, 1, *asked.data.patch, generator=torch.Generator().manual_seed(1))
+
+    def once() -> None:
+        torch.manual_seed(2)
+        network.zero_grad()
+        given = network(image)
+        sum(logits.square().mean() for logits in (given if isinstance(given, tuple) else [given])).backward()
+
+    return network, once
+
+
+def highest(once: Callable[[], None]) -> int:
+    """The most bytes that the step holds at once beyond those that it began with."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        once()
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes))
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_each_architecture_learns_the_same(name: str) -> None:
+    network, once = step(name, min(ARCHITECTURES[name].dimensions))
+    once()
+    plain = {key: parameter.grad for key, parameter in network.named_parameters()}
+    with checkpointed(network):
+        once()
+    assert len(blocks(network)) > 1
+    for key, parameter in network.named_parameters():
+        wanted = plain[key]
+        assert (parameter.grad is None) == (wanted is None)
+        assert wanted is None or torch.equal(parameter.grad, wanted), key
+
+
+@pytest.mark.parametrize(
+    ("name", "dimensions"),
+    [
+        ("densenet", 2),
+        ("efficientnet", 2),
+        ("xception", 2),
+        ("inception_v3", 2),
+        ("vgg", 2),
+        ("unetr", 3),
+        ("convlstm", 3),
+        ("cascade", 3),
+    ],
+)
+def test_a_step_needs_less_memory(name: str, dimensions: int) -> None:
+    network, once = step(name, dimensions)
+    once()
+    plain = highest(once)
+    with checkpointed(network):
+        assert highest(once) < 0.9 * plain
 
 
 def test_what_is_no_image_keeps_its_layout() -> None:

@@ -13,6 +13,7 @@ from architectures import experiment
 from pydantic import ValidationError
 from safetensors.torch import save
 
+from fedmed_common.catalogue.unets_modern import SegResNet
 from fedmed_common.config import Experiment
 from fedmed_common.models import build_model
 
@@ -50,3 +51,39 @@ def test_a_patch_that_shrinks_to_one_voxel_is_refused(norm: str) -> None:
         ValidationError, match=r"model\.channels: 3 levels shrink a patch of \[4, 4\] to one voxel"
     ):
         Experiment.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "patch"),
+    [
+        ("resnet", (32, 32)),
+        ("xception", (32, 16)),
+        ("efficientnet", (17, 30)),
+        ("googlenet", (32, 32)),
+        ("densenet", (40, 63)),
+        ("transmed", (32, 32)),
+        ("pspnet", (32, 40)),
+        ("inception_v3", (107, 107)),
+        ("vgg", (32, 32)),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_batch_norm_that_one_patch_gives_one_voxel_needs_two(
+    name: str, patch: tuple[int, ...], batch: int
+) -> None:
+    plain = experiment(name, 2, norm="batch").model_dump(mode="json", exclude_none=True)
+    plain |= {"data": plain["data"] | {"patch": patch}, "train": plain["train"] | {"batch_size": batch}}
+    if batch == 1 and name not in ("vgg", "inception_v3"):
+        with pytest.raises(ValidationError, match=r"norm = 'batch'.* of at least 2 x accumulate"):
+            Experiment.model_validate(plain)
+        return
+    network = build_model(Experiment.model_validate(plain)).train()
+    network(torch.randn(batch, 1, *patch))
+
+
+def test_a_segresnet_goes_up_as_often_as_down() -> None:
+    with pytest.raises(ValidationError, match=r"model\.blocks_up has 3 numbers.* it needs 2"):
+        SegResNet(blocks_down=(1, 2, 2))
+    with pytest.raises(ValidationError, match=r"one voxel"):
+        plain = experiment("segresnet", 3).model_dump(mode="json", exclude_none=True)
+        Experiment.model_validate({**plain, "data": {"patch": [4, 4, 4]}})
