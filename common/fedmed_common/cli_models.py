@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -24,7 +24,9 @@ def list_command(
     dimensions: Annotated[
         int | None, typer.Option(min=2, max=3, help="Only those that work in 2D, or in 3D.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Only those for this task.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Only those for this task: segmentation or classification.")
+    ] = None,
     patch: Patch = None,
     as_json: Json = False,
 ) -> None:
@@ -37,6 +39,8 @@ def list_command(
     from rich.table import Table
 
     wanted = _numbers(patch)
+    if task is not None:
+        find({name: name for kind in ARCHITECTURES.values() for name in kind.tasks}, task, field="--task")
     asked = [(name, kind) for name, kind in ARCHITECTURES.items() if task is None or task in kind.tasks]
     rows = [
         row
@@ -81,22 +85,37 @@ def show_command(
     """Show one architecture: where it comes from, its settings, what it costs."""
     kind = find(ARCHITECTURES, name, field="NAME")
     rows = _rows(name, kind, _numbers(patch), strict=True)
+    if not rows:
+        known = " and ".join(str(number) for number in kind.dimensions)
+        raise ConfigError(f"'{name}' works in {known}D", field="--patch", fix="give as many numbers")
     settings = [
-        {"key": f"model.{key}", "default": field.default, "meaning": field.description or ""}
+        {
+            "key": f"model.{key}",
+            "default": field.default,
+            "choices": choices(field.annotation),
+            "meaning": field.description or "",
+        }
         for key, field in kind.model_fields.items()
         if key != "name"
     ]
+    facts = {
+        "lora": bool(kind.attention),
+        "onnx": kind.exports,
+        "packages": list(kind.packages),
+    }
     if as_json:
         about = {
             "name": name,
             "title": kind.title,
             "source": kind.source,
+            **facts,
             "settings": settings,
             "figures": rows,
         }
         typer.echo(json.dumps(about, indent=2))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -107,11 +126,17 @@ def show_command(
             f"at {'x'.join(map(str, row['patch']))}; sizes: {row['sizes']}; patient-level privacy: {row['private']}",
             highlight=False,
         )
+    layers = "its attention layers" if kind.attention else "the layers that targets names"
+    console.print(f"transfer.lora: {layers}; ONNX: {'yes' if kind.exports else 'no'}", highlight=False)
+    if kind.packages:
+        console.print("needs: pip install 'fedmed[transformers]'", highlight=False, markup=False)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("\nkey", "\ndefault", "\nmeaning"):
         table.add_column(title)
     for setting in settings:
-        table.add_row(str(setting["key"]), _plain(setting["default"]), str(setting["meaning"]))
+        among = f"one of {', '.join(map(str, setting['choices']))}" if setting["choices"] else ""
+        meaning = "; ".join(part for part in (str(setting["meaning"]), among) if part)
+        table.add_row(*map(escape, (str(setting["key"]), _plain(setting["default"]), meaning)))
     console.print(table)
 
 
@@ -122,6 +147,8 @@ def export_command(
     """Write a trained network as ONNX."""
     if to.suffix != ".onnx":
         raise ConfigError(f"'{to.suffix}' is no format that is written", file=to, fix="end the name in .onnx")
+    if not to.absolute().parent.is_dir():
+        raise ConfigError("its folder is not there", file=to, fix=f"mkdir -p {to.parent}")
     from fedmed_common.models.export import read_model, write_onnx
 
     experiment, network = read_model(model)
@@ -129,6 +156,8 @@ def export_command(
     typer.echo(
         f"{to}: image (batch, {experiment.data.channels}, {', '.join(map(str, experiment.data.patch))}) to logits"
     )
+    if experiment.task.crf is not None:
+        typer.echo("the conditional random field of [task.crf] is not in it")
 
 
 def _rows(
@@ -149,7 +178,7 @@ def _rows(
             "tasks": sorted(kind.tasks),
             "dimensions": dimensions,
             "patch": sizes,
-            "sizes": _sizes(settings),
+            "sizes": settings.sizes(),
         }
         plan = Plan(dimensions=dimensions, in_channels=1, outputs=_OUTPUTS, patch=sizes)  # type: ignore[arg-type]
         try:
@@ -182,13 +211,6 @@ def _suitable(settings: Architecture, dimensions: int) -> tuple[int, ...]:
     )
 
 
-def _sizes(settings: Architecture) -> str:
-    multiple, least = settings.multiple(), settings.least()
-    parts = [f"multiples of {multiple}"] if multiple > 1 else []
-    parts += [f"at least {least}"] if least > max(1, multiple) else []
-    return ", ".join(parts) or "any"
-
-
 def _numbers(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
@@ -211,5 +233,15 @@ def _short(number: int | None) -> str:
     return str(number)
 
 
+def choices(kind: Any) -> list[str | int]:
+    """What a setting may be, where its type lists it; else nothing."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [one for part in get_args(kind) for one in choices(part)]
+
+
 def _plain(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    """As one would write it in TOML."""
+    if value is None:
+        return "-"
+    return json.dumps(value)

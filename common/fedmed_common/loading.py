@@ -129,10 +129,9 @@ def _resolve(text: str, file: Path, field: str) -> str:
 def _as_config_error(model: type[Model], error: ValidationError, file: Path | str) -> ConfigError:
     first = error.errors(include_url=False)[0]
     location = first["loc"]
-    field = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in _without_tags(location)
-    ).lstrip(".")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    field = _field(location)
+    others = [_field(one["loc"]) for one in error.errors(include_url=False)[1:]]
+    more = f" (wrong too: {', '.join(dict.fromkeys(others[:3]))})" if others else ""
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
@@ -149,6 +148,12 @@ def _as_config_error(model: type[Model], error: ValidationError, file: Path | st
     silent = isinstance(first["input"], dict | Model) or _is_secret(model, location)
     given = "" if silent else f"; given: {str(first['input'])[:80]!r}"
     return ConfigError(f"{message}{more}", file=file, field=field or None, fix=f"correct the value{given}")
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    return "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in _without_tags(location)
+    ).lstrip(".")
 
 
 def _without_tags(location: tuple[int | str, ...]) -> tuple[int | str, ...]:

@@ -46,7 +46,7 @@ def apply_transfer(network: nn.Module, experiment: Experiment) -> None:
         parameter.requires_grad_(is_adapter or name in trainable)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError(
-            "nothing is left to train", field="transfer", fix="take patterns out of transfer.freeze"
+            "nothing is left to train", field="transfer.freeze", fix="take patterns out of transfer.freeze"
         )
     hold_statistics(network)
 

@@ -81,6 +81,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
 
 
+def trained_for(path: Path) -> tuple[str, ...]:
+    """The classes that a run of ours trained the file's weights for, in order; none where the file does not say."""
+    if path.suffix not in SAFETENSORS or not path.is_file():
+        return ()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as content:
+            about = json.loads((content.metadata() or {})["experiment"])
+        return tuple(str(name) for name in about["task"]["classes"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
@@ -128,9 +142,8 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ConfigError(
-            f"{file} holds more than tensors, or is damaged, and is not opened: {why}",
+            f"{file} holds more than tensors, or is damaged, and is not opened ({type(error).__name__})",
             field=FIELD,
             fix="write its state_dict() alone, best with safetensors.torch.save_file, on a machine where you trust the file",
         ) from None

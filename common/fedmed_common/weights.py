@@ -5,11 +5,11 @@ Names may differ by a prefix; the one that fits most arrays is found. What can b
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import TypeAlias
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmed_common.errors import ConfigError
-from fedmed_common.weight_files import FIELD, read_weights
+from fedmed_common.weight_files import FIELD, read_weights, trained_for
 
 _DEEPEST_PREFIX = 3
 
@@ -30,7 +30,8 @@ class Loaded:
     """What became of a file. Names are the network's, but those of ``left_over`` are the file's.
 
     ``summed``: first layers whose weights of several input channels (as of colour) were summed for images of fewer. ``alone``: in
-    the file without their layer's weight, so another layer's.
+    the file without their layer's weight, so another layer's. ``of_other_classes``: the head of a run of ours whose classes
+    were others.
     ``other_shape``: by name, the file's shape and the network's. ``missing``: not in the file, so as the seed makes them.
     ``prefix``: what the file puts before its names, and what the network does.
     """
@@ -40,13 +41,15 @@ class Loaded:
     summed: tuple[str, ...]
     missing: tuple[str, ...]
     alone: tuple[str, ...]
+    of_other_classes: tuple[str, ...]
     other_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     left_over: tuple[str, ...]
     prefix: tuple[str, str]
 
     def sentences(self) -> list[str]:
         """What a person should know of it, the exceptions with up to three names each."""
-        total = len(self.loaded) + len(self.missing) + len(self.alone) + len(self.other_shape)
+        anew = (self.missing, self.alone, self.of_other_classes, self.other_shape)
+        total = len(self.loaded) + sum(map(len, anew))
         told = [f"{len(self.loaded)} of the network's {total} arrays are from {self.file}"]
         shapes = [
             f"{name} ({_plain(theirs)}, not {_plain(ours)})"
@@ -56,6 +59,7 @@ class Loaded:
             (self.summed, "summed over the input channels"),
             (self.missing, "not in the file, initialised anew"),
             (self.alone, "in the file without their layer's weight, initialised anew"),
+            (self.of_other_classes, "for other classes in the file, initialised anew"),
             (shapes, "of another shape in the file, initialised anew"),
             (self.left_over, "left over in the file"),
         ):
@@ -64,13 +68,13 @@ class Loaded:
                 told.append(f"{len(names)} {what}: {', '.join(names[:3])}{more}")
         return told
 
-    def as_json(self) -> bytes:
-        """The whole report."""
-        return json.dumps({**asdict(self), "sentences": self.sentences()}, indent=1).encode()
 
-
-def load_weights(network: nn.Module, path: Path) -> Loaded:
+def load_weights(
+    network: nn.Module, path: Path, *, classes: Sequence[str] = (), head: Sequence[str] = ()
+) -> Loaded:
     """Copy what fits from the file into the network, in place.
+
+    ``classes``: what the network is for. Of a run of ours that was for others, what the patterns of ``head`` name stays as it is.
 
     Raises:
         ConfigError: the file cannot be read, or nothing in it fits.
@@ -93,7 +97,9 @@ def load_weights(network: nn.Module, path: Path) -> Loaded:
         else:
             other_shape[name] = tuple(tensor.shape), tuple(wanted)
     alone = [name for name in fits if _weight_beside(name) in own.keys() - fits.keys()]
-    for name in alone:
+    others = bool(classes) and trained_for(path) not in ((), tuple(classes))
+    of_other_classes = [name for name in fits if others and any(fnmatchcase(name, one) for one in head)]
+    for name in {*alone, *of_other_classes}:
         del fits[name]
     if not fits:
         raise _nothing_fits(path, found, own)
@@ -109,7 +115,8 @@ def load_weights(network: nn.Module, path: Path) -> Loaded:
         missing=tuple(
             name for name, tensor in own.items() if name not in matched and tensor.data_ptr() not in places
         ),
-        alone=tuple(alone),
+        alone=tuple(name for name in alone if name not in of_other_classes),
+        of_other_classes=tuple(of_other_classes),
         other_shape=other_shape,
         left_over=tuple(name for name in found if name not in used),
         prefix=(theirs, ours),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import platform
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class RunRequest:
     ``sites``: wait for so many nodes. ``expected``: the registered names of the sites that a deployed run was launched with;
     only these are asked, and the run goes on without those that do not come, as far as the quorum allows. Where it does not,
     such a run is interrupted, for sites come back; a simulation has failed. ``is_revoked(site)``: as in :class:`Channel`.
-    ``on_loaded``: told what became of the file that the weights start from.
+    ``on_loaded``: told what became of the file that the weights start from, and how much of the network is trained.
     """
 
     experiment: Experiment
@@ -149,9 +150,15 @@ def _initial_state(request: RunRequest) -> tuple[RunState, tuple[str, ...]]:
     state = load_state(request.folder)
     weights = request.experiment.transfer.weights if state is None else None
     model, loaded = start_model(request.experiment, weights)
-    if loaded is not None:
-        write_atomically(request.folder / WEIGHTS, loaded.as_json())
-        request.on_loaded(loaded.sentences())
+    told = [] if loaded is None else loaded.sentences()
+    if state is None and (frozen := _frozen(model, loaded is None)):
+        told.append(frozen)
+    if told:
+        report = {} if loaded is None else asdict(loaded)
+        write_atomically(
+            request.folder / WEIGHTS, json.dumps({**report, "sentences": told}, indent=1).encode()
+        )
+        request.on_loaded(told)
     if state is None:
         state = RunState(round=0, parameters=params.from_model(model), experiment=digest)
     if state.experiment != digest:
@@ -160,6 +167,16 @@ def _initial_state(request: RunRequest) -> tuple[RunState, tuple[str, ...]]:
             "  fix: undo the change, or start a new run"
         )
     return state, params.trained(model)
+
+
+def _frozen(model: torch.nn.Module, drawn: bool) -> str:
+    """What of the network is not trained; nothing where all of it is."""
+    sizes = [(parameter.requires_grad, parameter.numel()) for parameter in model.parameters()]
+    every, learns = sum(size for _, size in sizes), sum(size for trained, size in sizes if trained)
+    if every == learns:
+        return ""
+    why = ", which were drawn at random: transfer.weights would name better ones" if drawn else ""
+    return f"{learns:,} of {every:,} parameters are trained; the others keep their values{why}"
 
 
 def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], state: RunState) -> RunEnded:

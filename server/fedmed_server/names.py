@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedmed_common import privacy
-from fedmed_common.config import Experiment
+from fedmed_common.config import Experiment, Transfer
 from fedmed_common.errors import ConfigError
 from fedmed_common.lookup import find
-from fedmed_common.models import require_packages
+from fedmed_common.models import require_packages, start_model
 from fedmed_common.tasks import TASKS, losses_of
 from fedmed_common.weight_files import find_weights
 from fedmed_strategies.presets import RECIPES
@@ -30,15 +30,19 @@ def check_names(experiment: Experiment, file: Path) -> None:
     privacy.check(experiment, file)
 
 
-def check_weights(experiment: Experiment, file: Path) -> None:
-    """Whether the weights that a new run starts from are there; one that goes on needs them no more.
+def check_start(experiment: Experiment, file: Path) -> None:
+    """Whether a new run can start as ``transfer`` asks: its weights fit, and its patterns name something.
+
+    A run that goes on needs the weights no more.
 
     Raises:
         ConfigError: names the file, the field and the fix.
     """
-    if experiment.transfer.weights is None:
+    if experiment.transfer == Transfer():
         return
     try:
-        find_weights(experiment.transfer.weights)
+        if experiment.transfer.weights is not None:
+            find_weights(experiment.transfer.weights)
+        start_model(experiment, experiment.transfer.weights)
     except ConfigError as error:
         raise ConfigError(error.problem, file=file, field=error.field, fix=error.fix) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import shlex
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from fedmed_common.errors import ConfigError
 
 
 class Baseline(StrEnum):
@@ -46,13 +49,13 @@ def simulate(
 ) -> None:
     """Run a whole federation on this machine, through the apps that hospitals run."""
     from fedmed_common.loading import load_experiment
-    from fedmed_server.names import check_weights
+    from fedmed_server.names import check_start
     from fedmed_simulations.checks import check_experiment
 
     file = _experiment_file(experiment)
     loaded = load_experiment(file)
     check_experiment(loaded, file)
-    check_weights(loaded, file)
+    check_start(loaded, file)
 
     from rich.console import Console
 
@@ -100,5 +103,11 @@ def resume(
 
 
 def _experiment_file(name: str) -> Path:
-    shipped = SHIPPED / f"{name}.toml"
-    return shipped if not Path(name).exists() and shipped.exists() else Path(name)
+    shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.toml"))}
+    if Path(name).exists() or Path(name).suffix:
+        return Path(name)
+    if name not in shipped:
+        near = difflib.get_close_matches(name, shipped, n=1)
+        fix = f"did you mean '{near[0]}'?" if near else f"name a file, or one of {', '.join(shipped)}"
+        raise ConfigError("no such file, and none that ships is called so", file=name, fix=fix)
+    return shipped[name]

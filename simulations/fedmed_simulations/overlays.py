@@ -57,23 +57,23 @@ def _figure(bench: Bench, task: Segmentation, site: str, case: Case) -> Figure:
         prediction = task.predict(bench.model, case.image, bench.device, case.label)
     truth = np.where(case.label == UNLABELLED, 0, case.label)
     plane = int(np.argmax(np.count_nonzero(truth, axis=(0, 1))))
+    unlabelled = np.asarray(case.label[..., plane] == UNLABELLED)
     classes = bench.experiment.task.classes
     photograph = case.label.shape[2] == 1
     image = _grey(np.asarray(case.image[..., plane]))
     canvas = Canvas(figsize=(9.6, 4.0), dpi=110, layout="constrained")
     axes = canvas.subplots(1, 3)
     titles = ("image", "reference", "prediction")
-    for axis, title, labels in zip(
-        axes, titles, (None, truth[..., plane], prediction[..., plane]), strict=True
-    ):
-        picture = image if labels is None else _paint(image, np.asarray(labels))
+    predicted = np.where(unlabelled, 0, prediction[..., plane])
+    for axis, title, labels in zip(axes, titles, (None, truth[..., plane], predicted), strict=True):
+        picture = image if labels is None else _paint(_dimmed(image, unlabelled), np.asarray(labels))
         axis.imshow(_upright(picture, case), aspect=_aspect(case, photograph))
         axis.set_title(title, fontsize=15)
         axis.axis("off")
-    shown = sorted(
-        {int(k) for labels in (truth[..., plane], prediction[..., plane]) for k in np.unique(labels)} - {0}
-    )
+    shown = sorted({int(k) for labels in (truth[..., plane], predicted) for k in np.unique(labels)} - {0})
     handles = [Patch(color=_PALETTE[(k - 1) % len(_PALETTE)], label=classes[k - 1]) for k in shown]
+    if unlabelled.any():
+        handles.append(Patch(color="#333333", label="nobody looked here"))
     if handles:
         canvas.legend(
             handles=handles,
@@ -107,6 +107,10 @@ def _grey(image_CXY: NDArray[np.float32]) -> NDArray[np.float64]:
     scaled = np.clip((image_CXY.astype(np.float64) - low) / max(high - low, 1e-6), 0, 1)
     channels = scaled if scaled.shape[0] == 3 else np.repeat(scaled[:1], 3, axis=0)
     return np.moveaxis(channels, 0, -1)
+
+
+def _dimmed(image: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.where(where[..., None], 0.35 * image, image)
 
 
 def _paint(image: NDArray[np.float64], labels: NDArray[np.uint8]) -> NDArray[np.float64]:

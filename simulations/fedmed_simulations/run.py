@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedmed_server.app import RunRequest
 from fedmed_server.folders import locked
 from fedmed_server.history import RunEnded
 from fedmed_server.report import COMPARISON, REPORT, write_report
+from fedmed_server.report.told import caveats
 from fedmed_server.state import load_state, model_file
 from fedmed_server.tracking import BackgroundTracker, track
 from fedmed_simulations import runfolder
@@ -75,6 +77,8 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
             write_report(folder, figures=draw_overlays(homes, experiment, _best_model(folder)))
             _complete_tracking(folder, experiment, console)
     console.print(outcome_table(ended, experiment))
+    for sentence in caveats(experiment):
+        console.print(escape(sentence), soft_wrap=True, highlight=False)
     done = [record for record in history.read(folder / history.FILE) if isinstance(record, history.RoundDone)]
     if sentence := privacy_sentence(done, experiment):
         console.print(escape(sentence), soft_wrap=True, highlight=False)
@@ -134,17 +138,28 @@ def _with_one_trainer(experiment: Experiment) -> Experiment:
 def _run_or_say_how_to_resume(
     folder: Path, experiment: Experiment, plan: runfolder.Plan, homes: Sequence[SiteHome], console: Console
 ) -> RunEnded:
+    logs = {home.site.name: home.folder / INCIDENTS for home in homes}
+    before = {site: log.stat().st_size if log.exists() else 0 for site, log in logs.items()}
     try:
         return _run(folder, experiment, plan, homes, console)
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(f"stopped; 'fedmed resume {folder}' goes on") from None
     except FedmedError:
-        logs = [str(home.folder / INCIDENTS) for home in homes if (home.folder / INCIDENTS).exists()]
-        if logs:
-            console.print(
-                f"[yellow]what went wrong at a site is in: {escape(', '.join(logs))}[/]", soft_wrap=True
-            )
+        for site, log in logs.items():
+            if log.exists() and (added := log.read_bytes()[before[site] :].decode(errors="replace")):
+                console.print(
+                    f"[yellow]{site}: {escape(_last_error(added))}; all of it is in {escape(str(log))}[/]",
+                    soft_wrap=True,
+                )
         raise
+
+
+def _last_error(log: str) -> str:
+    """What the last traceback of a site's log says at its end, without the exception's type where it is one of ours."""
+    last = log.rstrip().splitlines()
+    start = max((place for place, line in enumerate(last) if re.match(r"[\w.]+(: |$)", line)), default=0)
+    told = " ".join(line.strip() for line in last[start:])
+    return re.sub(r"^fedmed_common\.errors\.\w+: ", "", told)
 
 
 def _run(

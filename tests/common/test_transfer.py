@@ -21,7 +21,7 @@ from fedmed_common.errors import ConfigError
 from fedmed_common.loading import load_experiment
 from fedmed_common.models import build_model, start_model
 from fedmed_common.tasks import build_task
-from fedmed_server.names import check_names, check_weights
+from fedmed_server.names import check_names, check_start
 
 
 def asked(name: str = "unet", *, seed: int = 5, norm: str = "instance", **transfer: Any) -> Experiment:
@@ -132,7 +132,7 @@ def test_a_head_is_trained_whole_and_no_layer_is_adapted_that_was_not_named() ->
     [
         ({"freeze": ["modle.0.*"]}, r"transfer\.freeze: 'modle\.0\.\*' matches nothing", "model."),
         ({"lora": {"targets": ["*.query"]}}, r"transfer\.lora\.targets: '\*\.query'", "model."),
-        ({"freeze": ["*"]}, r"transfer: nothing is left to train", "transfer.freeze"),
+        ({"freeze": ["*"]}, r"transfer\.freeze: nothing is left to train", "transfer.freeze"),
         ({"lora": {"targets": ["model.2.1.*"]}}, r"transfer\.lora\.targets: .* the head alone", "train"),
     ],
 )
@@ -187,10 +187,19 @@ def test_weights_are_relative_to_the_file_and_no_site_hears_of_them(tmp_path: Pa
     assert '"weights"' not in loaded.order_text()
     assert '"train":"head"' in loaded.order_text()
     with pytest.raises(ConfigError, match=r"experiment\.toml: transfer\.weights: no such file"):
-        check_weights(loaded, file)
+        check_start(loaded, file)
     (tmp_path / "hospital-x").mkdir()
     (tmp_path / "hospital-x" / "best.safetensors").write_bytes(b"")
-    check_weights(loaded, file)
+    with pytest.raises(
+        ConfigError, match=r"experiment\.toml: transfer\.weights: .* is not a safetensors file"
+    ):
+        check_start(loaded, file)
+
+
+def test_a_start_that_cannot_be_is_refused_by_the_files_name() -> None:
+    for transfer in ({"freeze": ["modle.*"]}, {"freeze": ["*"]}):
+        with pytest.raises(ConfigError, match=r"^x\.toml: transfer\.freeze: "):
+            check_start(asked("unet", **transfer), Path("x.toml"))
 
 
 def test_a_package_that_is_absent_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,13 +92,14 @@ def test_what_did_not_fit_is_said(tmp_path: Path) -> None:
         summed=(),
         missing=("0.1.bias",),
         alone=(),
+        of_other_classes=(),
         other_shape={"1.weight": ((5, 4, 1, 1), (2, 4, 1, 1)), "1.bias": ((5,), (2,))},
         left_over=("extra.weight",),
         prefix=("", ""),
     )
     assert_same(target, {name: given[name] for name in report.loaded})
     assert_same(target, {name: before[name] for name in ("0.1.bias", "1.weight", "1.bias")})
-    assert json.loads(report.as_json())["sentences"] == [
+    assert report.sentences() == [
         "5 of the network's 8 arrays are from w.safetensors",
         "1 not in the file, initialised anew: 0.1.bias",
         "2 of another shape in the file, initialised anew: 1.weight (5x4x1x1, not 2x4x1x1), 1.bias (5, not 2)",
@@ -264,3 +265,17 @@ def test_a_bias_without_its_weight_is_another_layers(tmp_path: Path) -> None:
     assert set(report.loaded) == {"1.weight", "1.bias"}
     assert_same(target, {name: before[name] for name in report.alone})
     assert "4 in the file without their layer's weight" in " ".join(report.sentences())
+
+
+@pytest.mark.parametrize("classes", [("liver", "spleen"), ("spleen", "liver"), ("aorta", "spine")])
+def test_the_head_of_other_classes_starts_anew(classes: tuple[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "best.safetensors"
+    about = experiment("unet", 2).order_text()
+    save_file(state(network(1)), file, metadata={"experiment": about})
+    target = network(2)
+    before = state(target)
+    report = load_weights(target, file, classes=classes, head=["1.*"])
+    head = () if classes == ("liver", "spleen") else ("1.weight", "1.bias")
+    assert report.of_other_classes == head
+    assert_same(target, {name: before[name] for name in head})
+    assert ("for other classes in the file" in " ".join(report.sentences())) == bool(head)

@@ -62,12 +62,15 @@ def test_a_feature_extractor_stays_as_it_was_and_only_the_head_travels(
     weights = model_file(before, "last")
     start = load_file(weights)
     file = asking(write_experiment(rounds=2, sites=2), HEAD.format(weights=weights))
-    assert run(file, after) == [
-        f"{len(start)} of the network's {len(start)} arrays are from last.safetensors"
-    ]
+    said = run(file, after)
     end = load_file(model_file(after, "last"))
     head = set(trained(build_model(load_experiment(file))))
     assert 0 < len(head) < len(start)
+    learns, every = sum(start[name].size for name in head), sum(array.size for array in start.values())
+    assert said == [
+        f"{len(start)} of the network's {len(start)} arrays are from last.safetensors",
+        f"{learns:,} of {every:,} parameters are trained; the others keep their values",
+    ]
     for name, array in start.items():
         assert (name in head) == bool(np.any(array != end[name])), name
     assert traffic(after)[0] == traffic(before)[0]

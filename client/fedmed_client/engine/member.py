@@ -22,7 +22,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, distributed, nn
 
-from fedmed_client.engine.memory import blocks
+from fedmed_client.engine.memory import stages
 from fedmed_client.engine.parallel import (
     ASSIGNMENT,
     MEETING,
@@ -58,7 +58,7 @@ class Processes(Team):
         from torch.distributed.fsdp import fully_shard
 
         self._entire = copy.deepcopy(network).cpu()
-        for block in blocks(network):
+        for block in stages(network):
             fully_shard(block)
         fully_shard(network)
         return network

@@ -58,6 +58,14 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [block for block in chosen if next(block.parameters(), None) is not None]
 
 
+def stages(model: nn.Module) -> list[nn.Module]:
+    """What the network names in ``checkpoint_blocks()``, else its children; of one child that holds everything, that one's."""
+    members = _members(model)
+    while len(members) == 1 and _members(members[0]):
+        members = _members(members[0])
+    return [member for member in members if next(member.parameters(), None) is not None]
+
+
 def _members(module: nn.Module) -> list[nn.Module]:
     named: Callable[[], list[nn.Module]] | None = getattr(module, "checkpoint_blocks", None)
     if named is not None:

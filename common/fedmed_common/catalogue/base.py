@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from fedmed_common.fields import Model
 
 Norm = Literal["instance", "group", "batch"]
+NORMS = "of the convolutions' layers; batch: not with [privacy]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class Architecture(Model):
     ``build(settings, plan) -> Module`` in the module that ``module`` names.
     """
 
-    norm: Norm = "instance"
+    norm: Norm = Field("instance", description=NORMS)
 
     module: ClassVar[str]
     title: ClassVar[str]
@@ -48,6 +51,8 @@ class Architecture(Model):
     """Packages of the extra ``transformers`` that its network is made of."""
     exports: ClassVar[bool] = True
     """Whether its network can be written as ONNX."""
+    prompted: ClassVar[bool] = False
+    """Whether it is told where to look: in training and in evaluation by the reference label."""
 
     def multiple(self) -> int:
         """Each number of ``data.patch`` must be a multiple of this; 1: any size."""
@@ -56,6 +61,13 @@ class Architecture(Model):
     def least(self) -> int:
         """The least number in ``data.patch``."""
         return 1
+
+    def sizes(self) -> str:
+        """What ``check`` asks of a patch, in words."""
+        multiple, least = self.multiple(), self.least()
+        parts = [f"multiples of {multiple}"] if multiple > 1 else []
+        parts += [f"at least {least}"] if least > max(1, multiple) else []
+        return ", ".join(parts) or "any"
 
     def measures_one_voxel(self, _plan: Plan) -> bool:
         """Whether some norm sees maps of one voxel, of which a batch norm needs two samples at once."""
@@ -98,6 +110,10 @@ class Architecture(Model):
 
 class Halving(Architecture):
     """A network whose norms see a map as small as the patch over ``multiple()``."""
+
+    def sizes(self) -> str:
+        """Also that not all of the patch is halved away."""
+        return f"multiples of {self.multiple()}, one of them more"
 
     def check(self, plan: Plan) -> None:
         """Also refuses a deepest map of one voxel, of which a norm would leave nothing."""

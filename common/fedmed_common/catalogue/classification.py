@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field
 
-from fedmed_common.catalogue.base import Architecture, Norm, Plan
+from fedmed_common.catalogue.base import NORMS, Architecture, Norm, Plan
 
 Width = Annotated[float, Field(gt=0.0, le=4.0)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -26,7 +26,7 @@ class Classifier(Architecture):
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
     stride: ClassVar[int] = 32
 
-    norm: Norm = "group"
+    norm: Norm = Field("group", description=NORMS)
     width: Width = Field(1.0, description=_WIDTH)
 
     def least(self) -> int:

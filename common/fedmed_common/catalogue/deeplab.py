@@ -59,6 +59,10 @@ class DeepLabV1(Architecture):
         super().check(plan)
         _refuse_one_voxel(FINEST, plan)
 
+    def sizes(self) -> str:
+        """More than one voxel of the coarsest map."""
+        return f"one more than {FINEST}"
+
 
 class DeepLabV2(Architecture):
     """Logits at several dilations, summed."""
@@ -96,6 +100,10 @@ class DeepLabV2(Architecture):
         super().check(plan)
         _refuse_one_voxel(FINEST, plan)
 
+    def sizes(self) -> str:
+        """More than one voxel of the coarsest map."""
+        return f"one more than {FINEST}"
+
 
 class DeepLabV3(Architecture):
     """Features at several dilations and the image's mean, joined."""
@@ -125,6 +133,10 @@ class DeepLabV3(Architecture):
         super().check(plan)
         _refuse_one_voxel(self.output_stride, plan)
 
+    def sizes(self) -> str:
+        """More than one voxel of the coarsest map."""
+        return f"one more than {self.output_stride}"
+
 
 class DeepLabV3Plus(Architecture):
     """DeepLab v3 and a decoder that sees finer features too."""
@@ -151,6 +163,10 @@ class DeepLabV3Plus(Architecture):
         """Also refuses a coarsest map of one voxel."""
         super().check(plan)
         _refuse_one_voxel(self.output_stride, plan)
+
+    def sizes(self) -> str:
+        """More than one voxel of the coarsest map."""
+        return f"one more than {self.output_stride}"
 
 
 DeepLabs: TypeAlias = DeepLabV1 | DeepLabV2 | DeepLabV3 | DeepLabV3Plus

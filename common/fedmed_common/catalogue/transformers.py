@@ -117,6 +117,7 @@ class SAM(Architecture):
     attention: ClassVar[tuple[str, ...]] = ("network.vision_encoder.layers.*.attn.qkv",)
     packages: ClassVar[tuple[str, ...]] = ("transformers",)
     exports: ClassVar[bool] = False
+    prompted: ClassVar[bool] = True
 
     name: Literal["sam"] = "sam"
     variant: Literal["tiny", "vit_b", "vit_l", "vit_h"] = Field(

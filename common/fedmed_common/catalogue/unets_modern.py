@@ -201,6 +201,10 @@ class DynUNet(Architecture):
         spacing_mm = plan.spacing_mm and plan.spacing_mm[: plan.dimensions]
         return plan_stages(plan.patch, spacing_mm)
 
+    def sizes(self) -> str:
+        """They follow from the patch."""
+        return "what its strides divide"
+
     def check(self, plan: Plan) -> None:
         """Also refuses a patch that its strides do not divide, and one for which less than three levels are derived."""
         super().check(plan)

@@ -49,7 +49,11 @@ def start_model(experiment: Experiment, weights: Path | None) -> tuple[Module, L
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(experiment.seed)
         network: Module = build(experiment.model, experiment.plan).float()
-        loaded = None if weights is None else load_weights(network, weights)
+        loaded = None
+        if weights is not None:
+            loaded = load_weights(
+                network, weights, classes=experiment.task.classes, head=experiment.model.head
+            )
         apply_transfer(network, experiment)
     return network.float(), loaded
 

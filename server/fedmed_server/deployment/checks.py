@@ -8,7 +8,7 @@ from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
 from fedmed_common.lookup import find
 from fedmed_server.deployment.home import ServerHome
-from fedmed_server.names import check_names, check_weights
+from fedmed_server.names import check_names, check_start
 from fedmed_server.provision.registry import load_registry
 
 
@@ -22,7 +22,7 @@ def check_launch(
         ProvisionError: the registry cannot be read.
     """
     check_names(experiment, file)
-    check_weights(experiment, file)
+    check_start(experiment, file)
     registry = load_registry(home.registry)
     for name in wanted or ():
         if find(registry, name, field="--sites").revoked:

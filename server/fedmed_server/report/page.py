@@ -19,7 +19,7 @@ from fedmed_server.report import comparison, effort, tables
 from fedmed_server.report.charts import COLOURS, Chart, Curve, line_chart, site_style, stack_chart
 from fedmed_server.report.figures import Figure
 from fedmed_server.report.source import RunHistory, merged, shareable_experiment
-from fedmed_server.report.told import TASKS_TOLD
+from fedmed_server.report.told import TASKS_TOLD, caveats
 
 _MOST_PANELS, _MOST_INCIDENTS, _MOST_LEGEND = 48, 100, COLOURS
 _WIDE, _PANEL = (540.0, 250.0), (250.0, 150.0)
@@ -82,6 +82,7 @@ def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> st
             columns=[one for one in run.experiment.task.scores[1:] if one.by_class],
             overall=_overall(run, measured),
             told=TASKS_TOLD[run.experiment.task.name],
+            caveats=caveats(run.experiment),
             rows=rows,
             enough=tables.ENOUGH_PATIENTS,
             most_presence=max((row.presence.patients for row in rows), default=0),

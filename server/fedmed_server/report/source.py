@@ -139,7 +139,8 @@ def read_comparison(run: Path) -> dict[str, Metrics]:
 
 
 def read_start(run: Path) -> tuple[str, ...]:
-    """What became of the file that the run's weights started from, in sentences; none where they were drawn at random.
+    """What became of the file that the run's weights started from, and what is trained, in sentences; none where all is, from
+    weights drawn at random.
 
     Raises:
         CheckpointError: the file is damaged.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fedmed_common.config import Experiment
+
 TASKS_TOLD: dict[str, dict[str, str]] = {
     "segmentation": {
         "headline": "Mean foreground Dice",
@@ -22,3 +24,18 @@ TASKS_TOLD: dict[str, dict[str, str]] = {
     },
 }
 """By task; ``{split}`` and ``{enough}`` are filled in."""
+
+
+def caveats(experiment: Experiment) -> list[str]:
+    """What a reader has to know who compares these scores with others."""
+    told = []
+    if experiment.model.prompted:
+        told.append(
+            "The network was prompted from the reference label: its scores do not compare with those of one that finds things "
+            "itself."
+        )
+    if experiment.task.crf is not None:
+        told.append(
+            "Scores are of the network's probabilities after the conditional random field of [task.crf]."
+        )
+    return told
