@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from simulated import FEDMED, assert_equal_weights, fedmed, kill_after_round, only_run
 
 from fedmed_server import history
@@ -154,3 +155,13 @@ def test_a_seed_beyond_what_an_experiment_can_hold_writes_nothing(write_experime
     assert done.returncode == 2
     assert "--seed" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the order could be carried out on this machine's GPU")
+def test_a_sites_own_error_is_told_where_the_sites_are_the_researchers(
+    write_experiment, tmp_path: Path
+) -> None:
+    file = write_experiment(rounds=1, sites=2, extra='device = "cuda"')
+    ended = fedmed("simulate", file, "--runs", tmp_path / "runs", check=False)
+    assert ended.returncode == 1
+    assert ended.stdout.count("train.device: 'cuda' is not there") == 2

@@ -82,7 +82,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _parts(block: nn.Module) -> list[nn.Module]:
     """A long column of single layers in about as many parts as each has layers; anything else whole."""
-    if not isinstance(block, nn.Sequential) or len(block) < _LONG or not all(map(_is_layer, block)):
+    if type(block) is not nn.Sequential or len(block) < _LONG or not all(map(_is_layer, block)):
         return [block]
     size = ceil(sqrt(len(block)))
     return [block[first : first + size] for first in range(0, len(block), size)]
