@@ -32,7 +32,7 @@ def apply_transfer(network: nn.Module, experiment: Experiment) -> None:
     """
     asked = experiment.transfer
     names = [name for name, _ in network.named_parameters()]
-    head = {name for name in names if _any_matches(name, experiment.model.head)}
+    head = {name for name in names if matches_any(name, experiment.model.head)}
     frozen: set[str] = set()
     if asked.train == "head" or asked.lora is not None:
         frozen |= set(names) - head
@@ -78,7 +78,8 @@ def _is_adaptable(module: nn.Module) -> bool:
     return isinstance(module, _ADAPTED) and getattr(module, "groups", 1) == 1
 
 
-def _any_matches(name: str, patterns: Sequence[str]) -> bool:
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns stands for the name."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import TypeAlias
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmed_common.errors import ConfigError
+from fedmed_common.transfer import matches_any
 from fedmed_common.weight_files import FIELD, read_weights, trained_for
 
 _DEEPEST_PREFIX = 3
@@ -98,7 +98,7 @@ def load_weights(
             other_shape[name] = tuple(tensor.shape), tuple(wanted)
     alone = [name for name in fits if _weight_beside(name) in own.keys() - fits.keys()]
     others = bool(classes) and trained_for(path) not in ((), tuple(classes))
-    of_other_classes = [name for name in fits if others and any(fnmatchcase(name, one) for one in head)]
+    of_other_classes = [name for name in fits if others and matches_any(name, head)]
     for name in {*alone, *of_other_classes}:
         del fits[name]
     if not fits:

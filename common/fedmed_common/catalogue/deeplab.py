@@ -26,16 +26,29 @@ def _rates(*defaults: int, description: str) -> Any:
     return Field(defaults, min_length=1, max_length=8, description=description)
 
 
-def _refuse_one_voxel(output_stride: int, plan: Plan) -> None:
-    """A norm over the one voxel of the coarsest map leaves nothing of it."""
-    if prod(-(-size // output_stride) for size in plan.patch) == 1:
-        raise ValueError(
-            f"data.patch {list(plan.patch)}: at output stride {output_stride} it shrinks to one voxel, of which a norm leaves "
-            f"nothing; one number must be more than {output_stride}"
-        )
+class _Dilated(Architecture):
+    """A network whose maps are coarser than the patch by no more than ``coarsest()``."""
+
+    def coarsest(self) -> int:
+        """The output stride."""
+        return FINEST
+
+    def sizes(self) -> str:
+        """More than one voxel of the coarsest map."""
+        return f"one more than {self.coarsest()}"
+
+    def check(self, plan: Plan) -> None:
+        """Also refuses a coarsest map of one voxel: a norm over it leaves nothing of it."""
+        super().check(plan)
+        stride = self.coarsest()
+        if prod(-(-size // stride) for size in plan.patch) == 1:
+            raise ValueError(
+                f"data.patch {list(plan.patch)}: at output stride {stride} it shrinks to one voxel, of which a norm leaves "
+                f"nothing; one number must be more than {stride}"
+            )
 
 
-class DeepLabV1(Architecture):
+class DeepLabV1(_Dilated):
     """VGG-16, dilated, and one 3x3 convolution with a large field of view."""
 
     module: ClassVar[str] = "fedmed_common.models.deeplab_v1"
@@ -54,17 +67,8 @@ class DeepLabV1(Architecture):
     dropout: Dropout = Field(0.5, description="after each of the two last layers")
     width: Width = _width()
 
-    def check(self, plan: Plan) -> None:
-        """Also refuses a coarsest map of one voxel."""
-        super().check(plan)
-        _refuse_one_voxel(FINEST, plan)
 
-    def sizes(self) -> str:
-        """More than one voxel of the coarsest map."""
-        return f"one more than {FINEST}"
-
-
-class DeepLabV2(Architecture):
+class DeepLabV2(_Dilated):
     """Logits at several dilations, summed."""
 
     module: ClassVar[str] = "fedmed_common.models.deeplab_v2"
@@ -95,17 +99,8 @@ class DeepLabV2(Architecture):
             )
         return self
 
-    def check(self, plan: Plan) -> None:
-        """Also refuses a coarsest map of one voxel."""
-        super().check(plan)
-        _refuse_one_voxel(FINEST, plan)
 
-    def sizes(self) -> str:
-        """More than one voxel of the coarsest map."""
-        return f"one more than {FINEST}"
-
-
-class DeepLabV3(Architecture):
+class DeepLabV3(_Dilated):
     """Features at several dilations and the image's mean, joined."""
 
     module: ClassVar[str] = "fedmed_common.models.deeplab_v3"
@@ -128,17 +123,12 @@ class DeepLabV3(Architecture):
     dropout: Dropout = Field(0.1, description="before the logits")
     width: Width = _width()
 
-    def check(self, plan: Plan) -> None:
-        """Also refuses a coarsest map of one voxel."""
-        super().check(plan)
-        _refuse_one_voxel(self.output_stride, plan)
-
-    def sizes(self) -> str:
-        """More than one voxel of the coarsest map."""
-        return f"one more than {self.output_stride}"
+    def coarsest(self) -> int:
+        """As the settings say."""
+        return self.output_stride
 
 
-class DeepLabV3Plus(Architecture):
+class DeepLabV3Plus(_Dilated):
     """DeepLab v3 and a decoder that sees finer features too."""
 
     module: ClassVar[str] = "fedmed_common.models.deeplab_v3plus"
@@ -159,14 +149,9 @@ class DeepLabV3Plus(Architecture):
     dropout: Dropout = Field(0.1, description="after the pyramid")
     width: Width = _width()
 
-    def check(self, plan: Plan) -> None:
-        """Also refuses a coarsest map of one voxel."""
-        super().check(plan)
-        _refuse_one_voxel(self.output_stride, plan)
-
-    def sizes(self) -> str:
-        """More than one voxel of the coarsest map."""
-        return f"one more than {self.output_stride}"
+    def coarsest(self) -> int:
+        """As the settings say."""
+        return self.output_stride
 
 
 DeepLabs: TypeAlias = DeepLabV1 | DeepLabV2 | DeepLabV3 | DeepLabV3Plus
