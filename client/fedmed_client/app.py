@@ -25,7 +25,7 @@ from fedmed_client import entropy, independence, policy, private
 from fedmed_client.data.samplers import Sampler
 from fedmed_client.data.splits import SPLITS
 from fedmed_client.engine.parallel import train_together
-from fedmed_client.evaluate import evaluate
+from fedmed_client.evaluate import measurements
 from fedmed_client.ledger import Budget, Ledger, Reservation
 from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.train import train
@@ -219,11 +219,8 @@ def _reserve(
 
 
 def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:
-    bench = _bench(home, order)
-    cohort, _ = COHORTS.get(home, order.experiment)
     before = time.perf_counter()
-    with numerics(bench.experiment, bench.device, home.site.device.threads):
-        metrics = evaluate(bench, cohort.of(order.split), order.parameters)
+    metrics = _bench(home, order).task.summarise(measurements(home, order).values())
     return _reply(
         home,
         order,

@@ -48,6 +48,7 @@ class RunRequest:
     ``sites``: wait for so many nodes. ``expected``: the registered names of the sites that a deployed run was launched with;
     only these are asked, and the run goes on without those that do not come, as far as the quorum allows. Where it does not,
     such a run is interrupted, for sites come back; a simulation has failed. ``is_revoked(site)``: as in :class:`Channel`.
+    ``on_state``: given each round's state once its checkpoint is written, before the history knows of it.
     ``on_loaded``: told what became of the file that the weights start from, and how much of the network is trained.
     """
 
@@ -59,6 +60,7 @@ class RunRequest:
     is_revoked: Callable[[str], bool] = never
     watch: Callable[[str, str], None] = _ignore
     on_round: Callable[[RoundDone], None] = lambda _record: None
+    on_state: Callable[[RunState], None] = lambda _state: None
     on_loaded: Callable[[Sequence[str]], None] = lambda _sentences: None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -134,6 +136,7 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     for result in rounds(channel, recipe, roster, state):
         state = result.state
         save_state(request.folder, state)
+        request.on_state(state)
         history.append(file, result.record)
         request.on_round(result.record)
     return _finish(channel, request, roster, state)
