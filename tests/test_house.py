@@ -81,9 +81,13 @@ def test_every_architecture_is_documented_with_its_settings(name: str) -> None:
     assert [key for key in sorted(settings) if f"`model.{key}`" not in section] == []
 
 
-@pytest.mark.parametrize("table", [TASKS, LOSSES, RECIPES], ids=["tasks", "losses", "recipes"])
-def test_every_name_that_an_experiment_can_give_is_documented(table: Mapping[str, object]) -> None:
-    text = (ROOT / "docs" / "experiments.md").read_text()
+@pytest.mark.parametrize(
+    ("table", "page"),
+    [(TASKS, "experiments"), (LOSSES, "experiments"), (RECIPES, "strategies")],
+    ids=["tasks", "losses", "recipes"],
+)
+def test_every_name_that_an_experiment_can_give_is_documented(table: Mapping[str, object], page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
     assert [name for name in table if f"`{name}`" not in text] == []
 
 

@@ -12,23 +12,26 @@ import os
 import secrets
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedmed_client import entropy, independence, policy, private
-from fedmed_client.data.samplers import Sampler
+from fedmed_client import independence, policy, private
 from fedmed_client.data.splits import SPLITS
 from fedmed_client.engine.parallel import train_together
 from fedmed_client.evaluate import measurements
+from fedmed_client.keeping import Keeping
 from fedmed_client.ledger import Budget, Ledger, Reservation
+from fedmed_client.method import Method
 from fedmed_client.site.audit import AuditLog, Event
-from fedmed_client.train import train
+from fedmed_client.statistics import summed
+from fedmed_client.train import Course, Update, train
 from fedmed_client.work.outbox import Outbox
 from fedmed_client.workbench import (
     COHORTS,
@@ -37,13 +40,18 @@ from fedmed_client.workbench import (
     bench_for,
     experiment_of,
     numerics,
-    seed_for,
 )
-from fedmed_common import privacy, wire
+from fedmed_common import entropy, params, privacy, wire
 from fedmed_common.config import Experiment
 from fedmed_common.errors import FedmedError, Interrupted, PolicyRefusal
 from fedmed_common.failpoints import reach
 from fedmed_common.loading import load_site
+from fedmed_common.metrics import Mean
+from fedmed_common.params import Parameters
+from fedmed_common.privacy import Spent
+from fedmed_strategies.pieces import SiteHalf
+from fedmed_strategies.presets import recipe_of
+from fedmed_strategies.statistics.base import Statistic
 
 INCIDENTS = "incidents.log"
 HOME_VARIABLE = "FEDMED_HOME"
@@ -59,6 +67,10 @@ def make_client_app(find_home: Callable[[Context], SiteHome]) -> ClientApp:
     @client_app.query("facts")
     def facts(message: Message, context: Context) -> Message:
         return _answer(find_home, message, context, wire.Kind.FACTS)
+
+    @client_app.query("statistics")
+    def statistics(message: Message, context: Context) -> Message:
+        return _answer(find_home, message, context, wire.Kind.STATISTICS)
 
     @client_app.train()
     def on_train(message: Message, context: Context) -> Message:
@@ -100,7 +112,7 @@ def _answer(
         home = find_home(context)
         order = wire.unpack_order(message.content, kind)
         experiment = experiment_of(order.experiment)
-        if kind is wire.Kind.TRAIN and experiment.privacy is not None:
+        if kind in {wire.Kind.TRAIN, wire.Kind.STATISTICS} and experiment.privacy is not None:
             started = None
         policy.check(home.site.policy, experiment, order.round)
         policy.check_device(home.site.device, experiment)
@@ -160,57 +172,128 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
         reach("training", round=order.round, site=home.site.name)
         home.on_step(home.site.name, step)
 
+    method = Method.of(home, bench, order, cohort, sampler)
+    policy.check_steps(home.site.policy, bench.experiment.train.steps_of(sampler.patients))
+    policy.check_scalars(home.site.policy, method.recipe.scalars())
     if bench.experiment.privacy is not None:
-        return _train_privately(home, order, bench, sampler, on_step)
-    seed = seed_for(bench.experiment.seed, order.round, home.site.name)
-    if bench.experiment.train.processes > 1:
-        update = train_together(home, order.experiment, order.parameters, order.round, seed, on_step)
-    else:
-        with numerics(bench.experiment, bench.device, home.site.device.threads):
-            update = train(bench, sampler, order.parameters, order.round, seed, on_step)
+        return _train_privately(home, order, method, on_step)
+
+    def train_it(start: Parameters, halves: Sequence[SiteHalf], seed: np.random.SeedSequence) -> Update:
+        if bench.experiment.train.processes > 1:
+            return train_together(home, order.experiment, start, order.round, seed, on_step)
+        return train(bench, sampler, start, Course(round=order.round, seed=seed, halves=halves), on_step)
+
+    with numerics(bench.experiment, bench.device, home.site.device.threads):
+        result = method.train(home.site.name, train_it)
+    Keeping(home.folder, order.run).write(order.round, result.left.memory, order.best)
     return _reply(
         home,
         order,
-        delta=update.delta,
-        metrics=policy.permitted(home.site.policy, {"loss": update.loss}),
+        delta=result.update.delta,
+        sums=result.left.sums,
+        scalars=result.left.scalars,
+        metrics=policy.permitted(home.site.policy, {"loss": result.update.loss}),
         seconds={"train": time.perf_counter() - before},
     )
 
 
 def _train_privately(
-    home: SiteHome, order: wire.Order, bench: Bench, sampler: Sampler, on_step: Callable[[int], None]
+    home: SiteHome, order: wire.Order, method: Method, on_step: Callable[[int], None]
 ) -> wire.Reply:
     """Reserve what it spends, durably, then train. No loss leaves, and no time: neither has noise on it."""
-    mechanism = private.mechanism_for(bench.experiment, sampler.patients)
+    bench, sampler = method.bench, method.sampler
+    mechanism = private.mechanism_for(
+        bench.experiment, sampler.patients, method.recipe.spent(bench.experiment)
+    )
     policy.check_noise(home.site.policy, mechanism.noise_multiplier)
+    cost = Spent(
+        noise_multiplier=mechanism.noise_multiplier,
+        sampling_rate=mechanism.sampling_rate,
+        steps=bench.experiment.train.steps,
+    )
+
+    def train_it(start: Parameters, halves: Sequence[SiteHalf], _seed: np.random.SeedSequence) -> Update:
+        change = private.train(bench, sampler, start, order.round, mechanism, on_step, halves)
+        return Update(delta=change, loss=Mean(0.0, 0.0))
+
     with numerics(bench.experiment, bench.device, home.site.device.threads):
         independence.check(bench, order.parameters, sampler.of_patient(0, entropy.generator()))
-        spent = _reserve(home, order, bench.experiment, mechanism)
-        change = private.train(bench, sampler, order.parameters, order.round, mechanism, on_step)
-    return _reply(home, order, delta=change, epsilon_spent=spent)
+        spent = _reserve(home, order, _promise(bench.experiment, order), cost)
+        result = method.train(home.site.name, train_it)
+    Keeping(home.folder, order.run).write(order.round, result.left.memory, order.best)
+    return _reply(
+        home,
+        order,
+        delta=result.update.delta,
+        sums=result.left.sums,
+        scalars=result.left.scalars,
+        epsilon_spent=spent,
+    )
 
 
-def _reserve(
-    home: SiteHome, order: wire.Order, experiment: Experiment, mechanism: private.Mechanism
-) -> float:
-    """Write down what the order's training spends; the epsilon of the run with it.
+def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
+    """A sum over the training patients that the order's recipe asks for."""
+    cohort, sampler = COHORTS.get(home, order.experiment)
+    bench = _bench(home, order)
+    recipe = recipe_of(bench.experiment)
+    asked = {one.name: one for one in (*recipe.gathered(), *(stage.statistic for stage in recipe.stages))}
+    statistic = asked.get(order.statistic)
+    if not isinstance(statistic, Statistic) or sampler is None:
+        raise PolicyRefusal("statistics", f"'{order.statistic}' is not what the recipe asks of this site")
+    policy.check_statistics(home.site.policy, statistic.name)
+    policy.check_patients(home.site.policy, cohort.patients("train"))
+    spent: list[float] = []
+
+    def reserve() -> None:
+        promise = _promise(bench.experiment, order)
+        limit = Budget(
+            epsilon=float(statistic.epsilon or 0.0),
+            delta=statistic.delta,
+            source=f"{statistic.name}.epsilon",
+            run=order.run,
+        )
+        policy.check_noise(home.site.policy, statistic.noise_multiplier)
+        spent.append(_reserve(home, order, promise or limit, *statistic.spent))
+
+    with numerics(bench.experiment, bench.device, home.site.device.threads):
+        if statistic.with_model:
+            params.to_model(order.parameters, bench.model)
+        bench.model.eval()
+        sums = summed(statistic, bench, cohort.of("train"), home.site.policy.least_patients, reserve)
+    return _reply(
+        home,
+        order,
+        sums={f"{statistic.name}/{name}": array for name, array in sums.items()},
+        epsilon_spent=spent[0] if spent else None,
+    )
+
+
+def _promise(experiment: Experiment, order: wire.Order) -> Budget | None:
+    """What an experiment with ``[privacy]`` promises of the run."""
+    promised = experiment.privacy
+    if promised is None:
+        return None
+    return Budget(epsilon=promised.epsilon, delta=promised.delta, source="privacy.epsilon", run=order.run)
+
+
+def _reserve(home: SiteHome, order: wire.Order, promise: Budget | None, cost: Spent) -> float:
+    """Write down what the order's work spends; the epsilon of the run with it.
 
     Raises:
         PolicyRefusal: more than the experiment promises, or than the site gives.
     """
-    rules, promised = home.site.policy, privacy.settings_of(experiment)
-    budgets = [
-        Budget(epsilon=promised.epsilon, delta=promised.delta, source="privacy.epsilon", run=order.run)
-    ]
+    rules = home.site.policy
+    assert promise is not None  # noqa: S101
+    budgets = [promise]
     if rules.maximum_epsilon is not None:
         budgets.append(Budget(epsilon=rules.maximum_epsilon, delta=rules.budget_delta))
     reservation = Reservation(
         run=order.run,
         round=order.round,
         attempt=order.attempt,
-        noise_multiplier=mechanism.noise_multiplier,
-        sampling_rate=mechanism.sampling_rate,
-        steps=experiment.train.steps,
+        noise_multiplier=cost.noise_multiplier,
+        sampling_rate=cost.sampling_rate,
+        steps=cost.steps,
     )
     rows = Ledger(home.folder).reserve(reservation, *budgets)
     if home.audit is not None:
@@ -235,6 +318,7 @@ def _bench(home: SiteHome, order: wire.Order) -> Bench:
 
 _HANDLERS: dict[wire.Kind, Callable[[SiteHome, wire.Order], wire.Reply]] = {
     wire.Kind.FACTS: _facts,
+    wire.Kind.STATISTICS: _statistics,
     wire.Kind.TRAIN: _train,
     wire.Kind.EVALUATE: _evaluate,
 }

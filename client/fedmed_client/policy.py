@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from fedmed_common.config import Experiment, Policy, Privacy
+from fedmed_common.config import Experiment, Policy, Privacy, RecipeChoice
 from fedmed_common.errors import PolicyRefusal
 from fedmed_common.metrics import Metrics, score_called
 from fedmed_common.site_config import Device
@@ -18,24 +18,55 @@ def check(policy: Policy, experiment: Experiment, round_number: int = 0) -> None
     Raises:
         PolicyRefusal: names the rule.
     """
+    check_recipe(policy, experiment.recipe)
     named = (
         ("tasks", policy.tasks, experiment.task.name),
         ("models", policy.models, experiment.model.name),
-        ("recipes", policy.recipes, experiment.recipe.name),
     )
     for rule, permitted, asked in named:
         if permitted is not None and asked not in permitted:
             raise PolicyRefusal(rule, f"'{asked}' is not among {list(permitted)}")
     check_privacy(policy, experiment.privacy)
-    if experiment.train.steps > policy.maximum_steps:
-        raise PolicyRefusal(
-            "maximum_steps", f"{experiment.train.steps} steps are asked; {policy.maximum_steps} are permitted"
-        )
+    check_steps(policy, experiment.train.steps)
     rounds = max(experiment.rounds, round_number)
     if rounds > policy.maximum_rounds:
         raise PolicyRefusal(
             "maximum_rounds", f"{rounds} rounds are asked; {policy.maximum_rounds} are permitted"
         )
+
+
+def check_steps(policy: Policy, steps: int) -> None:
+    """Refuse more steps in a round than the policy permits.
+
+    Raises:
+        PolicyRefusal: names the rule.
+    """
+    if steps > policy.maximum_steps:
+        raise PolicyRefusal("maximum_steps", f"{steps} steps are asked; {policy.maximum_steps} are permitted")
+
+
+def check_recipe(policy: Policy, choice: RecipeChoice) -> None:
+    """Refuse a recipe of which any part is not permitted.
+
+    Raises:
+        PolicyRefusal: names the rule.
+    """
+    for name in (choice.name, *choice.also):
+        if policy.recipes is not None and name not in policy.recipes:
+            raise PolicyRefusal("recipes", f"'{name}' is not among {list(policy.recipes)}")
+
+
+def check_scalars(policy: Policy, scalars: Iterable[str]) -> None:
+    """Refuse a recipe that needs numbers of this site that the policy does not let out.
+
+    Raises:
+        PolicyRefusal: names the rule.
+    """
+    for name in scalars:
+        if policy.metrics is not None and name not in policy.metrics:
+            raise PolicyRefusal(
+                "metrics", f"the recipe needs '{name}', which is not among {list(policy.metrics)}"
+            )
 
 
 def check_privacy(policy: Policy, settings: Privacy | None) -> None:
@@ -88,14 +119,14 @@ def check_device(device: Device, experiment: Experiment) -> None:
         )
 
 
-def check_statistics(policy: Policy) -> None:
-    """Refuse to say who takes part where not even counts of patients may leave.
+def check_statistics(policy: Policy, name: str = "patients") -> None:
+    """Refuse a statistic that may not leave; where not even counts of patients may, the site does not say that it takes part.
 
     Raises:
         PolicyRefusal: names the rule.
     """
-    if policy.statistics is not None and "patients" not in policy.statistics:
-        raise PolicyRefusal("statistics", "'patients' is not permitted")
+    if policy.statistics is not None and name not in policy.statistics:
+        raise PolicyRefusal("statistics", f"'{name}' is not permitted")
 
 
 def check_patients(policy: Policy, patients: int) -> None:

@@ -19,16 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmed_client import entropy, pulse
+from fedmed_client import pulse
 from fedmed_client.data.samplers import Sampler
 from fedmed_client.engine.compiling import said_by_its_field
 from fedmed_client.engine.memory import channels_last, checkpointed
-from fedmed_client.train import learning_rate, make_optimizer
+from fedmed_client.train import learning_rate, make_optimizer, shaping_of
 from fedmed_client.workbench import Bench
-from fedmed_common import params, privacy
+from fedmed_common import entropy, params, privacy
 from fedmed_common.config import Experiment
 from fedmed_common.errors import PolicyRefusal
 from fedmed_common.params import Parameters
+from fedmed_common.privacy import Spent
+from fedmed_common.tasks import PLAIN, Shaping
+from fedmed_strategies.pieces import SiteHalf
 
 Samples = tuple[Tensor, Tensor, Tensor]
 """Image, target and ``annotated`` of some samples, as :class:`fedmed_common.tasks.Task` takes them."""
@@ -83,17 +86,19 @@ class Mechanism:
         ]
 
 
-def mechanism_for(experiment: Experiment, patients: int) -> Mechanism:
+def mechanism_for(experiment: Experiment, patients: int, also: tuple[Spent, ...] = ()) -> Mechanism:
     """The mechanism that an experiment asks of a site with so many training patients.
+
+    ``also``: what the statistics of its recipe spend of the same epsilon.
 
     Raises:
         ConfigError: it cannot be what it says, or there is no ``[privacy]``.
     """
-    privacy.check(experiment)
+    privacy.check(experiment, also=also)
     settings = privacy.settings_of(experiment)
     return Mechanism(
         clipping_norm=settings.clipping_norm,
-        noise_multiplier=privacy.noise_multiplier(experiment),
+        noise_multiplier=privacy.noise_multiplier(experiment, also),
         sampling_rate=settings.sampling_rate,
         patients=patients,
     )
@@ -106,11 +111,13 @@ def train(
     round_number: int,
     mechanism: Mechanism,
     on_step: Callable[[int], None],
+    halves: Sequence[SiteHalf] = (),
 ) -> Parameters:
     """Take ``train.steps`` private steps from ``start``; what they changed. The optimizer begins afresh in every round.
 
     No chance in it comes from the experiment's seed, also not which samples of a patient are taken and what dropout drops: with
-    a known seed these would depend on who else was drawn. ``train.gradient_norm`` is not used. The loss is not released.
+    a known seed these would depend on who else was drawn. ``halves``: what the recipe's pieces do meanwhile, with gradients
+    that have their noise already. ``train.gradient_norm`` is not used. The loss is not released.
 
     Raises:
         PolicyRefusal: ``privacy_network``, where training changed a buffer, which has no noise on it.
@@ -125,6 +132,9 @@ def train(
     buffers = {name: buffer.clone() for name, buffer in bench.model.named_buffers()}
     cuda = [bench.device.index or 0] if bench.device.type == "cuda" else []
     rng = entropy.generator()
+    shaping = shaping_of(halves)
+    for half in halves:
+        half.begin()
     with (
         torch.random.fork_rng(devices=cuda),
         checkpointed(bench.model) if settings.checkpointing else nullcontext(),
@@ -133,9 +143,11 @@ def train(
         torch.manual_seed(int(rng.integers(2**63)))
         for step in range(1, settings.steps + 1):
             drawn = (sampler.of_patient(number, rng) for number in mechanism.choose())
-            released = mechanism.release(clipped_sum(bench, parameters, mechanism, drawn))
+            released = mechanism.release(clipped_sum(bench, parameters, mechanism, drawn, shaping))
             for parameter, gradient in zip(parameters, released, strict=True):
                 parameter.grad = gradient.to(parameter.dtype)
+            for half in halves:
+                half.gradients(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             on_step(step)
@@ -157,7 +169,11 @@ def check_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> None:
 
 
 def clipped_sum(
-    bench: Bench, parameters: Sequence[Tensor], mechanism: Mechanism, drawn: Iterable[Samples]
+    bench: Bench,
+    parameters: Sequence[Tensor],
+    mechanism: Mechanism,
+    drawn: Iterable[Samples],
+    shaping: Shaping = PLAIN,
 ) -> list[Tensor]:
     """The sum of the drawn patients' clipped gradients, float64; zero where nobody was drawn. Of a patient's samples
     ``train.batch_size`` / ``train.accumulate`` at most are in memory together.
@@ -167,7 +183,7 @@ def clipped_sum(
     at_once = bench.experiment.train.batch_size // bench.experiment.train.accumulate
     total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
     for samples in drawn:
-        clipped = mechanism.clip(patient_gradient(bench, parameters, samples, at_once))
+        clipped = mechanism.clip(patient_gradient(bench, parameters, samples, at_once, shaping))
         if clipped is not None:
             for sum_so_far, part in zip(total, clipped, strict=True):
                 sum_so_far.add_(part)
@@ -176,7 +192,11 @@ def clipped_sum(
 
 
 def patient_gradient(
-    bench: Bench, parameters: Sequence[Tensor], samples: Samples, at_once: int
+    bench: Bench,
+    parameters: Sequence[Tensor],
+    samples: Samples,
+    at_once: int,
+    shaping: Shaping = PLAIN,
 ) -> list[Tensor]:
     """The gradient of the mean loss over one patient's samples, of which ``at_once`` at most are in memory together."""
     network, count = bench.trained_network, len(samples[0])
@@ -185,7 +205,7 @@ def patient_gradient(
         part, known, shown = (tensor[start : start + at_once].to(bench.device) for tensor in samples)
         if bench.experiment.train.channels_last:
             part = channels_last(part)
-        loss = bench.task.objective(network, part, known, shown)
+        loss = bench.task.objective(network, part, known, shown, shaping)
         share = len(part) / count
         gradients = torch.autograd.grad(loss * share, list(parameters), allow_unused=True)
         for place, gradient in enumerate(gradients):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from fedmed_common import params
 from fedmed_common.config import Training
 from fedmed_common.metrics import Mean
 from fedmed_common.params import Parameters
+from fedmed_common.tasks import PLAIN, Shaping
+from fedmed_common.tasks.losses import Loss
+from fedmed_strategies.pieces import SiteHalf
 
 _log = logging.getLogger(__name__)
 
@@ -33,16 +37,26 @@ class Update:
     loss: Mean
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """One training of a round. ``halves``: what the recipe's pieces do meanwhile; ``steps``: in the place of those of
+    ``train``."""
+
+    round: int
+    seed: np.random.SeedSequence
+    halves: Sequence[SiteHalf] = ()
+    steps: int | None = None
+
+
 def train(
     bench: Bench,
     sampler: Sampler,
     start: Parameters,
-    round_number: int,
-    seed: np.random.SeedSequence,
+    course: Course,
     on_step: Callable[[int], None],
     team: Team = ALONE,
 ) -> Update:
-    """Take ``train.steps`` optimizer steps from ``start``. The optimizer begins afresh in every round.
+    """Take optimizer steps from ``start``. The optimizer begins afresh each time.
 
     ``team``: the processes that share each batch; all draw the same samples, and each cuts its own.
 
@@ -53,22 +67,44 @@ def train(
     params.to_model(start, bench.model)
     bench.model.train()
     network = team.prepared(bench.trained_network)
-    rate = learning_rate(settings, round_number, bench.experiment.rounds)
-    stepper = _Stepper(bench, network, make_optimizer(bench.model, settings, rate), team)
+    rate = learning_rate(settings, course.round, bench.experiment.rounds)
+    stepper = _Stepper(bench, network, make_optimizer(bench.model, settings, rate), team, course.halves)
+    count = course.steps or settings.steps_of(sampler.patients)
+    for half in course.halves:
+        half.begin()
     total, done = 0.0, 0
     with (
         torch.random.fork_rng(devices=_cuda_devices(bench.device)),
         checkpointed(bench.model) if settings.checkpointing else nullcontext(),
     ):
-        for step, batch in enumerate(_batches(sampler, settings.steps, seed, team), start=1):
-            loss, taken = stepper.step(batch)
+        for step, batch in enumerate(_batches(sampler, count, course.seed, team), start=1):
+            loss, taken = stepper.step(batch, step)
             if taken:
                 total, done = total + loss, done + 1
             on_step(step)
     if not math.isfinite(total):
-        raise FloatingPointError(f"the training loss of round {round_number} is not finite")
-    _tell_skipped(settings.steps, done, round_number)
+        raise FloatingPointError(f"the training loss of round {course.round} is not finite")
+    _tell_skipped(count, done, course.round)
     return Update(delta=params.delta(team.whole(bench.model), start), loss=Mean(total, done))
+
+
+def shaping_of(halves: Sequence[SiteHalf]) -> Shaping:
+    """What the pieces make of the task's loss: recast by one after the other, with the terms of all that add one."""
+    recasting = [half for half in halves if type(half).recast is not SiteHalf.recast]
+    teaching = [half for half in halves if half.teaches]
+    if not recasting and not teaching:
+        return PLAIN
+
+    def recast(loss: Loss) -> Loss:
+        for half in recasting:
+            loss = half.recast(loss)
+        return loss
+
+    def extra(image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
+        terms = [half.extra(image, outputs, target, annotated) for half in teaching]  # noqa: S610
+        return torch.stack(terms).sum(0)
+
+    return Shaping(recast=recast, extra=extra if teaching else None)
 
 
 def make_optimizer(model: torch.nn.Module, settings: Training, rate: float) -> torch.optim.Optimizer:
@@ -112,20 +148,31 @@ class _Stepper:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     team: Team
+    halves: Sequence[SiteHalf] = ()
+    shaping: Shaping = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
         enabled = self.bench.experiment.train.precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.bench.device.type, enabled=enabled)
+        self.shaping = shaping_of(self.halves)
 
-    def step(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[float, bool]:
+    def step(self, batch: tuple[Tensor, Tensor, Tensor], number: int) -> tuple[float, bool]:
         """One step on a batch: its loss, and whether it was taken; float16 that overflowed takes none."""
         settings = self.bench.experiment.train
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._gradients(batch)
+        for half in self.halves:
+            if half.perturbs:
+                half.perturb()
+                self.optimizer.zero_grad(set_to_none=True)
+                self._gradients(batch)
+                half.restore()
         self.scaler.unscale_(self.optimizer)
         if settings.gradient_norm:
             torch.nn.utils.clip_grad_norm_(self.bench.model.parameters(), settings.gradient_norm)
+        for half in self.halves:
+            half.gradients(number)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -144,7 +191,7 @@ class _Stepper:
                 self.team.collecting(self.network, last=number == len(parts)),
                 said_by_its_field() if settings.compile else nullcontext(),
             ):
-                loss = self.bench.task.objective(self.network, image, target, annotated)
+                loss = self.bench.task.objective(self.network, image, target, annotated, self.shaping)
                 if len(parts) > 1:
                     loss = loss * (len(image) / len(batch[0]))
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

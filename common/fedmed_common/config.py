@@ -123,9 +123,13 @@ class Federation(Model):
 
 
 class RecipeChoice(Model):
-    """The strategy: a name out of RECIPES."""
+    """The strategy: a recipe by name, others that are combined with it, and settings of their pieces by the pieces' names."""
 
     name: Name = "fedavg"
+    also: tuple[Name, ...] = Field((), description="further recipes, each of which adds its pieces")
+    settings: dict[Name, dict[Name, bool | int | float | str | tuple[float, ...] | None]] = Field(
+        default_factory=dict, description="as settings.prox.mu = 0.1"
+    )
 
 
 class Tracking(Model):

@@ -73,7 +73,7 @@ def validate(model: type[M], document: Mapping[str, Any], file: Path | str) -> M
     try:
         return model.model_validate_json(json.dumps(document, default=str), strict=True)
     except ValidationError as error:
-        raise _as_config_error(model, error, file) from None
+        raise as_config_error(model, error, file) from None
 
 
 def experiment_from_order(text: str) -> Experiment:
@@ -85,7 +85,7 @@ def experiment_from_order(text: str) -> Experiment:
     try:
         return Experiment.model_validate_json(text)
     except ValidationError as error:
-        raise _as_config_error(Experiment, error, "the order's experiment") from None
+        raise as_config_error(Experiment, error, "the order's experiment") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -126,7 +126,8 @@ def _resolve(text: str, file: Path, field: str) -> str:
     return str((file.parent / re.sub(r"\$\{(\w+)\}", variable, text)).absolute())
 
 
-def _as_config_error(model: type[Model], error: ValidationError, file: Path | str) -> ConfigError:
+def as_config_error(model: type[Model], error: ValidationError, file: Path | str) -> ConfigError:
+    """What is wrong with the document of a model, in our words: the first of its errors, with the field and a fix."""
     first = error.errors(include_url=False)[0]
     location = first["loc"]
     field = _field(location)

@@ -68,17 +68,23 @@ def epsilon(spent: Iterable[Spent], delta: float, accountant: Accountant = "prv"
     return _cost(merged(spent), delta, accountant)
 
 
-def calibrate(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+def calibrate(
+    epsilon: float, delta: float, sampling_rate: float, steps: int, also: tuple[Spent, ...] = ()
+) -> float:
     """The least sigma, rounded up to three decimals, whose ``steps`` steps cost no more than ``epsilon`` at ``delta``.
+
+    ``also``: what is spent besides.
 
     Raises:
         ConfigError: no sigma up to 100000 keeps to it.
     """
-    return _calibrated(epsilon, delta, sampling_rate, steps)
+    return _calibrated(epsilon, delta, sampling_rate, steps, also)
 
 
-def noise_multiplier(experiment: Experiment) -> float:
+def noise_multiplier(experiment: Experiment, also: tuple[Spent, ...] = ()) -> float:
     """The sigma of an experiment with ``[privacy]``: what it names, or what keeps ``epsilon`` over all its rounds and the spare.
+
+    ``also``: what its recipe's statistics spend.
 
     Raises:
         ConfigError: it names too little noise for its epsilon, or no noise is enough.
@@ -86,11 +92,11 @@ def noise_multiplier(experiment: Experiment) -> float:
     settings = settings_of(experiment)
     steps = (experiment.rounds + settings.spare_rounds) * experiment.train.steps
     if settings.noise_multiplier is None:
-        return calibrate(settings.epsilon, settings.delta, settings.sampling_rate, steps)
+        return calibrate(settings.epsilon, settings.delta, settings.sampling_rate, steps, also)
     planned = Spent(
         noise_multiplier=settings.noise_multiplier, sampling_rate=settings.sampling_rate, steps=steps
     )
-    cost = epsilon([planned], settings.delta)
+    cost = epsilon([planned, *also], settings.delta)
     if cost > settings.epsilon:
         raise ConfigError(
             f"{settings.noise_multiplier:g} over {steps} steps costs an epsilon of {cost:.2f}, more than privacy.epsilon",
@@ -100,8 +106,10 @@ def noise_multiplier(experiment: Experiment) -> float:
     return settings.noise_multiplier
 
 
-def check(experiment: Experiment, file: Path | None = None) -> None:
+def check(experiment: Experiment, file: Path | None = None, also: tuple[Spent, ...] = ()) -> None:
     """Refuse what an experiment with ``[privacy]`` cannot have; one without passes. ``file``: where it was read.
+
+    ``also``: what its recipe's statistics spend.
 
     Raises:
         ConfigError: names the field.
@@ -116,7 +124,7 @@ def check(experiment: Experiment, file: Path | None = None) -> None:
             fix="use a loss of single samples, as 'dice_ce'",
         )
     try:
-        noise_multiplier(experiment)
+        noise_multiplier(experiment, also)
     except ConfigError as error:
         raise ConfigError(error.problem, file=file, field=error.field, fix=error.fix) from None
 
@@ -172,9 +180,9 @@ _ACCOUNTANTS: dict[str, Callable[[_History, float], float]] = {"prv": _prv, "rdp
 
 
 @lru_cache(maxsize=64)
-def _calibrated(target: float, delta: float, rate: float, steps: int) -> float:
+def _calibrated(target: float, delta: float, rate: float, steps: int, also: tuple[Spent, ...]) -> float:
     def fits(sigma: float) -> bool:
-        planned = [Spent(noise_multiplier=sigma, sampling_rate=rate, steps=steps)]
+        planned = [Spent(noise_multiplier=sigma, sampling_rate=rate, steps=steps), *also]
         bound = epsilon(planned, delta, "rdp")
         if bound <= target or bound > _LOOSENESS * target + _LOOSENESS_OF_SMALL:
             return bound <= target

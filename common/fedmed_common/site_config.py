@@ -68,6 +68,12 @@ class SiteData(Model):
         return pattern
 
 
+StatisticName = Literal[
+    "patients", "presence", "counts", "channels", "moments", "confusion", "operating_points"
+]
+"""``patients`` and ``presence`` say at the roll call how many there are; the others are what recipes ask for."""
+
+
 class Policy(Model):
     """What this site permits. An order that asks for more is refused with the rule's name."""
 
@@ -81,8 +87,8 @@ class Policy(Model):
     )
     models: tuple[str, ...] | None = None
     recipes: tuple[str, ...] | None = None
-    statistics: tuple[Literal["patients", "presence"], ...] | None = Field(
-        None, description="counts that may leave before training; absent: all"
+    statistics: tuple[StatisticName, ...] | None = Field(
+        None, description="sums over patients that may leave beside updates; absent: all"
     )
     metrics: tuple[str, ...] | None = Field(
         None, description="metrics that may leave, as 'loss', 'dice' or 'dice/liver'; absent: all"

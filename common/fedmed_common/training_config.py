@@ -14,6 +14,11 @@ class Training(Model):
     """One site's work in one round."""
 
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    epochs: Positive | None = Field(
+        None,
+        description="in the place of steps: so often each training patient is drawn in a round on average, so that sites with "
+        "more patients take more steps",
+    )
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
     learning_rate: Positive = 1e-3
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -45,8 +50,16 @@ class Training(Model):
         0, description="CPU threads of one site; 0: all cores"
     )
 
+    def steps_of(self, patients: int) -> int:
+        """The steps of a round at a site with so many training patients: one at least."""
+        if self.epochs is None:
+            return self.steps
+        return max(1, round(self.epochs * patients / self.batch_size))
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("steps and epochs are two ways to say the same; leave one of them out")
         parts = self.accumulate * self.processes
         if self.batch_size % parts:
             raise ValueError(

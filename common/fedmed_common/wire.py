@@ -25,15 +25,18 @@ from fedmed_common.metrics import Mean, Metrics
 from fedmed_common.params import Parameters
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-VERSION = 1
+VERSION = 2
 WAITING_RULES = frozenset({"approval_pending", "window", "disk"})
 """Rules by which a site refuses an order for now: it may be asked again until the deadline."""
 _NPY_HEADER_LIMIT = 512
 _LONGEST_EXPERIMENT = 1_000_000
-_ORDER, _REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS, _PRIVACY = (
+_ORDER, _REPLY, _PARAMETERS, _DOWN, _SUMS, _SCALARS, _METRICS, _SECONDS, _COUNTS, _FACTS, _PRIVACY = (
     "order",
     "reply",
     "parameters",
+    "down",
+    "sums",
+    "scalars",
     "metrics",
     "seconds",
     "patients",
@@ -47,13 +50,18 @@ class Kind(StrEnum):
     """What a site is asked for. The value is Flower's message type."""
 
     FACTS = "query.facts"
+    STATISTICS = "query.statistics"
     TRAIN = "train"
     EVALUATE = "evaluate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What the coordinator asks of one site in one attempt at one round. ``experiment`` is ``Experiment.order_text()``."""
+    """What the coordinator asks of one site in one attempt at one round.
+
+    ``experiment`` is ``Experiment.order_text()``. ``down``: what the recipe's pieces send beside the parameters. ``best``: the
+    run's best round so far, of which a site keeps what it would need to be measured again. ``statistic``: the one that is asked
+    for."""
 
     kind: Kind
     run: str
@@ -61,7 +69,10 @@ class Order:
     attempt: int
     experiment: str
     split: Literal["validation", "test"] = "validation"
+    statistic: str = ""
+    best: int = 0
     parameters: Parameters = field(default_factory=dict, repr=False)
+    down: Parameters = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +89,9 @@ class Facts:
 class Reply:
     """A site's answer. ``code`` is empty when it did what was asked.
 
-    ``epsilon_spent``: of private training, what the run has cost each of the site's patients so far, at the experiment's delta.
-    """
+    ``sums``: arrays of which only the sum over sites matters; ``scalars``: numbers of this site. Both are those that the
+    recipe's pieces declare, and no others. ``epsilon_spent``: of private training, what the run has cost each of the site's
+    patients so far, at the experiment's delta."""
 
     site: str
     run: str
@@ -89,6 +101,8 @@ class Reply:
     rule: str = ""
     incident: str = ""
     delta: Parameters = field(default_factory=dict, repr=False)
+    sums: Parameters = field(default_factory=dict, repr=False)
+    scalars: dict[str, float] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     facts: Facts | None = None
@@ -100,8 +114,10 @@ def pack_parameters(parameters: Mapping[str, NDArray[np.float32]]) -> ArrayRecor
     return ArrayRecord({name: Array(array) for name, array in parameters.items()})
 
 
-def pack_order(order: Order, parameters: ArrayRecord | None = None) -> RecordDict:
-    """An order as Flower's records. ``parameters``, already packed, stands in for ``order.parameters``."""
+def pack_order(
+    order: Order, parameters: ArrayRecord | None = None, down: ArrayRecord | None = None
+) -> RecordDict:
+    """An order as Flower's records. ``parameters`` and ``down``, already packed, stand in for the order's."""
     fields = ConfigRecord(
         {
             "version": VERSION,
@@ -110,9 +126,13 @@ def pack_order(order: Order, parameters: ArrayRecord | None = None) -> RecordDic
             "attempt": order.attempt,
             "experiment": order.experiment,
             "split": order.split,
+            "statistic": order.statistic,
+            "best": order.best,
         }
     )
     record = RecordDict({_ORDER: fields})
+    if down or order.down:
+        record[_DOWN] = down or pack_parameters(order.down)
     if parameters is not None or order.parameters:
         record[_PARAMETERS] = parameters if parameters is not None else pack_parameters(order.parameters)
     return record
@@ -130,7 +150,6 @@ def unpack_order(record: RecordDict, kind: Kind) -> Order:
     split = fields.get("split")
     if split not in ("validation", "test"):
         raise WireError("split field")
-    arrays: Mapping[str, Array] = _part(record, _PARAMETERS, ArrayRecord) or {}
     return Order(
         kind=kind,
         run=_text(fields, "run"),
@@ -138,7 +157,10 @@ def unpack_order(record: RecordDict, kind: Kind) -> Order:
         attempt=_integer(fields, "attempt"),
         experiment=_experiment(fields),
         split=split,
-        parameters={name: _array(array, None) for name, array in arrays.items()},
+        statistic=_text(fields, "statistic"),
+        best=_integer(fields, "best"),
+        parameters=_any_arrays(record, _PARAMETERS),
+        down=_any_arrays(record, _DOWN),
     )
 
 
@@ -157,6 +179,10 @@ def pack_reply(reply: Reply) -> RecordDict:
     record = RecordDict({_REPLY: ConfigRecord(fields)})  # type: ignore[arg-type]
     if reply.delta:
         record[_PARAMETERS] = pack_parameters(reply.delta)
+    if reply.sums:
+        record[_SUMS] = pack_parameters(reply.sums)
+    if reply.scalars:
+        record[_SCALARS] = MetricRecord({name: float(value) for name, value in reply.scalars.items()})
     if reply.metrics:
         record[_METRICS] = MetricRecord(
             {name: [float(m.total), float(m.weight)] for name, m in reply.metrics.items()}
@@ -173,15 +199,29 @@ def pack_reply(reply: Reply) -> RecordDict:
     return record
 
 
-def unpack_reply(record: RecordDict, template: Mapping[str, NDArray[np.float32]] | None) -> Reply:
+def unpack_reply(
+    record: RecordDict,
+    template: Mapping[str, NDArray[np.float32]] | None,
+    sums: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Reply:
     """The reply in Flower's records, matched to the template before any array is inflated.
 
-    ``template``: the parameters whose change is expected, or None where a reply must hold none.
+    ``template``: the parameters whose change is expected, ``sums``: arrays like the sums that are; None where there must be none.
 
     Raises:
         WireError: a record, key, type, shape or size that is not declared. The message is ours alone.
     """
-    unknown = set(record.keys()) - {_REPLY, _PARAMETERS, _METRICS, _SECONDS, _COUNTS, _FACTS, _PRIVACY}
+    unknown = set(record.keys()) - {
+        _REPLY,
+        _PARAMETERS,
+        _SUMS,
+        _SCALARS,
+        _METRICS,
+        _SECONDS,
+        _COUNTS,
+        _FACTS,
+        _PRIVACY,
+    }
     if unknown:
         raise WireError("undeclared record")
     fields = _config(record, _REPLY)
@@ -192,6 +232,9 @@ def unpack_reply(record: RecordDict, template: Mapping[str, NDArray[np.float32]]
     arrays = _part(record, _PARAMETERS, ArrayRecord)
     if arrays is not None and template is None:
         raise WireError("undeclared parameters")
+    summed = _part(record, _SUMS, ArrayRecord)
+    if summed is not None and not sums:
+        raise WireError("undeclared sums")
     return Reply(
         site=_text(fields, "site"),
         run=_text(fields, "run"),
@@ -201,6 +244,8 @@ def unpack_reply(record: RecordDict, template: Mapping[str, NDArray[np.float32]]
         rule=_text(fields, "rule"),
         incident=_text(fields, "incident"),
         delta=_arrays(arrays, template) if arrays is not None and template is not None else {},
+        sums=_arrays(summed, sums) if summed is not None and sums else {},
+        scalars={name: _number(value) for name, value in _numbers(record, _SCALARS).items()},
         metrics=_metrics(record),
         seconds={name: _number(value) for name, value in _numbers(record, _SECONDS).items()},
         facts=_facts(record),
@@ -212,6 +257,11 @@ def parameter_bytes(record: RecordDict) -> int:
     """How many bytes the record's arrays take on the wire."""
     records = [part for part in record.values() if isinstance(part, ArrayRecord)]
     return sum(len(array.data) for arrays in records for array in arrays.values())
+
+
+def _any_arrays(record: RecordDict, name: str) -> Parameters:
+    arrays: Mapping[str, Array] = _part(record, name, ArrayRecord) or {}
+    return {name: _array(array, None) for name, array in arrays.items()}
 
 
 def _arrays(arrays: Mapping[str, Array], template: Mapping[str, NDArray[np.float32]]) -> Parameters:

@@ -21,16 +21,17 @@ from fedmed_common import params, privacy
 from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError, FedmedError, Interrupted, QuorumError, TransportLost
 from fedmed_common.files import write_atomically
-from fedmed_common.lookup import find
 from fedmed_common.models import start_model
 from fedmed_server import history
 from fedmed_server.channel import Channel, Member, never
 from fedmed_server.cohort import Roll, call_roll
 from fedmed_server.folders import WEIGHTS
-from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult
-from fedmed_server.rounds import evaluate, missed, now, rounds
+from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult, missed
+from fedmed_server.rounds import evaluate, now, rounds
 from fedmed_server.state import RunState, best_round, load_state, model_file, save_parameters, save_state
-from fedmed_strategies.presets import RECIPES
+from fedmed_strategies.layers import layers_of
+from fedmed_strategies.presets import recipe_of
+from fedmed_strategies.server_half import shared
 
 _POLL_SECONDS, _DEPLOYED_POLL_SECONDS = 0.05, 0.25
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -114,9 +115,10 @@ def _status_after(error: BaseException, request: RunRequest) -> str:
 
 def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     experiment = request.experiment
-    recipe = find(RECIPES, experiment.recipe.name, field="recipe.name")
-    privacy.check(experiment)
-    state, trained = _initial_state(request)
+    recipe = recipe_of(experiment)
+    privacy.check(experiment, also=recipe.spent(experiment))
+    state, model = _initial_state(request)
+    layers = layers_of(model, experiment.model.head, experiment.plan.outputs)
     channel = Channel(
         grid=grid,
         experiment=experiment,
@@ -126,7 +128,9 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
         expected=request.expected,
         is_revoked=request.is_revoked,
         poll_seconds=_POLL_SECONDS if request.expected is None else _DEPLOYED_POLL_SECONDS,
-        trained=trained,
+        trained=shared(recipe, layers),
+        layers=layers,
+        model=model,
     )
     _heal_history(file, state)
     roll = call_roll(channel, request.sites)
@@ -142,8 +146,8 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     return _finish(channel, request, roster, state)
 
 
-def _initial_state(request: RunRequest) -> tuple[RunState, tuple[str, ...]]:
-    """The checkpoint's, or that of round 0; and the names of the arrays that training changes.
+def _initial_state(request: RunRequest) -> tuple[RunState, torch.nn.Module]:
+    """The checkpoint's, or that of round 0; and the network.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another experiment.
@@ -169,7 +173,7 @@ def _initial_state(request: RunRequest) -> tuple[RunState, tuple[str, ...]]:
             f"{request.folder}: the experiment was changed after round {state.round} of it was done\n"
             "  fix: undo the change, or start a new run"
         )
-    return state, params.trained(model)
+    return state, model
 
 
 def _frozen(model: torch.nn.Module, drawn: bool) -> str:
@@ -183,7 +187,7 @@ def _frozen(model: torch.nn.Module, drawn: bool) -> str:
 
 
 def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], state: RunState) -> RunEnded:
-    models = {"last": (state.round, state.parameters)}
+    models = {"last": (state.round, state.model)}
     if state.best_parameters is not None:
         models["best"] = (state.best_round, state.best_parameters)
     test: dict[str, tuple[SiteResult, ...]] = {}

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from flwr.serverapp import Grid
 
@@ -14,6 +14,10 @@ from fedmed_common.config import Experiment
 from fedmed_common.errors import Interrupted, TransportAway, TransportLost
 from fedmed_common.params import Parameters
 from fedmed_server.history import SiteFacts
+from fedmed_strategies.pieces import Layers
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 T = TypeVar("T")
 
@@ -54,8 +58,8 @@ class Channel:
     ``watch(site, phase)`` is told who is asked and who has answered; ``stop`` ends the run. ``expected``: the registered names
     of the sites that the run was launched with; None in a simulation, whose sites say their names themselves.
     ``is_revoked(site)``: the consortium has shut it out, so that nothing is asked of it, taken from it or waited for.
-    ``trained``: names of the arrays that a site's update holds; None: all.
-    """
+    ``trained``: names of the arrays that a site's update holds; None: all. ``layers``, ``model``: what is known of the network,
+    and one of its kind, whose own values do not matter."""
 
     grid: Grid
     experiment: Experiment
@@ -66,6 +70,8 @@ class Channel:
     is_revoked: Callable[[str], bool] = never
     poll_seconds: float = 0.05
     trained: tuple[str, ...] | None = None
+    layers: Layers | None = None
+    model: Module | None = None
 
     def updated(self, parameters: Parameters) -> Parameters:
         """The part of the parameters that an update changes, in their order."""

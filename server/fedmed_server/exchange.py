@@ -9,12 +9,13 @@ meanwhile has refused.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 
 from fedmed_common import failpoints, wire
 from fedmed_common.errors import RejectedReply, RepliesLost, TransportAway, TransportLost
@@ -33,6 +34,26 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What a recipe adds to an exchange.
+
+    ``down``: arrays that all sites are sent, ``down_to(site)``: that one is sent besides. ``sums``: arrays like those that a site
+    answers with, each at most ``sums_limit`` long together; ``scalars``: its numbers, and between what they lie. ``private``: a
+    statistic comes with noise.
+    """
+
+    down: Parameters = field(default_factory=dict)
+    down_to: Callable[[str], Parameters] = lambda _site: {}
+    sums: Parameters = field(default_factory=dict)
+    sums_limit: float = math.inf
+    scalars: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    private: bool = False
+
+
+NOTHING = Extras()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One site's part in an exchange: the result to record and, where all went well, its reply."""
 
@@ -42,7 +63,11 @@ class Answer:
 
 
 def exchange(
-    channel: Channel, members: Sequence[Member], order: wire.Order, parameters: Parameters | None = None
+    channel: Channel,
+    members: Sequence[Member],
+    order: wire.Order,
+    parameters: Parameters | None = None,
+    extras: Extras = NOTHING,
 ) -> Iterator[Answer]:
     """Send the order to the members and yield their answers one at a time, in the given order of members.
 
@@ -52,7 +77,7 @@ def exchange(
     Raises:
         TransportLost: the network stayed away until the deadline, or the Flower run was ended.
     """
-    return _Exchange(channel, members, order, parameters or {}).answers()
+    return _Exchange(channel, members, order, parameters or {}, extras).answers()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,19 +98,26 @@ class _Part:
 
 class _Exchange:
     def __init__(
-        self, channel: Channel, members: Sequence[Member], order: wire.Order, parameters: Parameters
+        self,
+        channel: Channel,
+        members: Sequence[Member],
+        order: wire.Order,
+        parameters: Parameters,
+        extras: Extras,
     ) -> None:
-        self._channel, self._grid = channel, channel.grid
+        self._channel, self._grid, self._extras = channel, channel.grid, extras
         self._template = channel.updated(parameters) if order.kind is wire.Kind.TRAIN else None
         self._packed = wire.pack_parameters(parameters) if parameters else None
-        self._bytes_down = sum(len(array.data) for array in (self._packed or {}).values())
+        self._down = wire.pack_parameters(extras.down)
+        sent = [*(self._packed or {}).values(), *self._down.values()]
+        self._bytes_down = sum(len(array.data) for array in sent)
         self._end = time.monotonic() + channel.experiment.federation.deadline_seconds
         self._connected: dict[int, str] = {}
         self._parts = [_Part(member=member, order=order) for member in members]
 
     def answers(self) -> Iterator[Answer]:
         if isinstance(self._grid, Guarded):
-            template = self._template or {}
+            template = {**(self._template or {}), **self._extras.sums}
             self._grid.set_limit(sum(array.nbytes for array in template.values()), len(template))
         self._connected = self._channel.through(self._activated, self._end)
         for part in self._parts:
@@ -171,7 +203,7 @@ class _Exchange:
             part.order = replace(part.order, attempt=part.order.attempt + 1)
         part.activated = self._connected.get(part.member.node, "")
         message = Message(
-            wire.pack_order(part.order, self._packed),
+            wire.pack_order(part.order, self._packed, self._down_to(part.member.name)),
             part.member.node,
             part.order.kind.value,
             group_id=str(part.order.round),
@@ -184,6 +216,10 @@ class _Exchange:
         if not part.identifier:
             part.problem = self._blank(part, "failed", "undeliverable")
             self._again(part, "Flower did not take the order", pause=True)
+
+    def _down_to(self, site: str) -> ArrayRecord:
+        own = wire.pack_parameters(self._extras.down_to(site))
+        return ArrayRecord({**self._down, **own}) if own else self._down
 
     def _collect(self, part: _Part, over: bool) -> None:
         if not part.identifier:
@@ -262,12 +298,17 @@ class _Exchange:
             classes=task.classes,
             metrics=gate.allowed_metrics(order.kind, task),
             patients=None if unknown else _patients(part.member, order),
-            steps=self._channel.experiment.train.steps,
+            steps=self._channel.experiment.train.steps_of(_patients(part.member, order)),
             template=self._template,
+            sums=self._extras.sums,
+            sums_limit=self._extras.sums_limit,
+            scalars=self._extras.scalars,
             norm_limit=self._channel.experiment.federation.update_norm_limit,
-            private=order.kind is wire.Kind.TRAIN and self._channel.experiment.privacy is not None,
+            private=self._extras.private
+            or (order.kind is wire.Kind.TRAIN and self._channel.experiment.privacy is not None),
         )
 
 
 def _patients(member: Member, order: wire.Order) -> int:
-    return member.facts.patients.get("train" if order.kind is wire.Kind.TRAIN else order.split, 0)
+    trains = order.kind in {wire.Kind.TRAIN, wire.Kind.STATISTICS}
+    return member.facts.patients.get("train" if trains else order.split, 0)

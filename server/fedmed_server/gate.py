@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import RecordDict
@@ -40,8 +40,8 @@ class Expected:
     """What a reply must answer. ``template``: the parameters sent in a training order, else None.
 
     ``patients``: how many the roster says the site has of what was asked, ``steps``: how many it was asked to take; no metric
-    may claim more (``None``: not known yet). ``private``: the training is to be differentially private.
-    """
+    may claim more (``None``: not known yet). ``sums``, ``scalars``: see :class:`fedmed_server.exchange.Extras`. ``private``:
+    the work is to be differentially private."""
 
     site: str | None
     run: str
@@ -54,12 +54,15 @@ class Expected:
     steps: int | None = None
     template: Mapping[str, NDArray[np.float32]] | None = None
     norm_limit: float = math.inf
+    sums: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    sums_limit: float = math.inf
+    scalars: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     private: bool = False
 
 
 def allowed_metrics(kind: wire.Kind, task: Task) -> frozenset[str]:
     """The metric names a reply of this kind may carry."""
-    if kind is wire.Kind.FACTS:
+    if kind in {wire.Kind.FACTS, wire.Kind.STATISTICS}:
         return frozenset()
     if kind is wire.Kind.TRAIN:
         return _TRAINING_METRICS
@@ -74,7 +77,7 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
         RejectedReply: with a short reason that holds nothing from the reply.
     """
     try:
-        reply = wire.unpack_reply(content, expected.template)
+        reply = wire.unpack_reply(content, expected.template, expected.sums)
     except WireError as error:
         raise RejectedReply(str(error)) from None
     except Exception as error:
@@ -83,7 +86,8 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
     _check_words(reply)
     _check_seconds(reply.seconds)
     if reply.code:
-        if reply.delta or reply.metrics or reply.facts or reply.epsilon_spent is not None:
+        results = (reply.delta, reply.sums, reply.scalars, reply.metrics, reply.facts)
+        if any(results) or reply.epsilon_spent is not None:
             raise RejectedReply("a refusal that carries results")
         return reply
     _check_metrics(reply.metrics, expected)
@@ -92,6 +96,8 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
         _check_facts(reply.facts, expected.classes)
     elif reply.facts is not None:
         raise RejectedReply("undeclared facts")
+    _check_sums(reply.sums, expected)
+    _check_scalars(reply.scalars, expected)
     if expected.template is not None:
         _check_delta(reply.delta, expected)
     return reply
@@ -155,6 +161,24 @@ def _check_privacy(reply: wire.Reply, expected: Expected) -> None:
         raise RejectedReply("epsilon")
     if reply.metrics or reply.seconds:
         raise RejectedReply("more than private training tells")
+
+
+def _check_sums(sums: params.Parameters, expected: Expected) -> None:
+    if bool(sums) != bool(expected.sums):
+        raise RejectedReply("no sums")
+    length = params.norm(sums)
+    if not math.isfinite(length):
+        raise RejectedReply("non-finite sums")
+    if length > expected.sums_limit:
+        raise RejectedReply("sums too large")
+
+
+def _check_scalars(scalars: Mapping[str, float], expected: Expected) -> None:
+    if scalars.keys() != expected.scalars.keys():
+        raise RejectedReply("undeclared numbers")
+    for name, (low, high) in expected.scalars.items():
+        if not low <= scalars[name] <= high:
+            raise RejectedReply("number out of range")
 
 
 def _check_facts(facts: wire.Facts | None, classes: tuple[str, ...]) -> None:

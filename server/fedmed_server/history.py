@@ -129,6 +129,15 @@ def append(file: Path, record: RunStarted | RoundDone | RunEnded) -> None:
         os.fsync(stream.fileno())
 
 
+def missed(results: Iterable[SiteResult], what: str) -> tuple[str, ...]:
+    """One sentence for each site that did not do its part."""
+    return tuple(
+        f"{result.site} missed the {what} ({result.outcome}: {result.code})"
+        for result in results
+        if result.outcome != "ok"
+    )
+
+
 def epsilon_by_site(rounds: Iterable[RoundDone]) -> dict[str, float]:
     """By site that trained privately: what all its answers so far have cost each of its patients."""
     spent: dict[str, float] = {}

@@ -11,7 +11,7 @@ from fedmed_common.lookup import find
 from fedmed_common.models import require_packages, start_model
 from fedmed_common.tasks import TASKS, losses_of
 from fedmed_common.weight_files import find_weights
-from fedmed_strategies.presets import RECIPES
+from fedmed_strategies.presets import recipe_of
 
 
 def check_names(experiment: Experiment, file: Path) -> None:
@@ -23,11 +23,11 @@ def check_names(experiment: Experiment, file: Path) -> None:
     try:
         find(TASKS, experiment.task.name, field="task.name")
         find(losses_of(experiment.task), experiment.task.loss, field="task.loss")
-        find(RECIPES, experiment.recipe.name, field="recipe.name")
+        recipe = recipe_of(experiment)
         require_packages(experiment)
     except ConfigError as error:
         raise ConfigError(error.problem, file=file, field=error.field, fix=error.fix) from None
-    privacy.check(experiment, file)
+    privacy.check(experiment, file, recipe.spent(experiment))
 
 
 def check_start(experiment: Experiment, file: Path) -> None:

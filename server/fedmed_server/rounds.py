@@ -11,11 +11,12 @@ from typing import Literal
 
 from fedmed_common import failpoints, wire
 from fedmed_common.metrics import class_mean, merge, score_called
-from fedmed_common.params import Parameters, WeightedMean
+from fedmed_common.params import Parameters
 from fedmed_server.channel import Channel, Member
 from fedmed_server.cohort import draw, share_of, too_few
 from fedmed_server.exchange import exchange
-from fedmed_server.history import RoundDone, SiteResult
+from fedmed_server.federation import Federation, apply_stages, gather
+from fedmed_server.history import RoundDone, SiteResult, missed
 from fedmed_server.state import RunState
 from fedmed_strategies.recipe import Recipe
 
@@ -36,6 +37,7 @@ def rounds(
     Raises:
         QuorumError: fewer sites than the experiment's quorum gave a usable update.
     """
+    state = gather(channel, recipe, roster, state)
     while state.round < channel.experiment.rounds:
         result = run_round(channel, recipe, roster, state)
         yield result
@@ -43,35 +45,43 @@ def rounds(
 
 
 def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState) -> RoundResult:
-    """One round: draw sites, train, aggregate in roster order, step, evaluate where due."""
+    """One round: draw sites, train, aggregate in roster order, step; where due, apply the recipe's stages and evaluate."""
     started = time.perf_counter()
     number = state.round + 1
-    order = _order(channel, wire.Kind.TRAIN, number)
-    start = channel.updated(state.parameters)
-    mean = WeightedMean(start)
+    order = replace(_order(channel, wire.Kind.TRAIN, number), best=state.best_round)
+    federation = Federation.at(channel, recipe, roster, state, number)
+    collecting = federation.round()
     trained: list[SiteResult] = []
     aggregate_seconds = 0.0
-    for answer in exchange(channel, draw(roster, channel.experiment, number), order, state.parameters):
+    drawn = draw(roster, channel.experiment, number)
+    for answer in exchange(channel, drawn, order, state.parameters, federation.extras()):
         trained.append(answer.result)
         if answer.reply is not None:
             before = time.perf_counter()
-            mean.add(answer.reply.delta, recipe.weigh(answer.member.facts.patients["train"]))
+            collecting.add(federation.answer(answer))
             aggregate_seconds += time.perf_counter() - before
             failpoints.reach("aggregating", round=number, site=answer.member.name)
         del answer
     lost = missed(trained, f"training of round {number}")
     _check_quorum(channel, trained, number)
-    parameters = {**state.parameters, **recipe.server_step(start, mean.mean())}
+    before = time.perf_counter()
+    changed, memory = collecting.finish()
+    parameters = {**state.parameters, **changed}
     trained_at = time.perf_counter()
-    new = replace(state, round=number, parameters=parameters, missed=state.missed + lost)
+    aggregate_seconds += trained_at - before
+    new = replace(
+        state, round=number, parameters=parameters, released=None, memory=memory, missed=state.missed + lost
+    )
     evaluation: tuple[SiteResult, ...] = ()
     criterion: float | None = None
     if number % channel.experiment.federation.evaluate_every == 0 or number == channel.experiment.rounds:
-        evaluation = evaluate(channel, roster, parameters, number, "validation")
+        released, lost = apply_stages(channel, recipe, roster, new)
+        new = replace(new, released=released, missed=new.missed + lost)
+        evaluation = evaluate(channel, roster, new.model, number, "validation")
         new = replace(new, missed=new.missed + missed(evaluation, f"evaluation of round {number}"))
         criterion = _criterion(channel, evaluation)
         if criterion is not None and _is_better(channel, evaluation, state):
-            new = replace(new, best_round=number, best_parameters=parameters)
+            new = replace(new, best_round=number, best_parameters=new.model)
     finished = time.perf_counter()
     record = RoundDone(
         time=now(),
@@ -114,15 +124,6 @@ def now() -> str:
 def _order(channel: Channel, kind: wire.Kind, number: int) -> wire.Order:
     return wire.Order(
         kind=kind, run=channel.run, round=number, attempt=0, experiment=channel.experiment.order_text()
-    )
-
-
-def missed(results: Sequence[SiteResult], what: str) -> tuple[str, ...]:
-    """One sentence for each site that did not do its part."""
-    return tuple(
-        f"{result.site} missed the {what} ({result.outcome}: {result.code})"
-        for result in results
-        if result.outcome != "ok"
     )
 
 

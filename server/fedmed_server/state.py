@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +16,26 @@ from fedmed_common import failpoints
 from fedmed_common.errors import CheckpointError
 from fedmed_common.files import remove_leftovers, write_atomically
 from fedmed_common.params import Parameters
+from fedmed_strategies.pieces import Memory
 
 CHECKPOINT = "state.safetensors"
-_CURRENT, _BEST = "current/", "best/"
+_CURRENT, _BEST, _RELEASED, _MEMORY = "current/", "best/", "released/", "memory/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
     """A run between two rounds.
 
-    ``best_round`` is 0 before the first evaluation. ``missed``: one sentence for each site and round that was lost.
-    ``record``: the last round's line of the history, so that a crash between checkpoint and history loses neither;
-    ``best_record``: the best round's. ``experiment``: digest of what the sites were told of the experiment.
-    """
+    ``released``: what the recipe's stages made of the parameters, where they did: what is measured and published, while
+    training goes on from ``parameters``. ``memory``: what the recipe's pieces keep, as moments and control variates.
+    ``best_round`` is 0 before the first evaluation. ``missed``: one sentence for each site and round that was lost. ``record``:
+    the last round's line of the history, so that a crash between checkpoint and history loses neither; ``best_record``: the
+    best round's. ``experiment``: digest of what the sites were told of the experiment."""
 
     round: int
     parameters: Parameters
+    released: Parameters | None = None
+    memory: Memory = field(default_factory=dict)
     experiment: str = ""
     best_round: int = 0
     best_parameters: Parameters | None = None
@@ -39,11 +43,18 @@ class RunState:
     record: str = ""
     best_record: str = ""
 
+    @property
+    def model(self) -> Parameters:
+        """What is measured, and published."""
+        return self.parameters if self.released is None else self.released
+
 
 def save_state(folder: Path, state: RunState) -> None:
     """Write the checkpoint into the run's folder; stale temporary files of killed processes are removed."""
     remove_leftovers(folder / CHECKPOINT)
     tensors = {_CURRENT + name: array for name, array in state.parameters.items()}
+    tensors |= {_RELEASED + name: array for name, array in (state.released or {}).items()}
+    tensors |= {_MEMORY + name: array for name, array in state.memory.items()}
     if state.best_parameters is not None and state.best_round != state.round:
         tensors |= {_BEST + name: array for name, array in state.best_parameters.items()}
     fields = {
@@ -77,12 +88,21 @@ def load_state(folder: Path) -> RunState | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         names: list[str] = fields["names"]
         current = _named(tensors, _CURRENT, names)
+        has_released = any(name.startswith(_RELEASED) for name in tensors)
+        released = _named(tensors, _RELEASED, names) if has_released else None
         best: Parameters | None = None
         if fields["best_round"]:
-            best = current if fields["best_round"] == fields["round"] else _named(tensors, _BEST, names)
+            is_best = fields["best_round"] == fields["round"]
+            best = (released or current) if is_best else _named(tensors, _BEST, names)
         return RunState(
             round=fields["round"],
             parameters=current,
+            released=released,
+            memory={
+                name.removeprefix(_MEMORY): array
+                for name, array in tensors.items()
+                if name.startswith(_MEMORY)
+            },
             experiment=fields["experiment"],
             best_round=fields["best_round"],
             best_parameters=best,

@@ -11,10 +11,10 @@ import torch
 from private_sites import WIDTH, Patients, experiment, line_bench, patient, released, unit
 from torch import Tensor
 
-from fedmed_client import entropy, independence, private
+from fedmed_client import independence, private
 from fedmed_client.private import Mechanism, Samples, clipped_sum
 from fedmed_client.workbench import Bench, bench_for
-from fedmed_common import params
+from fedmed_common import entropy, params
 from fedmed_common.config import Experiment
 from fedmed_common.errors import PolicyRefusal
 

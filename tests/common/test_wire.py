@@ -60,7 +60,7 @@ def test_a_reply_comes_back() -> None:
 
 def test_an_order_of_another_version_is_refused() -> None:
     record = wire.pack_order(wire.Order(kind=wire.Kind.FACTS, run="r", round=0, attempt=0, experiment="{}"))
-    record.config_records["order"]["version"] = 2
+    record.config_records["order"]["version"] = 1
     with pytest.raises(WireError, match="wire version"):
         wire.unpack_order(record, wire.Kind.FACTS)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from federated import play
 from flwr.app import Message, RecordDict
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from scripted import Sites, play_round, update
@@ -14,7 +15,7 @@ from superlink import Parcel, SuperLink, take_apart
 
 from fedmed_common import wire
 from fedmed_common.metrics import Mean
-from fedmed_common.params import Parameters, WeightedMean
+from fedmed_common.params import Parameters
 from fedmed_server.history import SiteResult
 from fedmed_strategies.presets import RECIPES
 
@@ -53,10 +54,10 @@ def assert_equal(one: Parameters, other: Parameters) -> None:
 
 def mean_with(delta: Parameters) -> Parameters:
     """What the round comes to when the third site answers with just this."""
-    mean, recipe = WeightedMean(SMALL), RECIPES["fedavg"]
-    for site, count in PATIENTS.items():
-        mean.add(delta if site == "evil" else update(site, 1, SMALL), recipe.weigh(count))
-    return recipe.server_step(SMALL, mean.mean())
+    updates = {
+        site: (count, delta if site == "evil" else update(site, 1, SMALL)) for site, count in PATIENTS.items()
+    }
+    return play(RECIPES["fedavg"], SMALL, updates)
 
 
 def by_records(record: RecordDict) -> tuple[Parameters, SiteResult]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from federated import play
 
-from fedmed_client.train import train
+from fedmed_client.train import Course, train
 from fedmed_client.workbench import bench_for, seed_for
 from fedmed_common import params
 from fedmed_common.config import Experiment
-from fedmed_common.params import Parameters, WeightedMean
+from fedmed_common.params import Parameters
 from fedmed_strategies.presets import RECIPES
 
 Batch = tuple[torch.Tensor, ...]
@@ -19,6 +20,8 @@ Batch = tuple[torch.Tensor, ...]
 
 class _Given:
     """A sampler that hands out one batch."""
+
+    patients = 1
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
@@ -33,12 +36,11 @@ def assert_federated_is_pooled(experiment: Experiment, batches: Sequence[Batch])
     start = params.from_model(bench.model)
 
     def update(batch: Batch) -> Parameters:
-        return train(bench, _Given(batch), start, 1, seed_for(0, 1, "x"), lambda _step: None).delta  # type: ignore[arg-type]
+        course = Course(round=1, seed=seed_for(0, 1, "x"))
+        return train(bench, _Given(batch), start, course, lambda _step: None).delta  # type: ignore[arg-type]
 
-    mean = WeightedMean(start)
-    for batch in batches:
-        mean.add(update(batch), RECIPES["fedavg"].weigh(len(batch[0])))
-    federated = RECIPES["fedavg"].server_step(start, mean.mean())
+    updates = {str(place): (len(batch[0]), update(batch)) for place, batch in enumerate(batches)}
+    federated = play(RECIPES["fedavg"], start, updates)
     pooled = update(tuple(torch.cat(parts) for parts in zip(*batches, strict=True)))
     for name, array in federated.items():
         np.testing.assert_allclose(array, start[name] + pooled[name], rtol=0, atol=1e-6)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedmed_client.data.chances import chances_of
 from fedmed_client.data.cohort import Case
 from fedmed_client.data.sampler import Batch, samples_of_patient
 from fedmed_client.data.transforms import build_augmentation
@@ -58,6 +59,7 @@ class ClassSampler:
         self._augment = build_augmentation(experiment.data.augmentation, experiment.data.patch)
         self._annotated = np.array([case.annotated for case in cases], dtype=bool)
         self._everyone = tuple(range(len(self._patients)))
+        self._chances = chances_of(self._patients, self._cases, experiment)
 
     @property
     def patients(self) -> int:
@@ -119,7 +121,9 @@ class ClassSampler:
             number = _one_of(cases, case)
             samples = np.flatnonzero(self._targets[number][:, wanted]).tolist()
             return Pick(number, _one_of(samples, sample), seed)
-        number = _one_of(self._patients[_one_of(among, patient)], case)
+        weighed = self._chances is not None and among is self._everyone
+        who = self._chances.patient(patient) if weighed else _one_of(among, patient)  # type: ignore[union-attr]
+        number = _one_of(self._patients[who], case)
         return Pick(number, int(sample * len(self._targets[number])), seed)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedmed_client.data.chances import Chances, chances_of
 from fedmed_client.data.cohort import Case
 from fedmed_client.data.transforms import build_augmentation
 from fedmed_common.config import Experiment
@@ -43,11 +44,15 @@ class PatchSampler:
     """
 
     def __init__(self, cases: Sequence[Case], experiment: Experiment) -> None:
-        """Raises DataError where there are no cases."""
+        """The experiment's recipe may draw some patients, and centre patches on some classes, more often.
+
+        Raises DataError where there are no cases.
+        """
         if not cases:
             raise DataError("there is no case to draw patches from: no patient is in this split")
         self._cases = tuple(cases)
         self._classes = [[points for points in case.points if len(points)] for case in cases]
+        self._shown = [[k for k, points in enumerate(case.points) if len(points)] for case in cases]
         by_patient: dict[int, list[int]] = {}
         for number, case in enumerate(cases):
             by_patient.setdefault(case.patient, []).append(number)
@@ -60,6 +65,7 @@ class PatchSampler:
         self._flat = experiment.task.dimensions == 2
         self._augment = build_augmentation(experiment.data.augmentation, experiment.data.patch)
         self._annotated = np.array([case.annotated for case in cases], dtype=bool)
+        self._chances = chances_of(self._patients, self._cases, experiment)
 
     def batch(self, rng: np.random.Generator) -> Batch:
         """Image ``(B, C, *patch)`` float32, label ``(B, *patch)`` int64, annotated ``(B, K)`` bool."""
@@ -76,12 +82,18 @@ class PatchSampler:
 
     def draw(self, rng: np.random.Generator) -> list[Pick]:
         """Choose ``train.batch_size`` patches; reads no image."""
-        return self._draw(rng, self._size, self._patients)
+        return self._draw(rng, self._size, self._patients, self._chances)
 
-    def _draw(self, rng: np.random.Generator, count: int, patients: Sequence[list[int]]) -> list[Pick]:
+    def _draw(
+        self,
+        rng: np.random.Generator,
+        count: int,
+        patients: Sequence[list[int]],
+        chances: Chances | None = None,
+    ) -> list[Pick]:
         seeds = rng.integers(2**32, size=count)
         return [
-            self._pick(patients, draws, int(seed))
+            self._pick(patients, draws, int(seed), chances)
             for draws, seed in zip(rng.random((count, _DRAWS)).tolist(), seeds, strict=True)
         ]
 
@@ -102,13 +114,22 @@ class PatchSampler:
         annotated = self._annotated[[pick.case for pick in picks]]
         return torch.from_numpy(image), torch.from_numpy(label.astype(np.int64)), torch.from_numpy(annotated)
 
-    def _pick(self, patients: Sequence[list[int]], draws: list[float], seed: int) -> Pick:
+    def _pick(
+        self, patients: Sequence[list[int]], draws: list[float], seed: int, chances: Chances | None
+    ) -> Pick:
         patient, case, foreground, klass, voxel, *place = draws
-        number = _one_of(_one_of(patients, patient), case)
+        cases = _one_of(patients, patient) if chances is None else patients[chances.patient(patient)]
+        number = _one_of(cases, case)
         shape = self._cases[number].label.shape
         spare = [size - patch for size, patch in zip(shape, self._patch, strict=True)]
         if foreground < self._share and self._classes[number]:
-            centre = _one_of(_one_of(self._classes[number], klass), voxel).tolist()
+            points = self._classes[number]
+            of_class = (
+                _one_of(points, klass)
+                if chances is None
+                else points[chances.klass(klass, self._shown[number])]
+            )
+            centre = _one_of(of_class, voxel).tolist()
             starts = [middle - patch // 2 for middle, patch in zip(centre, self._patch, strict=True)]
         else:
             starts = [int(share * (room + 1)) for share, room in zip(place, spare, strict=True)]

@@ -34,7 +34,7 @@ from fedmed_client.engine.parallel import (
     Result,
 )
 from fedmed_client.engine.team import Team
-from fedmed_client.train import train
+from fedmed_client.train import Course, train
 from fedmed_client.workbench import COHORTS, SiteHome, bench_for, experiment_of, numerics
 from fedmed_common import logs
 from fedmed_common.config import Site
@@ -117,7 +117,7 @@ def carry_out(folder: Path) -> None:
     with numerics(experiment, bench.device, int(os.environ["OMP_NUM_THREADS"])):
         seed = np.random.SeedSequence(list(assignment.entropy))
         start = load_file(folder / START)
-        update = train(bench, sampler, start, assignment.round, seed, on_step, team)
+        update = train(bench, sampler, start, Course(round=assignment.round, seed=seed), on_step, team)
     if team.rank == 0:
         save_file({name: np.ascontiguousarray(a) for name, a in update.delta.items()}, folder / UPDATE)
         result = Result(total=update.loss.total, weight=update.loss.weight)

@@ -43,13 +43,16 @@ class Outbox:
         try:
             with safe_open(path, framework="numpy") as file:
                 fields: dict[str, Any] = json.loads((file.metadata() or {})["reply"])
-                delta = {name: file.get_tensor(name) for name in fields["names"]}
+                delta = {name: file.get_tensor(f"delta/{name}") for name in fields["names"]}
+                sums = {name: file.get_tensor(f"sums/{name}") for name in fields["sums"]}
             return wire.Reply(
                 site=fields["site"],
                 run=order.run,
                 round=order.round,
                 attempt=order.attempt,
                 delta=delta,
+                sums=sums,
+                scalars=fields["scalars"],
                 metrics={name: Mean(total, weight) for name, (total, weight) in fields["metrics"].items()},
                 seconds=fields["seconds"],
                 epsilon_spent=fields.get("epsilon_spent"),
@@ -67,6 +70,8 @@ class Outbox:
         fields = {
             "site": reply.site,
             "names": list(reply.delta),
+            "sums": list(reply.sums),
+            "scalars": reply.scalars,
             "metrics": {name: (mean.total, mean.weight) for name, mean in reply.metrics.items()},
             "seconds": reply.seconds,
             "epsilon_spent": reply.epsilon_spent,
@@ -75,7 +80,9 @@ class Outbox:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         _remove_leftovers(path.parent)
-        write_atomically(path, save(dict(reply.delta), metadata={"reply": json.dumps(fields)}))
+        tensors = {f"delta/{name}": array for name, array in reply.delta.items()}
+        tensors |= {f"sums/{name}": array for name, array in reply.sums.items()}
+        write_atomically(path, save(tensors, metadata={"reply": json.dumps(fields)}))
         self._forget(path)
 
     def _path(self, order: wire.Order) -> Path:
@@ -107,8 +114,9 @@ def _round(path: Path) -> str:
 
 def _digest(order: wire.Order, terms: str) -> str:
     """What is asked, in 64 hexadecimal digits."""
-    digest = hashlib.sha256(repr((order.kind.value, order.split, order.experiment, terms)).encode())
-    for name, array in order.parameters.items():
+    asked = (order.kind.value, order.split, order.statistic, order.experiment, terms)
+    digest = hashlib.sha256(repr(asked).encode())
+    for name, array in (*order.parameters.items(), *order.down.items()):
         digest.update(repr((name, array.shape)).encode())
         digest.update(array.data if array.flags.c_contiguous else array.tobytes())
     return digest.hexdigest()

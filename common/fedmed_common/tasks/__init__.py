@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedmed_common.config import Experiment
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
     from torch.nn import Module
+
+    from fedmed_common.tasks.losses import Loss
 
 TASKS: dict[str, str] = {
     "segmentation": "fedmed_common.tasks.segmentation:Segmentation",
@@ -72,6 +75,22 @@ class Case(Protocol):
     def spacing_mm(self) -> tuple[float, float, float]: ...
 
 
+Extra = Callable[["Tensor", Any, "Tensor", "Tensor"], "Tensor"]
+"""``(image, outputs, target, annotated) -> (B,)``: a term for each sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shaping:
+    """What a strategy makes of a task's loss: another one out of it, and terms besides."""
+
+    recast: Callable[[Loss], Loss] = lambda loss: loss
+    extra: Extra | None = None
+
+
+PLAIN = Shaping()
+"""The task's loss as it is."""
+
+
 class Task(Protocol):
     """What is learned: a loss for training, and measurements of a trained network.
 
@@ -79,7 +98,9 @@ class Task(Protocol):
     ``(B, K)``, best left on the CPU.
     """
 
-    def objective(self, model: Module, image: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
+    def objective(
+        self, model: Module, image: Tensor, target: Tensor, annotated: Tensor, shaping: Shaping = PLAIN
+    ) -> Tensor:
         """The mean over the batch of each sample's own loss, as a scalar in float32: what training makes small."""
 
     def measure(self, model: Module, case: Case, device: torch.device | str) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedmed_common.config import Experiment
 from fedmed_common.lookup import find, load
 from fedmed_common.metrics import Mean, Metrics
-from fedmed_common.tasks import LABEL_LOSSES, Case, supervision
+from fedmed_common.tasks import LABEL_LOSSES, PLAIN, Case, Shaping, supervision
 from fedmed_common.tasks.losses import Loss
 from fedmed_common.tasks.ranking import auroc, average_precision, calibration_error
 
@@ -59,9 +59,12 @@ class Classification:
         loss: Loss = load(LABEL_LOSSES[self._labels], self.experiment.task.loss, field="task.loss")
         return partial(loss, **settings) if settings else loss
 
-    def objective(self, model: nn.Module, image: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
+    def objective(
+        self, model: nn.Module, image: Tensor, target: Tensor, annotated: Tensor, shaping: Shaping = PLAIN
+    ) -> Tensor:
         """The loss of what the model makes of a batch; auxiliary heads count by the network's ``output_weights``."""
-        return supervision.objective(self.per_sample, model, model(image), image, target, annotated)
+        loss = shaping.recast(self.per_sample)
+        return supervision.objective(loss, model, model(image), image, target, annotated, shaping.extra)
 
     def measure(self, model: nn.Module, case: Case, device: torch.device | str) -> Prediction:
         """The case's probabilities beside what it shows."""

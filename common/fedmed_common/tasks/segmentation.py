@@ -16,7 +16,7 @@ from fedmed_common.config import CRF, Experiment
 from fedmed_common.lookup import find, load
 from fedmed_common.metrics import Mean, Metrics, merge
 from fedmed_common.site_config import UNLABELLED
-from fedmed_common.tasks import LOSSES, Case, patient_mean, supervision
+from fedmed_common.tasks import LOSSES, PLAIN, Case, Shaping, patient_mean, supervision
 from fedmed_common.tasks.losses import Loss
 from fedmed_common.tasks.sliding_window import Predictor, Windows, sliding_argmax, sliding_probabilities
 from fedmed_common.tasks.surface import diagonal_mm, surface_distances
@@ -56,10 +56,13 @@ class Segmentation:
         """
         return supervision.per_sample(self.per_sample, logits, label, annotated).mean()
 
-    def objective(self, model: nn.Module, image: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
+    def objective(
+        self, model: nn.Module, image: Tensor, target: Tensor, annotated: Tensor, shaping: Shaping = PLAIN
+    ) -> Tensor:
         """The loss of what the model makes of a batch, of all its outputs where it gives several."""
+        outputs = _outputs(model, image, target)
         return supervision.objective(
-            self.per_sample, model, _outputs(model, image, target), image, target, annotated
+            shaping.recast(self.per_sample), model, outputs, image, target, annotated, shaping.extra
         )
 
     def measure(self, model: nn.Module, case: Case, device: torch.device | str) -> Metrics:
@@ -85,6 +88,28 @@ class Segmentation:
         interactive network, as SAM, gets its prompts window by window; no other network sees it. With ``task.crf`` the classes'
         probabilities of the whole image are held, and refined before one is chosen.
         """
+        crf = self.experiment.task.crf
+        slide = sliding_argmax if crf is None else sliding_probabilities
+        found = self._slide(slide, model, image, device, reference)
+        return (
+            found if crf is None else _refined(found, image, crf, in_3d=len(self.experiment.data.patch) == 3)
+        )
+
+    def probabilities(
+        self, model: nn.Module, image: NDArray[np.float32], device: torch.device | str
+    ) -> NDArray[np.float32]:
+        """The probability of each class at each voxel ``(1 + K, X, Y, Z)``, as ``predict`` decides by; without ``task.crf``."""
+        found: NDArray[np.float32] = self._slide(sliding_probabilities, model, image, device, None)
+        return found
+
+    def _slide(
+        self,
+        slide: Callable[..., NDArray[Any]],
+        model: nn.Module,
+        image: NDArray[np.float32],
+        device: torch.device | str,
+        reference: NDArray[np.uint8] | None,
+    ) -> NDArray[Any]:
         x, y, *z = self.experiment.data.patch
         training = model.training
         predictor: Predictor = model
@@ -98,14 +123,11 @@ class Segmentation:
             overlap=self.overlap,
             voxels_at_once=self.voxels_at_once or _VOXELS_AT_ONCE[torch.device(device).type],
         )
-        crf = self.experiment.task.crf
-        slide = sliding_argmax if crf is None else sliding_probabilities
         model.eval()
         try:
-            found: NDArray[Any] = slide(predictor if z else _by_slice(predictor), seen, windows, device)
+            return slide(predictor if z else _by_slice(predictor), seen, windows, device)
         finally:
             model.train(training)
-        return found if crf is None else _refined(found, image, crf, in_3d=bool(z))
 
     def score(
         self,

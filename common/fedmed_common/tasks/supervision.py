@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from fedmed_common.tasks import Extra
 from fedmed_common.tasks.losses import Loss
 
 Outputs = Tensor | Sequence[Tensor]
@@ -43,17 +44,24 @@ def per_sample(
 
 
 def objective(
-    loss: Loss, model: nn.Module, outputs: Outputs, image: Tensor, target: Tensor, annotated: Tensor
+    loss: Loss,
+    model: nn.Module,
+    outputs: Outputs,
+    image: Tensor,
+    target: Tensor,
+    annotated: Tensor,
+    more: Extra | None = None,
 ) -> Tensor:
     """What training makes small, a scalar: the mean over the batch of each sample's loss, and of what the network adds to it.
 
     ``model``: what gave the ``outputs``; its ``objective_extra(image, outputs, target, annotated) -> (B,)``, where it has one, is
-    added while it trains.
+    added while it trains; so is ``more``.
     """
     losses = per_sample(loss, outputs, target, annotated, attribute(model, "output_weights"))
-    extra = attribute(model, "objective_extra") if model.training else None
-    if extra is not None:
-        losses = losses + extra(image, outputs, target, annotated)
+    own = attribute(model, "objective_extra") if model.training else None
+    for extra in (own, more):
+        if extra is not None:
+            losses = losses + extra(image, outputs, target, annotated)
     return losses.mean()
 
 

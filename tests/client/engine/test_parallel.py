@@ -19,7 +19,7 @@ from fedmed_client import policy
 from fedmed_client.engine import parallel
 from fedmed_client.engine.member import in_step
 from fedmed_client.engine.parallel import train_together
-from fedmed_client.train import Update, train
+from fedmed_client.train import Course, Update, train
 from fedmed_client.workbench import COHORTS, SiteHome, bench_for, numerics, seed_for
 from fedmed_common import children, params
 from fedmed_common.config import Experiment, Site
@@ -70,7 +70,13 @@ def alone(home: SiteHome, asked: Experiment) -> Update:
     _, sampler = COHORTS.get(home, asked.order_text())
     assert sampler is not None
     with numerics(asked, bench.device):
-        return train(bench, sampler, params.from_model(build_model(asked)), 1, SEED, lambda _step: None)
+        return train(
+            bench,
+            sampler,
+            params.from_model(build_model(asked)),
+            Course(round=1, seed=SEED),
+            lambda _step: None,
+        )
 
 
 def together(home: SiteHome, asked: Experiment, on_step: Any = lambda _step: None) -> Update:

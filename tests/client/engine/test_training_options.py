@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from fedmed_client.engine.compiling import compiled
-from fedmed_client.train import Update, learning_rate, make_optimizer, train
+from fedmed_client.train import Course, Update, learning_rate, make_optimizer, train
 from fedmed_client.workbench import Bench, bench_for, numerics, seed_for
 from fedmed_common import params
 from fedmed_common.config import Experiment
@@ -70,7 +70,7 @@ def trained(asked: Experiment, too_large: frozenset[int] = frozenset()) -> Updat
     start = params.from_model(build_model(asked))
     sampler: Any = Drawn(asked.data.patch, too_large)
     with numerics(asked, bench.device):
-        return train(bench, sampler, start, 1, SEED, lambda _step: None)
+        return train(bench, sampler, start, Course(round=1, seed=SEED), lambda _step: None)
 
 
 def assert_close(one: Update, other: Update, **tolerance: float) -> None:
@@ -158,7 +158,7 @@ def test_a_compiled_network_trains_the_same_parameters_under_the_same_names() ->
     start = params.from_model(bench.model)
     sampler: Any = Drawn(asked.data.patch)
     with numerics(asked, bench.device):
-        update = train(bench, sampler, start, 1, SEED, lambda _step: None)
+        update = train(bench, sampler, start, Course(round=1, seed=SEED), lambda _step: None)
     assert_close(trained(experiment()), update, rtol=1e-4, atol=1e-7)
 
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_compiled_names_the_field() -> None:
     bench.compiled = compiled(bench.model, backend=broken)
     sampler: Any = Drawn(asked.data.patch)
     with pytest.raises(ConfigError, match=r"train\.compile: .*cannot be compiled"):
-        train(bench, sampler, params.from_model(bench.model), 1, SEED, lambda _step: None)
+        train(bench, sampler, params.from_model(bench.model), Course(round=1, seed=SEED), lambda _step: None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,242 @@
+"""A recipe at a site: what its pieces do in an order's training, what they keep, and which network is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedmed_client.data.cohort import Cohort
+from fedmed_client.data.samplers import Sampler
+from fedmed_client.keeping import Keeping, Memory
+from fedmed_client.train import Update, learning_rate
+from fedmed_client.workbench import Bench, SiteHome, seed_for
+from fedmed_common import wire
+from fedmed_common.params import Parameters
+from fedmed_strategies.layers import layers_of
+from fedmed_strategies.pieces import Layers, Left, Piece, SiteHalf, Work, own, under
+from fedmed_strategies.presets import recipe_of
+from fedmed_strategies.recipe import Recipe
+from fedmed_strategies.server_half import shared, sums_of
+
+_OWN = "own"
+_MEASURED_BATCHES = 8
+_SECOND_SEED = 0x0D17
+
+Train = Callable[[Parameters, Sequence[SiteHalf], np.random.SeedSequence], Update]
+"""(what to start from, pieces at work, seed) -> what training changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a site's training gives: its update without what stays, what goes beside it, and what is kept."""
+
+    update: Update
+    left: Left
+
+
+@dataclass(slots=True, kw_only=True)
+class Method:
+    """An order's recipe at this site."""
+
+    bench: Bench
+    recipe: Recipe
+    layers: Layers
+    order: wire.Order
+    cohort: Cohort
+    sampler: Sampler
+    memory: Memory
+    halves: list[tuple[Piece, SiteHalf]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, home: SiteHome, bench: Bench, order: wire.Order, cohort: Cohort, sampler: Sampler) -> Method:
+        """The order's, with what the site has kept.
+
+        Raises:
+            ConfigError: the recipe is not known here, or does not allow how the experiment trains.
+            CheckpointError: what the site kept is gone.
+        """
+        recipe = recipe_of(bench.experiment)
+        return cls(
+            bench=bench,
+            recipe=recipe,
+            layers=layers_of(bench.model, bench.experiment.model.head, bench.experiment.plan.outputs),
+            order=order,
+            cohort=cohort,
+            sampler=sampler,
+            memory=Keeping(home.folder, order.run).before(order.round),
+        )
+
+    def train(self, site: str, train: Train) -> Result:
+        """Train once, or twice where the recipe has a second network."""
+        personal, seed = self.recipe.personal, self._seed(site)
+        mode = personal.mode if personal is not None else ""
+        work = self._work(site)
+        self.halves = [
+            (piece, half)
+            for piece in self.recipe.pieces()
+            if not (mode == "beside" and piece is personal) and (half := piece.at_site(work)) is not None
+        ]
+        start = self._start(keep_own=mode in {"layers", "instead"})
+        with changed_inputs(self.bench.model, self.recipe, self._arrays(site)):
+            update = train(start, [half for _, half in self.halves], seed)
+            whole = self._against_global(update.delta, start)
+            left = self._left({name: whole[name] for name in shared(self.recipe, self.layers)})
+            kept = dict(left.memory)
+            if personal is not None and mode == "layers":
+                kept |= under(_OWN, {name: self._value(name) for name in personal.keeps(self.layers)})
+            elif mode == "instead":
+                kept |= under(_OWN, self._values())
+            elif personal is not None and mode == "beside":
+                half = personal.at_site(self._work(site))
+                second = np.random.SeedSequence([*_entropy(seed), _SECOND_SEED])
+                train(self._start(keep_own=True), [half] if half is not None else [], second)
+                kept |= under(_OWN, self._values())
+        delta = {name: whole[name] for name in shared(self.recipe, self.layers)}
+        return Result(
+            update=Update(delta=delta, loss=update.loss),
+            left=Left(sums=left.sums, scalars=left.scalars, memory=kept),
+        )
+
+    def _work(self, site: str) -> Work:
+        experiment, device = self.bench.experiment, self.bench.device
+        settings, count = experiment.train, self.sampler.patients
+        presence, annotated = _presence(self.cohort)
+        return Work(
+            model=self.bench.model,
+            anchor={
+                name: torch.from_numpy(np.array(self.order.parameters[name])).to(device)
+                for name in self.layers.trained
+            },
+            layers=self.layers,
+            kind="segmentation" if experiment.task.name == "segmentation" else experiment.task.labels,
+            presence=presence,
+            annotated=annotated,
+            patients=count,
+            round=self.order.round,
+            rounds=experiment.rounds,
+            steps=settings.steps_of(count),
+            rate=learning_rate(settings, self.order.round, experiment.rounds),
+            momentum=settings.momentum if settings.optimizer == "sgd" else 0.0,
+            down=self.order.down,
+            memory=self.memory,
+            measure=lambda: self._loss(site),
+        )
+
+    def _left(self, delta: Parameters) -> Left:
+        """What all pieces leave, the sums in the order in which the server expects them."""
+        sums, scalars, memory = dict[str, NDArray[Any]](), dict[str, float](), Memory()
+        for _, half in self.halves:
+            left = half.finish(delta)
+            sums |= left.sums
+            scalars |= left.scalars
+            memory |= left.memory
+        expected = sums_of(self.recipe, delta)
+        return Left(
+            sums={name: np.asarray(sums[name], np.float32) for name in expected},
+            scalars=scalars,
+            memory=memory,
+        )
+
+    def _start(self, *, keep_own: bool) -> Parameters:
+        return with_own(self.order.parameters, self.memory) if keep_own else self.order.parameters
+
+    def _against_global(self, delta: Parameters, start: Parameters) -> Parameters:
+        """What training changed as seen from the global model, which it may not have begun from."""
+        if start is self.order.parameters:
+            return delta
+        return {
+            name: array + (start[name] - self.order.parameters[name]) if name in start else array
+            for name, array in delta.items()
+        }
+
+    def _values(self) -> Parameters:
+        return {name: self._value(name) for name in self.layers.trained}
+
+    def _value(self, name: str) -> NDArray[np.float32]:
+        value: NDArray[np.float32] = self.bench.model.state_dict()[name].detach().float().cpu().numpy().copy()
+        return value
+
+    def _seed(self, site: str) -> np.random.SeedSequence:
+        return seed_for(self.bench.experiment.seed, self.order.round, site)
+
+    def _arrays(self, site: str) -> dict[str, NDArray[Any]]:
+        return {**self.order.down, **own_normalisation(self.cohort)} if self.recipe.inputs is not None else {}
+
+    def _loss(self, site: str) -> float:
+        """The mean loss of the network as it is, on the same batches of this site's training patients in every round."""
+        rng = np.random.default_rng(seed_for(self.bench.experiment.seed, 0, site))
+        model, training = self.bench.model, self.bench.model.training
+        model.eval()
+        losses = []
+        try:
+            with torch.no_grad():
+                for _ in range(_MEASURED_BATCHES):
+                    image, target, annotated = (
+                        tensor.to(self.bench.device) for tensor in self.sampler.batch(rng)
+                    )
+                    losses.append(float(self.bench.task.objective(model, image, target, annotated)))
+        finally:
+            model.train(training)
+        return float(np.mean(losses))
+
+
+def with_own(parameters: Parameters, memory: Mapping[str, NDArray[Any]]) -> Parameters:
+    """The parameters with what the site has of its own."""
+    kept = own(memory, _OWN)
+    return {name: kept.get(name, array) for name, array in parameters.items()} if kept else parameters
+
+
+@contextmanager
+def changed_inputs(
+    model: torch.nn.Module, recipe: Recipe, arrays: Mapping[str, NDArray[Any]]
+) -> Iterator[None]:
+    """The network sees images as the recipe has them, in training and in evaluation."""
+    change = recipe.inputs
+    if change is None:
+        yield
+        return
+
+    def before(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        image, *rest = arguments
+        return (change.change(image, arrays, training=module.training), *rest)
+
+    handle = model.register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def own_normalisation(cohort: Cohort) -> dict[str, NDArray[Any]]:
+    """This site's own channel statistics, of its training patients, or of all where nobody trains. They stay here."""
+    from fedmed_client.statistics import patients_of
+    from fedmed_strategies.inputs.random_normalisation import RandomNormalisation, normalisation
+    from fedmed_strategies.statistics.base import Sizes
+    from fedmed_strategies.statistics.channels import Channels
+
+    statistic, channels = Channels(), cohort.cases[0].image.shape[0]
+    sizes = Sizes(classes=len(cohort.classes), outputs=0, channels=channels)
+    total = statistic.zeros(sizes)
+    for patient in patients_of(cohort.of("train") or cohort.cases):
+        for name, array in statistic.of_patient(patient, sizes).items():
+            total[name] = total[name] + array
+    mean, deviation = normalisation(total)
+    return under(RandomNormalisation.name, {"mean": mean, "deviation": deviation})
+
+
+def _presence(cohort: Cohort) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    counts = cohort.presence("train")
+    return (
+        np.array([counts.get(name, 0) for name in cohort.classes], np.int64),
+        np.array([name in counts for name in cohort.classes], bool),
+    )
+
+
+def _entropy(seed: np.random.SeedSequence) -> list[int]:
+    return [int(value) for value in seed.entropy]  # type: ignore[union-attr]

@@ -1,0 +1,183 @@
+"""A recipe in a run: what it adds to each exchange, its statistics before training, and its stages before a model is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedmed_common import wire
+from fedmed_common.params import Parameters
+from fedmed_server.channel import Channel, Member
+from fedmed_server.exchange import Answer, Extras, exchange
+from fedmed_server.history import SiteResult, missed
+from fedmed_server.state import RunState
+from fedmed_strategies import pieces, server_half
+from fedmed_strategies.pieces import Layers, Memory, Scene, Site, own, under
+from fedmed_strategies.recipe import Recipe
+from fedmed_strategies.statistics.base import Sizes, Statistic
+
+_NOISE_SPAN = 12.0
+"""So many standard deviations of its noise may a statistic lie beyond what its patients can add."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Federation:
+    """A recipe in one round of a run."""
+
+    recipe: Recipe
+    scene: Scene
+    start: Parameters
+    memory: Memory
+    norm_limit: float
+
+    @classmethod
+    def at(
+        cls, channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState, number: int
+    ) -> Federation:
+        """Of round ``number``, from the state before it."""
+        return cls(
+            recipe=recipe,
+            scene=scene_of(channel, roster, state, number),
+            start=channel.updated(state.parameters),
+            memory=state.memory,
+            norm_limit=channel.experiment.federation.update_norm_limit,
+        )
+
+    def round(self) -> server_half.Round:
+        """Where answers become new parameters."""
+        return server_half.Round(self.recipe, self.scene, self.start, self.memory)
+
+    def extras(self) -> Extras:
+        """What it adds to the training order, and what a reply has to hold besides."""
+        return Extras(
+            down=server_half.down(self.recipe, self.memory, self.scene),
+            down_to=lambda site: server_half.down_to(self.recipe, site, self.memory, self.scene),
+            sums=server_half.sums_of(self.recipe, self.start),
+            sums_limit=self.norm_limit * max(1.0, 1.0 / self.scene.rate),
+            scalars=self.recipe.scalars(),
+        )
+
+    def answer(self, answer: Answer) -> pieces.Answer:
+        """An admitted answer as the recipe's pieces see it."""
+        assert answer.reply is not None  # noqa: S101
+        site = next(site for site in self.scene.sites if site.name == answer.member.name)
+        return pieces.Answer(
+            site=site, delta=answer.reply.delta, sums=answer.reply.sums, scalars=answer.reply.scalars
+        )
+
+
+def scene_of(channel: Channel, roster: Sequence[Member], state: RunState, number: int) -> Scene:
+    """The round as the recipe's pieces see it."""
+    experiment = channel.experiment
+    return Scene(
+        classes=experiment.task.classes,
+        background=experiment.task.name == "segmentation",
+        layers=channel.layers or Layers(trained=tuple(state.parameters)),
+        sites=tuple(_site(member, state.memory) for member in roster if member.facts.patients["train"]),
+        round=number,
+        rounds=experiment.rounds,
+        rate=experiment.train.learning_rate,
+        seed=experiment.seed,
+    )
+
+
+def gather(channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState) -> RunState:
+    """The state with the statistics that the recipe needs before training; those that it has are not asked for again."""
+    for statistic in recipe.gathered():
+        if statistic.with_model or any(name.startswith(f"{statistic.name}/") for name in state.memory):
+            continue
+        by_site, results = _ask(channel, statistic, roster, state.parameters, state.round)
+        kept = statistic.kept(_total(by_site))
+        if statistic.of_each_site:
+            for site, sums in by_site.items():
+                kept |= under(f"site/{site}/{statistic.name}", sums)
+        lost = missed(results, f"statistic '{statistic.name}'")
+        state = replace(state, memory={**state.memory, **kept}, missed=state.missed + lost)
+    return state
+
+
+def apply_stages(
+    channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState
+) -> tuple[Parameters | None, tuple[str, ...]]:
+    """What the recipe's stages make of the state's parameters, None where none is due; and who missed its part in it."""
+    due = [s for s in recipe.stages if state.round >= s.begins(channel.experiment.rounds)]
+    released: Parameters | None = None
+    lost: tuple[str, ...] = ()
+    for stage in due:
+        statistic = stage.statistic
+        assert isinstance(statistic, Statistic) and channel.model is not None  # noqa: S101
+        before = state.parameters if released is None else released
+        by_site, results = _ask(channel, statistic, roster, before, state.round)
+        lost += missed(results, f"statistic '{statistic.name}' of round {state.round}")
+        scene = scene_of(channel, roster, state, state.round)
+        released = stage.apply(before, _total(by_site), scene, channel.model)
+    return released, lost
+
+
+def sizes_of(channel: Channel) -> Sizes:
+    """What the shapes of statistics depend on."""
+    from fedmed_strategies.layers import features_of
+
+    plan = channel.experiment.plan
+    known = channel.model is not None and channel.layers is not None
+    return Sizes(
+        classes=len(channel.experiment.task.classes),
+        outputs=plan.outputs,
+        channels=plan.in_channels,
+        features=features_of(channel.model, channel.layers) if known else 0,  # type: ignore[arg-type]
+    )
+
+
+def _ask(
+    channel: Channel, statistic: Statistic, roster: Sequence[Member], parameters: Parameters, number: int
+) -> tuple[dict[str, Parameters], list[SiteResult]]:
+    """By site that answered, its sums."""
+    order = wire.Order(
+        kind=wire.Kind.STATISTICS,
+        run=channel.run,
+        round=number,
+        attempt=0,
+        experiment=channel.experiment.order_text(),
+        statistic=statistic.name,
+    )
+    sizes = sizes_of(channel)
+    zeros = under(statistic.name, statistic.zeros(sizes))
+    members = [member for member in roster if member.facts.patients["train"]]
+    most = max((member.facts.patients["train"] for member in members), default=0)
+    count = sum(array.size for array in zeros.values())
+    noise = statistic.noise_multiplier * _NOISE_SPAN * math.sqrt(max(count, 1))
+    extras = Extras(
+        sums=zeros,
+        sums_limit=statistic.sensitivity(sizes) * (most + noise) * (1 + 1e-5),
+        private=statistic.epsilon is not None,
+    )
+    by_site, results = dict[str, Parameters](), list[SiteResult]()
+    sent = parameters if statistic.with_model else None
+    for answer in exchange(channel, members, order, sent, extras):
+        results.append(answer.result)
+        if answer.reply is not None:
+            by_site[answer.member.name] = own(answer.reply.sums, statistic.name)
+        del answer
+    return by_site, results
+
+
+def _total(by_site: dict[str, Parameters]) -> Parameters:
+    """The sum over sites, in the roster's order."""
+    total: Parameters = {}
+    for sums in by_site.values():
+        for name, array in sums.items():
+            total[name] = total[name] + array if name in total else array
+    return total
+
+
+def _site(member: Member, memory: Memory) -> Site:
+    counts = memory.get(f"site/{member.name}/counts/presence")
+    return Site(
+        name=member.name,
+        patients=member.facts.patients["train"],
+        presence=member.facts.presence,
+        counts=None if counts is None else np.asarray(counts, np.float64),
+    )

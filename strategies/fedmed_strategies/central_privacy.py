@@ -1,0 +1,80 @@
+"""Differential privacy of whole sites, with noise that the server adds to their mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from fedmed_common.fields import Fraction, Positive
+from fedmed_common.params import is_statistic
+from fedmed_strategies.filters.norm_bound import bounded
+from fedmed_strategies.pieces import Arrays, Memory, Piece, Scene, Weighed
+
+
+class CentralPrivacy(Piece):
+    """Clips each site's update to C, and adds noise of standard deviation z C max_k p_k to their weighted mean.
+
+    Guarantee: what all rounds release is differentially private for neighbours with and without one site's update, by the
+    Gaussian mechanism with noise multiplier z, once a round in which the site is drawn. Assumed: the server and its noise are
+    trusted, and weights do not depend on what sites hold. max_k p_k C is by how much one site can move a weighted mean: with
+    equal weights C / n, with others more.
+
+    With ``adapts``, C follows the ``quantile`` of the updates' lengths: C <- max(least, C exp(-adapts (b - quantile))), b the
+    share of updates no longer than C, with noise of deviation ``noise_of_shares`` / n on it, which is a release by itself."""
+
+    name = "central_privacy"
+    source = (
+        "McMahan et al. 2018, 'Learning differentially private recurrent language models', ICLR; Andrew et al. 2021, "
+        "NeurIPS, section 2.2"
+    )
+    clipping_norm: Positive = 1.0
+    noise_multiplier: Annotated[float, Field(ge=0.0)] = 1.0
+    adapts: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    quantile: Fraction = 0.5
+    least: Positive = 1e-3
+    noise_of_shares: Annotated[float, Field(ge=0.0)] = 1.0
+
+    def clip_of(self, memory: Memory) -> float:
+        """C of the round."""
+        kept = memory.get(f"{self.name}/clipping_norm")
+        return self.clipping_norm if kept is None else float(kept)
+
+    def clip(self, update: Weighed, length: float) -> tuple[Weighed, bool]:
+        """The update, ``length`` long at most, and whether it was no longer."""
+        delta, was = bounded(update.delta, length)
+        return Weighed(delta=delta, weight=update.weight, site=update.site), was <= length
+
+    def noisy(self, mean: Arrays, length: float, largest_share: float) -> Arrays:
+        """The mean with noise from the operating system."""
+        from fedmed_common import entropy
+
+        deviation = self.noise_multiplier * length * largest_share
+        if not deviation:
+            return mean
+        return {
+            name: array
+            if is_statistic(name)
+            else (array + deviation * entropy.normal(array.size).numpy().reshape(array.shape)).astype(
+                np.float32
+            )
+            for name, array in mean.items()
+        }
+
+    def next_clip(self, length: float, within: Sequence[bool]) -> Memory:
+        """C of the next round, after this round's noise was scaled by the one before."""
+        from fedmed_common import entropy
+
+        if not self.adapts:
+            return {}
+        share = (sum(within) + self.noise_of_shares * float(entropy.normal(1)[0])) / len(within)
+        moved = length * math.exp(-self.adapts * (share - self.quantile))
+        return {f"{self.name}/clipping_norm": np.array(max(self.least, moved))}
+
+    def refuse(self, scene: Scene) -> str:
+        """Why it cannot hold for this network; empty where it can."""
+        measured = [name for name in scene.layers.trained if is_statistic(name)]
+        return "running statistics of batch norms would leave without noise" if measured else ""

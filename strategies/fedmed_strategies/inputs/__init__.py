@@ -1,0 +1,1 @@
+"""What changes the images that a network sees, one method a file."""

@@ -1,0 +1,83 @@
+"""Which arrays of a network are norms, head and class rows; and the last layer, where it is one matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fedmed_common import params
+from fedmed_common.errors import ConfigError
+from fedmed_strategies.pieces import Layers
+
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_ROWS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_ROWS_SECOND = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True, slots=True)
+class LastLayer:
+    """The names of its weight, ``(C, D)`` with ones behind, and of its bias ``(C,)``; and the module that is called."""
+
+    weight: str
+    bias: str
+    module: nn.Module
+
+
+def layers_of(model: nn.Module, head: tuple[str, ...], outputs: int) -> Layers:
+    """What pieces know of a network. ``head``: patterns of the names that depend on the classes."""
+    norms, rows = set[str](), dict[str, int]()
+    floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    for prefix, module in model.named_modules():
+        if isinstance(module, _NORMS):
+            norms |= {f"{prefix}.{name}" for name in module.state_dict()} & floating
+        axis = _row_axis(module, outputs)
+        if axis is not None and any(fnmatchcase(f"{prefix}.weight", pattern) for pattern in head):
+            rows |= {f"{prefix}.weight": axis}
+            rows |= {f"{prefix}.bias": 0} if getattr(module, "bias", None) is not None else {}
+    in_head = {name for name in floating if any(fnmatchcase(name, pattern) for pattern in head)}
+    return Layers(trained=params.trained(model), norms=frozenset(norms), head=frozenset(in_head), rows=rows)
+
+
+def last_layer(model: nn.Module, layers: Layers) -> LastLayer:
+    """The layer that makes logits of features, voxel by voxel.
+
+    Raises:
+        ConfigError: none, or several, or one that is more than a matrix and a bias.
+    """
+    modules: dict[str, Any] = dict(model.named_modules())
+    names = [name.removesuffix(".weight") for name in layers.rows if name.endswith(".weight")]
+    usable = [
+        name
+        for name in names
+        if f"{name}.bias" in layers.rows and modules[name].weight[0].numel() == modules[name].weight.shape[1]
+    ]
+    if len(names) != 1 or not usable:
+        raise ConfigError(
+            "this network's last layer is not one 1x1 convolution with a bias, which the recipe changes",
+            field="model.name",
+            fix="use an architecture that ends in one, as 'plain_unet', or leave the stage out of recipe",
+        )
+    return LastLayer(f"{names[0]}.weight", f"{names[0]}.bias", modules[names[0]])
+
+
+def _row_axis(module: nn.Module, outputs: int) -> int | None:
+    """Along which axis of its weight a layer has one row for each output; None where it has not."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, _ROWS_FIRST) and weight is not None and weight.shape[0] == outputs:
+        return 0
+    if isinstance(module, _ROWS_SECOND) and weight is not None and weight.shape[1] == outputs:
+        return 1
+    return None
+
+
+def features_of(model: nn.Module, layers: Layers) -> int:
+    """How many numbers the last layer sees of a voxel; 0 where it is not one matrix."""
+    try:
+        layer = last_layer(model, layers)
+    except ConfigError:
+        return 0
+    return int(layer.module.weight.shape[1])  # type: ignore[index]

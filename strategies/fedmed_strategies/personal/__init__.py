@@ -1,0 +1,1 @@
+"""What stays at a site, one method a file."""

@@ -1,0 +1,416 @@
+"""What strategies are made of: the kinds of pieces, and what each of them may see and do.
+
+A piece is a frozen settings class in a file of its own, with both its halves: what a site does with it and what the server does.
+A recipe is a choice of pieces (:mod:`fedmed_strategies.recipe`). Everything a piece keeps between rounds lies outside of it, as
+named arrays: the server's in the run's checkpoint, a site's in the site's own folder. Names of arrays that a piece keeps, sends
+or is sent begin with its own, as ``scaffold/control/…``, so that pieces never meet by accident.
+
+What crosses the wire is declared: ``sums`` are arrays that only their sum over sites matters of, so that they can be noised and
+summed in secret; ``scalars`` are numbers that the server sees of each site, in the clear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmed_common.fields import Model
+from fedmed_common.params import Parameters, WeightedMean, is_statistic
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from fedmed_common.tasks.losses import Loss as SampleLoss
+
+Arrays = Parameters
+"""Named float32 arrays."""
+
+Memory = dict[str, NDArray[Any]]
+"""Named arrays that are kept from round to round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """What pieces know of a network: names of its float arrays.
+
+    ``trained``: those that training changes, in the model's order. ``norms``: of normalisation layers, parameters and running
+    statistics. ``head``: of the layers that depend on the classes. ``rows``: of those, the arrays with one row for each output,
+    and along which axis.
+    """
+
+    trained: tuple[str, ...]
+    norms: frozenset[str] = frozenset()
+    head: frozenset[str] = frozenset()
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What the server knows of a site: its training patients, and of each class annotated there how many show it.
+
+    A count of -1 hides one that is positive and small. ``counts``: what a class statistic said, ``(K,)``, where one was asked
+    for."""
+
+    name: str
+    patients: int
+    presence: Mapping[str, int] = field(default_factory=dict)
+    counts: NDArray[np.float64] | None = None
+
+    def holds(self, classes: Sequence[str]) -> NDArray[np.float64]:
+        """By class the number of its patients who show it, never negative; a hidden count is 1."""
+        if self.counts is not None:
+            return np.maximum(self.counts, 0.0)
+        return np.array([abs(self.presence.get(name, 0)) for name in classes], np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One round as the server's pieces see it.
+
+    ``sites``: all that can train; ``background``: output 0 is no class; ``rate``: the learning rate at the sites.
+    """
+
+    classes: tuple[str, ...]
+    background: bool
+    layers: Layers
+    sites: tuple[Site, ...]
+    round: int
+    rounds: int
+    rate: float = 1.0
+    seed: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's logits."""
+        return len(self.classes) + self.background
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One site's part in a round: its update, and what its recipe's pieces sent beside it. ``loss``: its mean training loss."""
+
+    site: Site
+    delta: Arrays
+    sums: Arrays = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """A site's training in one round, as its pieces see it.
+
+    ``model``: what is trained, on its device. ``kind``: a segmentation, or a classification with several labels or one.
+    ``anchor``: by name the tensors of the round's global model that training changes. ``presence``: ``(K,)`` training patients
+    who show each class, ``annotated``: ``(K,)``; both stay at the site. ``down``: what the server sent for the pieces,
+    ``memory``: what they kept at the site. ``rate``: the learning rate, ``momentum``: of plain SGD, else 0. ``measure``: the
+    mean loss of the model as it is on some of the training patients, always the same ones of a round."""
+
+    model: nn.Module
+    anchor: Mapping[str, Tensor]
+    layers: Layers
+    kind: Literal["segmentation", "multi", "single"]
+    presence: NDArray[np.int64]
+    annotated: NDArray[np.bool_]
+    patients: int
+    round: int
+    rounds: int
+    steps: int
+    rate: float
+    momentum: float = 0.0
+    down: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    memory: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    measure: Callable[[], float] | None = None
+
+    @property
+    def background(self) -> bool:
+        """Whether output 0 is no class."""
+        return self.kind == "segmentation"
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters being trained, by name."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What a piece leaves after a site's training: what goes to the server, and what stays for its next round."""
+
+    sums: Arrays = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
+
+
+class SiteHalf:
+    """What a piece does during a site's training in one round. Nothing, unless the piece says otherwise."""
+
+    teaches: ClassVar[bool] = False
+    """Whether ``extra`` is to be called."""
+    perturbs: ClassVar[bool] = False
+    """Whether gradients are taken at another point, between ``perturb`` and ``restore``."""
+
+    def begin(self) -> None:
+        """Before the first step, with the model as it starts."""
+
+    def recast(self, loss: SampleLoss) -> SampleLoss:
+        """The loss of a sample as this piece would have it."""
+        return loss
+
+    def extra(self, image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
+        """A term for each sample ``(B,)``, added to its loss."""
+        raise NotImplementedError
+
+    def perturb(self) -> None:
+        """Move the parameters to where the step's gradient is to be taken."""
+
+    def restore(self) -> None:
+        """Move them back."""
+
+    def gradients(self, step: int) -> None:
+        """Change the gradients of a step, from 1 on, once those of the loss are there and clipped."""
+
+    def finish(self, delta: Arrays) -> Left:
+        """After the last step. ``delta``: what training changed."""
+        return Left()
+
+
+class Piece(Model):
+    """The base of all pieces: settings as fields, and what the validity table has to know of it."""
+
+    name: ClassVar[str]
+    source: ClassVar[str] = ""
+    """Where it was published."""
+    sees_each_update: ClassVar[bool] = False
+    """Whether the server needs every site's update by itself."""
+    uses_presence: ClassVar[bool] = False
+    """What ``looks_at_presence`` says, unless the settings matter."""
+    measures: ClassVar[bool] = False
+    """Whether a site measures its loss for it, beyond training."""
+    scalars: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """The numbers that a site sends in the clear, and between what they lie."""
+
+    @property
+    def statistics(self) -> tuple[StatisticPiece, ...]:
+        """What it needs to know of all sites' patients before training begins."""
+        return ()
+
+    def looks_at_presence(self) -> bool:
+        """Whether a site's training depends on which of its patients show what, beyond their own losses."""
+        return self.uses_presence
+
+    def sums(self, template: Arrays) -> Arrays:
+        """Arrays of the shapes of the sums that a site sends with its update, by name. ``template``: as the update's."""
+        return {}
+
+    def down(self, memory: Memory, scene: Scene) -> Arrays:
+        """What all sites are sent beside the parameters."""
+        return {}
+
+    def down_to(self, site: str, memory: Memory, scene: Scene) -> Arrays:
+        """What one site is sent besides."""
+        return {}
+
+    def at_site(self, work: Work) -> SiteHalf | None:
+        """Its part in a site's training; None where it has none."""
+        return None
+
+    def settle(
+        self,
+        parameters: Arrays,
+        step: Arrays,
+        sums: Arrays,
+        answers: Sequence[Reported],
+        scene: Scene,
+        memory: Memory,
+    ) -> tuple[Arrays, Memory]:
+        """After the server's step: the new parameters, and what is kept.
+
+        ``step``: the mean update; ``sums``: of this piece over the answers; ``answers``: without their updates.
+        """
+        return parameters, {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """What is left of an answer when its update has been added: who it was, its weight of all weights' sum, its scalars."""
+
+    site: Site
+    share: float
+    scalars: Mapping[str, float]
+
+
+class Loss(Piece):
+    """Changes what a site's training makes small. Losses add up: each recasts what the one before it left."""
+
+
+class Correction(Piece):
+    """Changes the steps of a site's training against drift."""
+
+    only_plain_sgd: ClassVar[bool] = False
+    """Whether its formula holds for SGD without momentum only."""
+
+
+class Input(Piece):
+    """Changes the images that a network sees at a site, in training and in evaluation."""
+
+    def change(self, image: Tensor, arrays: Mapping[str, NDArray[Any]], *, training: bool) -> Tensor:
+        """The image ``(B, C, *S)`` as the network is to see it. ``arrays``: what the server sent."""
+        raise NotImplementedError
+
+
+class Sampler(Piece):
+    """Which training patients a site draws more often, and which classes patches are centred on."""
+
+    uses_presence: ClassVar[bool] = True
+
+    def patient_weights(self, shows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Relative chances of patients ``(P,)``. ``shows``: ``(P, K)``."""
+        return np.ones(len(shows))
+
+    def class_weights(self, shows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Relative chances of the classes ``(K,)`` to be in the centre of a patch, of those that a case shows."""
+        return np.ones(shows.shape[1])
+
+
+class Personal(Piece):
+    """What stays at a site: parts of the network, or a whole network beside or in the place of the global one."""
+
+    def keeps(self, layers: Layers) -> frozenset[str]:
+        """The arrays that are never sent: each site has its own."""
+        return frozenset()
+
+    mode: ClassVar[Literal["layers", "beside", "instead", "tuned"]] = "layers"
+    """layers: some arrays are the site's own. beside: a second network is trained at the site and measured. instead: the
+    site trains its own, and sends how it differs from the global one. tuned: the global one is trained further before it
+    is measured."""
+
+
+class StatisticPiece(Piece):
+    """Something about a site's training patients that is a sum over them; see :mod:`fedmed_strategies.statistics.base`."""
+
+    of_each_site: ClassVar[bool] = False
+    """Whether the server keeps every site's, and not only their sum."""
+
+
+class Weigher(Protocol):
+    """How much each answer of a round counts, one answer at a time."""
+
+    def weigh(self, answer: Answer) -> float:
+        """What its update is multiplied by before it is added."""
+
+    def total(self) -> float:
+        """What the sum is divided by."""
+
+
+class Weights(Piece):
+    """How much each site's update counts."""
+
+    equal: ClassVar[bool] = False
+    """Whether all sites count alike, whatever they say."""
+
+    def begin(self, scene: Scene, memory: Memory) -> Weigher:
+        """The weigher of one round."""
+        raise NotImplementedError
+
+
+class Filter(Piece):
+    """Looks at all updates of a round together, and gives those that are to be combined."""
+
+    sees_each_update: ClassVar[bool] = True
+
+    def keep(self, updates: Sequence[Weighed]) -> list[Weighed]:
+        """The updates that go on."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """An update, what it is multiplied by, and its weight of all weights' sum."""
+
+    delta: Arrays
+    weight: float
+    site: Site
+
+
+class Gathering(Protocol):
+    """Updates on their way to becoming one."""
+
+    def add(self, update: Weighed) -> None:
+        """Add one, in the roster's order."""
+
+    def result(self, total: float) -> Arrays:
+        """What they become. ``total``: what a sum of weighted updates is divided by."""
+
+
+class Aggregator(Piece):
+    """How updates become one."""
+
+    def begin(self, template: Arrays, scene: Scene, memory: Memory) -> Gathering:
+        """An empty gathering."""
+        raise NotImplementedError
+
+
+class ServerOptimizer(Piece):
+    """How the combined update moves the global model."""
+
+    def step(self, parameters: Arrays, update: Arrays, memory: Memory, scene: Scene) -> tuple[Arrays, Memory]:
+        """New parameters, and what is kept for the next step."""
+        raise NotImplementedError
+
+
+class Stage(Piece):
+    """Something done with the global model when it is about to be measured, apart from training."""
+
+    from_share: float = 0.0
+    """It begins when so much of the rounds is done."""
+
+    def begins(self, rounds: int) -> int:
+        """The first round after which it is done."""
+        return math.ceil(round(self.from_share * rounds, 9))
+
+    @property
+    def statistic(self) -> StatisticPiece:
+        """What it asks of the sites, with the model that it is to change."""
+        raise NotImplementedError
+
+    def apply(self, parameters: Arrays, sums: Arrays, scene: Scene, model: torch.nn.Module) -> Arrays:
+        """The changed parameters. ``model``: the network, whose own values do not matter."""
+        raise NotImplementedError
+
+
+class MeanGathering:
+    """The weighted mean, one update in memory at a time."""
+
+    def __init__(self, template: Arrays) -> None:
+        self._mean, self._weights = WeightedMean(template), 0.0
+
+    def add(self, update: Weighed) -> None:
+        """Add one."""
+        self._mean.add(update.delta, update.weight)
+        self._weights += update.weight
+
+    def result(self, total: float) -> Arrays:
+        """The sum of the weighted updates over ``total``; of running statistics the mean."""
+        mean = self._mean.mean()
+        if total == self._weights:
+            return mean
+        scale = np.float32(self._weights / total)
+        return {name: array if is_statistic(name) else array * scale for name, array in mean.items()}
+
+
+def own(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Memory:
+    """The arrays below ``prefix``, by what follows it."""
+    start = prefix + "/"
+    return {name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)}
+
+
+def under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> Memory:
+    """The arrays with ``prefix`` before their names."""
+    return {f"{prefix}/{name}": array for name, array in arrays.items()}

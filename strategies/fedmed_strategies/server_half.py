@@ -1,0 +1,137 @@
+"""A recipe at the server: what sites are sent, and how their answers become new parameters, one answer at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedmed_strategies.pieces import (
+    Answer,
+    Arrays,
+    Gathering,
+    Layers,
+    Memory,
+    Reported,
+    Scene,
+    Weighed,
+    own,
+)
+from fedmed_strategies.recipe import Recipe
+
+
+def down(recipe: Recipe, memory: Memory, scene: Scene) -> Arrays:
+    """What all sites are sent beside the parameters: gathered statistics that some piece asks for, and what pieces send."""
+    sent: Arrays = {}
+    for piece in recipe.pieces():
+        sent |= piece.down(memory, scene)
+        for statistic in piece.statistics:
+            if not statistic.of_each_site or statistic.name == "counts":
+                sent |= {
+                    f"{statistic.name}/{name}": array for name, array in own(memory, statistic.name).items()
+                }
+    return {name: np.asarray(array, np.float32) for name, array in sent.items()}
+
+
+def down_to(recipe: Recipe, site: str, memory: Memory, scene: Scene) -> Arrays:
+    """What one site is sent besides."""
+    return {
+        name: array for piece in recipe.pieces() for name, array in piece.down_to(site, memory, scene).items()
+    }
+
+
+def sums_of(recipe: Recipe, template: Arrays) -> Arrays:
+    """Arrays of the shapes of all sums that a site sends with its update."""
+    return {name: array for piece in recipe.pieces() for name, array in piece.sums(template).items()}
+
+
+@dataclass
+class Round:
+    """One round's answers on their way to new parameters. Add them in the roster's order; then :meth:`finish`.
+
+    ``parameters``: those that sites change, as they were sent. One update is in memory at a time, unless a filter or a rule needs
+    all of them. The server's own work never changes what it was given.
+    """
+
+    recipe: Recipe
+    scene: Scene
+    parameters: Arrays
+    memory: Memory
+    _updates: list[Weighed] = field(default_factory=list)
+    _reported: list[tuple[Answer, float]] = field(default_factory=list)
+    _sums: Arrays = field(default_factory=dict)
+    _within: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._weigher = self.recipe.weights.begin(self.scene, self.memory)
+        self._gathering: Gathering = self.recipe.aggregator.begin(self.parameters, self.scene, self.memory)
+        privacy = self.recipe.central_privacy
+        self._clip = privacy.clip_of(self.memory) if privacy is not None else 0.0
+
+    def add(self, answer: Answer) -> None:
+        """Add one answer. An update whose weight is 0 moves nothing."""
+        weight = self._weigher.weigh(answer)
+        self._reported.append((_without_arrays(answer), weight))
+        for name, array in answer.sums.items():
+            self._sums[name] = self._sums[name] + array if name in self._sums else array
+        update = Weighed(delta=answer.delta, weight=weight, site=answer.site)
+        if self.recipe.central_privacy is not None:
+            update, within = self.recipe.central_privacy.clip(update, self._clip)
+            self._within.append(within)
+        if weight <= 0:
+            return
+        if self.recipe.filters:
+            self._updates.append(update)
+        else:
+            self._gathering.add(update)
+
+    def finish(self) -> tuple[Arrays, Memory]:
+        """The new parameters, and what the server keeps for the next round.
+
+        Raises:
+            ZeroDivisionError: no answer moves anything.
+            QuorumError: too few answers for a robust rule.
+        """
+        step = self._noisy(self._combined())
+        parameters, kept = self.recipe.server_optimizer.step(self.parameters, step, self.memory, self.scene)
+        memory = {**self.memory, **kept}
+        weights = sum(weight for _, weight in self._reported)
+        answers = [
+            Reported(site=answer.site, share=weight / weights, scalars=answer.scalars)
+            for answer, weight in self._reported
+        ]
+        for piece in self.recipe.pieces():
+            parameters, kept = piece.settle(parameters, step, self._sums, answers, self.scene, memory)
+            memory |= kept
+        return parameters, memory
+
+    def _combined(self) -> Arrays:
+        total = self._weigher.total()
+        if not self.recipe.filters:
+            return self._gathering.result(total)
+        updates = self._updates
+        for rule in self.recipe.filters:
+            updates = rule.keep(updates)
+        before, after = (sum(update.weight for update in some) for some in (self._updates, updates))
+        for update in updates:
+            self._gathering.add(update)
+        return self._gathering.result(total if len(updates) == len(self._updates) else total * after / before)
+
+    def _noisy(self, step: Arrays) -> Arrays:
+        privacy = self.recipe.central_privacy
+        if privacy is None:
+            return step
+        weights = [weight for _, weight in self._reported]
+        noisy = privacy.noisy(step, self._clip, max(weights) / sum(weights))
+        self.memory = {**self.memory, **privacy.next_clip(self._clip, self._within)}
+        return noisy
+
+
+def _without_arrays(answer: Answer) -> Answer:
+    return Answer(site=answer.site, delta={}, scalars=answer.scalars)
+
+
+def shared(recipe: Recipe, layers: Layers) -> tuple[str, ...]:
+    """The arrays that an update holds: what training changes, but for what stays at the site."""
+    kept = recipe.personal.keeps(layers) if recipe.personal is not None else frozenset()
+    return tuple(name for name in layers.trained if name not in kept)

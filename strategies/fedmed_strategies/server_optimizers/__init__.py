@@ -1,0 +1,1 @@
+"""How the combined update moves the global model, one optimizer a file."""

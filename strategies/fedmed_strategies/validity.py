@@ -1,0 +1,294 @@
+"""What cannot be combined, and why: the table that a recipe is held against when it is made, and an experiment before it runs.
+
+Each rule is a condition and a sentence. A rule about pieces alone needs only the recipe; one about training needs the experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedmed_common.config import Experiment
+from fedmed_common.errors import ConfigError
+from fedmed_strategies.corrections.dyn import Dyn
+from fedmed_strategies.filters.norm_bound import NormBound
+from fedmed_strategies.personal.layers import OwnHead
+from fedmed_strategies.pieces import Piece
+from fedmed_strategies.server_optimizers.momentum import Momentum
+
+if TYPE_CHECKING:
+    from fedmed_strategies.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceRule:
+    """Pieces that do not go together: which of the recipe's stand in the way (none: it is fine), and why."""
+
+    what: str
+    offends: Callable[[Recipe], list[Piece]]
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentRule:
+    """A recipe and a setting that do not go together. ``field``: of the experiment; ``fix``: what to do."""
+
+    what: str
+    offends: Callable[[Recipe, Experiment], list[Piece]]
+    field: str
+    why: str
+    fix: str
+
+
+def _each_update(recipe: Recipe) -> list[Piece]:
+    return [piece for piece in recipe.pieces() if piece.sees_each_update and not isinstance(piece, NormBound)]
+
+
+def _all(condition: bool, pieces: list[Piece]) -> list[Piece]:
+    return pieces if condition else []
+
+
+PIECE_RULES: tuple[PieceRule, ...] = (
+    PieceRule(
+        what="secure aggregation x a rule that compares updates",
+        offends=lambda r: _all(r.secure, _each_update(r)),
+        why="under secure aggregation the server sees the sum of updates only, and this needs each of them",
+    ),
+    PieceRule(
+        what="secure aggregation x statistics of each site",
+        offends=lambda r: _all(
+            r.secure, [s for s in r.gathered() if s.of_each_site and s.name == "channels"]
+        ),
+        why="under secure aggregation nobody sees a site's own statistics, and this sends them to all",
+    ),
+    PieceRule(
+        what="secure aggregation x weights that need an update's length",
+        offends=lambda r: _all(r.secure, [p for p in r.pieces() if p.name == "fair"]),
+        why="the length of a site's update is not known under secure aggregation",
+    ),
+    PieceRule(
+        what="central privacy x a rule that is no weighted mean",
+        offends=lambda r: _all(
+            r.central_privacy is not None,
+            [*r.filters, *([] if r.aggregator.name == "mean" else [r.aggregator])],
+        ),
+        why="by how much one site can move the result is known of a weighted mean only, and with it how much noise is enough",
+    ),
+    PieceRule(
+        what="central privacy x weights that answers change",
+        offends=lambda r: _all(
+            r.central_privacy is not None and r.weights.name not in {"by_patients", "equal"}, [r.weights]
+        ),
+        why="these weights depend on what the sites answer, which the noise on the mean does not hide",
+    ),
+    PieceRule(
+        what="central privacy x sums beside the update",
+        offends=lambda r: _all(
+            r.central_privacy is not None, [c for c in r.corrections if c.name == "scaffold"]
+        ),
+        why="what sites send beside their updates would leave the server without noise: it is not clipped together with them",
+    ),
+    PieceRule(
+        what="FedDyn x unequal weights",
+        offends=lambda r: _all(not r.weights.equal, [c for c in r.corrections if isinstance(c, Dyn)]),
+        why="its server's term is right for a plain mean only; combine it with weights 'equal'",
+    ),
+    PieceRule(
+        what="FedDyn x a robust rule or another server optimizer",
+        offends=lambda r: _all(
+            bool(r.filters) or r.aggregator.name != "mean" or r.server_optimizer != Momentum(),
+            [c for c in r.corrections if isinstance(c, Dyn)],
+        ),
+        why="its server's term takes the place of the server's step; nothing else may change the mean",
+    ),
+    PieceRule(
+        what="Bulyan, the median or the trimmed mean x weights",
+        offends=lambda r: _all(
+            r.aggregator.name in {"bulyan", "median", "trimmed_mean"} and bool(r.weights.scalars), [r.weights]
+        ),
+        why="this rule counts all sites alike, so that weights that sites earn would do nothing",
+    ),
+    PieceRule(
+        what="holder rows x a head of each site's own",
+        offends=lambda r: _all(
+            isinstance(r.personal, OwnHead), [r.aggregator] if r.aggregator.name == "holders" else []
+        ),
+        why="where every site keeps its own head, there are no rows to average",
+    ),
+    PieceRule(
+        what="a network of each site's own x stages",
+        offends=lambda r: _all(
+            r.personal is not None and r.personal.mode in {"beside", "instead"}, list(r.stages)
+        ),
+        why="what is measured is each site's own network, and the stage would change the global one",
+    ),
+    PieceRule(
+        what="a second network x corrections",
+        offends=lambda r: _all(
+            r.personal is not None and r.personal.mode == "beside" and bool(r.corrections),
+            list(r.corrections),
+        ),
+        why="it would be unclear which of the two networks is corrected",
+    ),
+)
+
+
+def _presence(recipe: Recipe, experiment: Experiment) -> list[Piece]:
+    return _all(experiment.privacy is not None, [p for p in recipe.pieces() if p.looks_at_presence()])
+
+
+def _silent_statistics(recipe: Recipe, experiment: Experiment) -> list[Piece]:
+    asked = [*recipe.gathered(), *(stage.statistic for stage in recipe.stages)]
+    return _all(experiment.privacy is not None, [s for s in asked if getattr(s, "epsilon", None) is None])
+
+
+def _in_the_clear(recipe: Recipe, experiment: Experiment) -> list[Piece]:
+    measured = [p for p in recipe.pieces() if p.measures]
+    return _all(experiment.privacy is not None, measured)
+
+
+def _plain_sgd(recipe: Recipe, experiment: Experiment) -> list[Piece]:
+    train = experiment.train
+    plain = train.optimizer == "sgd" and train.momentum == 0
+    return _all(not plain, [c for c in recipe.corrections if c.only_plain_sgd])
+
+
+def _own_layers(recipe: Recipe, _experiment: Experiment) -> list[Piece]:
+    personal = recipe.personal
+    return [personal] if personal is not None and personal.mode == "layers" else []
+
+
+EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
+    ExperimentRule(
+        what="SCAFFOLD x Adam or momentum",
+        offends=_plain_sgd,
+        field="train.optimizer",
+        why="its formula divides by the learning rate of plain SGD, which Adam and momentum do not keep to",
+        fix="set train.optimizer = 'sgd' and train.momentum = 0",
+    ),
+    ExperimentRule(
+        what="SCAFFOLD and FedDyn x few sites a round",
+        offends=lambda r, e: _all(
+            e.federation.fraction < 0.5, [c for c in r.corrections if c.name in {"scaffold", "dyn"}]
+        ),
+        field="federation.fraction",
+        why="what a site keeps for it grows stale where fewer than half of the sites train in a round",
+        fix="set federation.fraction to 0.5 or more",
+    ),
+    ExperimentRule(
+        what="layers of each site's own x some sites a round",
+        offends=lambda r, e: _all(e.federation.fraction < 1.0, _own_layers(r, e)),
+        field="federation.fraction",
+        why="the layers of a site that was not drawn no longer fit the ones that are shared",
+        fix="set federation.fraction = 1.0",
+    ),
+    ExperimentRule(
+        what="privacy x what looks at who shows what",
+        offends=_presence,
+        field="recipe",
+        why="with [privacy] a patient may change the training of others by nothing but a clipped gradient, and this looks at "
+        "which classes a site's patients show; a label-aware sampler also makes chances unequal, which the accounting forbids",
+        fix="leave it out; 'class_balanced' or 'logit_adjustment' with noised counts do without",
+    ),
+    ExperimentRule(
+        what="privacy x statistics without noise",
+        offends=_silent_statistics,
+        field="recipe.settings",
+        why="with [privacy] what a site says of its patients needs noise, too",
+        fix="give its epsilon, as recipe.settings.counts.epsilon = 1.0",
+    ),
+    ExperimentRule(
+        what="privacy x losses in the clear",
+        offends=_in_the_clear,
+        field="recipe",
+        why="with [privacy] no loss leaves a site, and these weights need it",
+        fix="use 'by_patients' or 'equal' weights",
+    ),
+    ExperimentRule(
+        what="privacy x a second training of the site",
+        offends=lambda r, e: _all(
+            e.privacy is not None and r.personal is not None and r.personal.mode in {"beside", "tuned"},
+            [r.personal] if r.personal is not None else [],
+        ),
+        field="recipe",
+        why="a site's own network would be trained on its patients without an entry in its ledger",
+        fix="use 'mr_mtl', whose one network is trained privately",
+    ),
+    ExperimentRule(
+        what="privacy x sharpness",
+        offends=lambda r, e: _all(e.privacy is not None, [c for c in r.corrections if c.name == "sharpness"]),
+        field="recipe",
+        why="its first pass takes a gradient of patients that is neither clipped nor noised",
+        fix="leave it out",
+    ),
+    ExperimentRule(
+        what="several processes x what happens during training",
+        offends=lambda r, e: _all(
+            e.train.processes > 1,
+            [
+                *r.losses,
+                *r.corrections,
+                *([r.sampler] if r.sampler else []),
+                *([r.inputs] if r.inputs else []),
+                *([r.personal] if r.personal else []),
+                *([r.weights] if r.weights.scalars else []),
+            ],
+        ),
+        field="train.processes",
+        why="this works in one process a site so far",
+        fix="set train.processes = 1",
+    ),
+    ExperimentRule(
+        what="stages and moments x classification",
+        offends=lambda r, e: _all(e.task.name != "segmentation", list(r.stages)),
+        field="recipe",
+        why="it looks at voxels, and the task has none",
+        fix="leave it out",
+    ),
+    ExperimentRule(
+        what="FedNova x equal steps",
+        offends=lambda r, e: _all(e.train.epochs is None and r.weights.name == "nova", [r.weights]),
+        field="train.steps",
+        why="all sites take the same number of steps, so that it would be FedAvg by another name",
+        fix="set train.epochs in the place of train.steps",
+    ),
+)
+
+
+def refuse_pieces(recipe: Recipe) -> None:
+    """Refuse a recipe whose pieces cannot be combined.
+
+    Raises:
+        ValueError: names the piece and says why.
+    """
+    for rule in PIECE_RULES:
+        if offending := rule.offends(recipe):
+            raise ValueError(f"'{offending[0].name}' cannot be in it: {rule.why}")
+
+
+def refuse(recipe: Recipe, experiment: Experiment) -> None:
+    """Refuse an experiment that trains in a way that its recipe does not allow.
+
+    Raises:
+        ConfigError: names the field, the piece, why, and the fix.
+    """
+    for rule in EXPERIMENT_RULES:
+        if offending := rule.offends(recipe, experiment):
+            raise ConfigError(f"'{offending[0].name}': {rule.why}", field=rule.field, fix=rule.fix)
+
+
+def warnings(recipe: Recipe, experiment: Experiment) -> list[str]:
+    """What may be combined, and should be known."""
+    found = []
+    if isinstance(recipe.personal, OwnHead):
+        found.append(
+            "every site keeps its own head: a site can never predict a class that its patients do not show"
+        )
+    if recipe.personal is not None and recipe.personal.mode == "layers":
+        found.append(
+            "layers that stay at the sites are not in the global model: at a new site it must be trained before it is used"
+        )
+    if recipe.aggregator.name == "holders" and recipe.secure:
+        found.append("a class that one site holds alone has a sum of one site")
+    return found

@@ -1,0 +1,1 @@
+"""How much each site's update counts, one way a file."""
