@@ -85,7 +85,7 @@ class Keeping:
     def _read(self, round_number: int) -> Memory:
         path = self._path(round_number)
         try:
-            kept: Memory = load(path.read_bytes())
-            return kept
+            kept: Memory = load(path.read_bytes())  # in an order of its own, which sums would show
+            return {name: kept[name] for name in sorted(kept)}
         except (OSError, SafetensorError) as problem:
             raise CheckpointError(f"{path}: cannot be read ({type(problem).__name__})") from None

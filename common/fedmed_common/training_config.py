@@ -58,7 +58,7 @@ class Training(Model):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.epochs is not None and "steps" in self.model_fields_set:
+        if self.epochs is not None and self.steps != type(self).model_fields["steps"].default:
             raise ValueError("steps and epochs are two ways to say the same; leave one of them out")
         parts = self.accumulate * self.processes
         if self.batch_size % parts:

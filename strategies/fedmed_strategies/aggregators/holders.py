@@ -59,15 +59,15 @@ class _Rows:
         self._mean.add(update)
         weights = self._weights_of(update.site, self._scene.classes)
         self._weights += weights
-        each = np.concatenate([np.zeros(self._scene.background), weights])
+        each = np.concatenate([np.zeros(int(self._scene.background)), weights])
         for name, axis in self._axes.items():
             self._rows[name] += _along(each, axis, update.delta[name].ndim) * update.delta[name]
 
     def result(self, total: float) -> Arrays:
         mean = self._mean.result(total)
-        held = np.concatenate([np.zeros(self._scene.background, bool), self._weights > 0])
+        held = np.concatenate([np.zeros(int(self._scene.background), bool), self._weights > 0])
         each = np.concatenate(
-            [np.ones(self._scene.background), np.where(self._weights > 0, self._weights, 1.0)]
+            [np.ones(int(self._scene.background)), np.where(self._weights > 0, self._weights, 1.0)]
         )
         for name, axis in self._axes.items():
             dimensions = mean[name].ndim

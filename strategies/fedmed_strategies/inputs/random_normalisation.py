@@ -54,10 +54,9 @@ class RandomNormalisation(Input):
         import torch
 
         there = own(arrays, self.name)
-        means, deviations = there["means"], there["deviations"]
         if training:
-            places = torch.randint(len(means), (len(image),)).numpy()
-            mean, deviation = means[places], deviations[places]
+            places = torch.randint(len(there["means"]), (len(image),)).numpy()
+            mean, deviation = there["means"][places], there["deviations"][places]
         else:
             mean, deviation = there["mean"][None], there["deviation"][None]
         mean, deviation = (

@@ -43,7 +43,7 @@ class OperatingPoint(Stage):
         from fedmed_strategies.layers import last_layer
 
         bias = last_layer(model, scene.layers).bias
-        chosen = np.concatenate([np.zeros(scene.background), self.choose(sums)])
+        chosen = np.concatenate([np.zeros(int(scene.background)), self.choose(sums)])
         return {**parameters, bias: (parameters[bias] + chosen).astype(np.float32)}
 
     def choose(self, sums: Arrays) -> NDArray[np.float64]:
