@@ -14,6 +14,7 @@ from fedmed_client.workbench import COHORTS, Bench, SiteHome, bench_for, numeric
 from fedmed_common import params, wire
 from fedmed_common.params import Parameters
 from fedmed_strategies.personal.networks import FineTuned
+from fedmed_strategies.pieces import own
 from fedmed_strategies.presets import recipe_of
 from fedmed_strategies.recipe import Recipe
 
@@ -30,6 +31,7 @@ def measurements(home: SiteHome, order: wire.Order) -> dict[int, list[Any]]:
     cohort, _ = COHORTS.get(home, order.experiment)
     recipe = recipe_of(bench.experiment)
     arrays = own_normalisation(cohort) if recipe.inputs is not None else {}
+    decision = own(order.down, wire.DECISION)
     by_patient: dict[int, list[Any]] = {}
     with (
         numerics(bench.experiment, bench.device, home.site.device.threads),
@@ -39,7 +41,7 @@ def measurements(home: SiteHome, order: wire.Order) -> dict[int, list[Any]]:
         bench.model.eval()
         for case in cohort.of(order.split):
             by_patient.setdefault(case.patient, []).append(
-                bench.task.measure(bench.model, case, bench.device)
+                bench.task.measure(bench.model, case, bench.device, decision)
             )
             pulse.beat()
     return by_patient

@@ -26,6 +26,8 @@ from fedmed_common.params import Parameters
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 VERSION = 2
+DECISION = "decision"
+"""Below this name an order of evaluation holds how the model's predictions are decided on: ``tasks.Decision``."""
 WAITING_RULES = frozenset({"approval_pending", "window", "disk"})
 """Rules by which a site refuses an order for now: it may be asked again until the deadline."""
 _NPY_HEADER_LIMIT = 512

@@ -187,22 +187,23 @@ def _frozen(model: torch.nn.Module, drawn: bool) -> str:
 
 
 def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], state: RunState) -> RunEnded:
-    models = {"last": (state.round, state.model)}
+    models = {"last": (state.round, state.model, state.decision)}
     if state.best_parameters is not None:
-        models["best"] = (state.best_round, state.best_parameters)
+        models["best"] = (state.best_round, state.best_parameters, state.best_decision)
     test: dict[str, tuple[SiteResult, ...]] = {}
-    for name, (number, parameters) in models.items():
+    for name, (number, parameters, decision) in models.items():
         about = {
             "experiment": request.experiment.order_text(),
             "run": request.run,
             "round": str(number),
             "model": name,
+            "decision": json.dumps({key: array.tolist() for key, array in decision.items()}),
         }
         save_parameters(model_file(request.folder, name), parameters, about)
         if name == "best" and number == state.round:
             test[name] = test["last"]
         else:
-            test[name] = evaluate(channel, roster, parameters, number, "test")
+            test[name] = evaluate(channel, roster, parameters, number, "test", decision)
     lost = [
         sentence
         for name, results in test.items()

@@ -99,22 +99,22 @@ def gather(channel: Channel, recipe: Recipe, roster: Sequence[Member], state: Ru
     return state
 
 
-def apply_stages(
-    channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState
-) -> tuple[Parameters | None, tuple[str, ...]]:
-    """What the recipe's stages make of the state's parameters, None where none is due; and who missed its part in it."""
+def apply_stages(channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState) -> RunState:
+    """The state with what the recipe's stages make of its parameters, where any is due."""
     due = [s for s in recipe.stages if state.round >= s.begins(channel.experiment.rounds)]
-    released: Parameters | None = None
-    lost: tuple[str, ...] = ()
     for stage in due:
         statistic = stage.statistic
         assert isinstance(statistic, Statistic) and channel.model is not None  # noqa: S101
-        before = state.parameters if released is None else released
-        by_site, results = _ask(channel, statistic, roster, before, state.round)
-        lost += missed(results, f"statistic '{statistic.name}' of round {state.round}")
+        by_site, results = _ask(channel, statistic, roster, state.model, state.round)
         scene = scene_of(channel, roster, state, state.round)
-        released = stage.apply(before, _total(by_site), scene, channel.model)
-    return released, lost
+        released, decision = stage.apply(state.model, _total(by_site), scene, channel.model)
+        state = replace(
+            state,
+            released=released,
+            decision={**state.decision, **decision},
+            missed=state.missed + missed(results, f"statistic '{statistic.name}' of round {state.round}"),
+        )
+    return state
 
 
 def sizes_of(channel: Channel) -> Sizes:

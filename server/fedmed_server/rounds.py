@@ -12,12 +12,14 @@ from typing import Literal
 from fedmed_common import failpoints, wire
 from fedmed_common.metrics import class_mean, merge, score_called
 from fedmed_common.params import Parameters
+from fedmed_common.tasks import UNDECIDED, Decision
 from fedmed_server.channel import Channel, Member
 from fedmed_server.cohort import draw, share_of, too_few
-from fedmed_server.exchange import exchange
+from fedmed_server.exchange import Extras, exchange
 from fedmed_server.federation import Federation, apply_stages, gather
 from fedmed_server.history import RoundDone, SiteResult, missed
 from fedmed_server.state import RunState
+from fedmed_strategies.pieces import under
 from fedmed_strategies.recipe import Recipe
 
 
@@ -70,18 +72,23 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
     trained_at = time.perf_counter()
     aggregate_seconds += trained_at - before
     new = replace(
-        state, round=number, parameters=parameters, released=None, memory=memory, missed=state.missed + lost
+        state,
+        round=number,
+        parameters=parameters,
+        released=None,
+        decision={},
+        memory=memory,
+        missed=state.missed + lost,
     )
     evaluation: tuple[SiteResult, ...] = ()
     criterion: float | None = None
     if number % channel.experiment.federation.evaluate_every == 0 or number == channel.experiment.rounds:
-        released, lost = apply_stages(channel, recipe, roster, new)
-        new = replace(new, released=released, missed=new.missed + lost)
-        evaluation = evaluate(channel, roster, new.model, number, "validation")
+        new = apply_stages(channel, recipe, roster, new)
+        evaluation = evaluate(channel, roster, new.model, number, "validation", new.decision)
         new = replace(new, missed=new.missed + missed(evaluation, f"evaluation of round {number}"))
         criterion = _criterion(channel, evaluation)
         if criterion is not None and _is_better(channel, evaluation, state):
-            new = replace(new, best_round=number, best_parameters=new.model)
+            new = replace(new, best_round=number, best_parameters=new.model, best_decision=new.decision)
     finished = time.perf_counter()
     record = RoundDone(
         time=now(),
@@ -109,11 +116,13 @@ def evaluate(
     parameters: Parameters,
     number: int,
     split: Literal["validation", "test"],
+    decision: Decision = UNDECIDED,
 ) -> tuple[SiteResult, ...]:
     """Every site that has patients in the split measures the parameters on them."""
     members = [member for member in roster if member.facts.patients[split]]
     order = replace(_order(channel, wire.Kind.EVALUATE, number), split=split)
-    return tuple(answer.result for answer in exchange(channel, members, order, parameters))
+    extras = Extras(down=under(wire.DECISION, decision))
+    return tuple(answer.result for answer in exchange(channel, members, order, parameters, extras))
 
 
 def now() -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from fedmed_strategies.pieces import Memory
 
 CHECKPOINT = "state.safetensors"
 _CURRENT, _BEST, _RELEASED, _MEMORY = "current/", "best/", "released/", "memory/"
+_DECISION, _BEST_DECISION = "decision/", "best-decision/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,18 +29,21 @@ class RunState:
     """A run between two rounds.
 
     ``released``: what the recipe's stages made of the parameters, where they did: what is measured and published, while
-    training goes on from ``parameters``. ``memory``: what the recipe's pieces keep, as moments and control variates.
-    ``best_round`` is 0 before the first evaluation. ``missed``: one sentence for each site and round that was lost. ``record``:
-    the last round's line of the history, so that a crash between checkpoint and history loses neither; ``best_record``: the
-    best round's. ``experiment``: digest of what the sites were told of the experiment."""
+    training goes on from ``parameters``; ``decision``: how its predictions are decided on (``tasks.Decision``). ``memory``:
+    what the recipe's pieces keep, as moments and control variates. ``best_round`` is 0 before the first evaluation. ``missed``:
+    one sentence for each site and round that was lost. ``record``: the last round's line of the history, so that a crash
+    between checkpoint and history loses neither; ``best_record``: the best round's. ``experiment``: digest of what the sites
+    were told of the experiment."""
 
     round: int
     parameters: Parameters
     released: Parameters | None = None
+    decision: Memory = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
     experiment: str = ""
     best_round: int = 0
     best_parameters: Parameters | None = None
+    best_decision: Memory = field(default_factory=dict)
     missed: tuple[str, ...] = ()
     record: str = ""
     best_record: str = ""
@@ -54,7 +59,12 @@ def save_state(folder: Path, state: RunState) -> None:
     remove_leftovers(folder / CHECKPOINT)
     tensors = {_CURRENT + name: array for name, array in state.parameters.items()}
     tensors |= {_RELEASED + name: array for name, array in (state.released or {}).items()}
-    tensors |= {_MEMORY + name: array for name, array in state.memory.items()}
+    for prefix, kept in (
+        (_MEMORY, state.memory),
+        (_DECISION, state.decision),
+        (_BEST_DECISION, state.best_decision),
+    ):
+        tensors |= {prefix + name: array for name, array in kept.items()}
     if state.best_parameters is not None and state.best_round != state.round:
         tensors |= {_BEST + name: array for name, array in state.best_parameters.items()}
     fields = {
@@ -98,11 +108,9 @@ def load_state(folder: Path) -> RunState | None:
             round=fields["round"],
             parameters=current,
             released=released,
-            memory={
-                name.removeprefix(_MEMORY): array
-                for name, array in tensors.items()
-                if name.startswith(_MEMORY)
-            },
+            memory=_below(tensors, _MEMORY),
+            decision=_below(tensors, _DECISION),
+            best_decision=_below(tensors, _BEST_DECISION),
             experiment=fields["experiment"],
             best_round=fields["best_round"],
             best_parameters=best,
@@ -131,9 +139,20 @@ def save_parameters(
     write_atomically(path, save(dict(parameters), metadata=dict(about)))
 
 
+def decision_of(path: Path) -> Memory:
+    """How the predictions of a published model are decided on: ``tasks.Decision``."""
+    with safe_open(path, framework="numpy") as file:
+        said: dict[str, list[float]] = json.loads((file.metadata() or {}).get("decision", "{}"))
+    return {name: np.array(values, np.float32) for name, values in said.items()}
+
+
 def model_file(folder: Path, name: str) -> Path:
     """Where a run keeps a model: ``best`` or ``last``."""
     return folder / "models" / f"{name}.safetensors"
+
+
+def _below(tensors: Mapping[str, NDArray[Any]], prefix: str) -> Memory:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
 
 def _named(tensors: Mapping[str, NDArray[np.float32]], prefix: str, names: list[str]) -> Parameters:

@@ -17,8 +17,10 @@ from fedmed_client.workbench import COHORTS, Bench, SiteHome, bench_for, numeric
 from fedmed_common import params
 from fedmed_common.config import Experiment
 from fedmed_common.site_config import UNLABELLED
+from fedmed_common.tasks import Decision
 from fedmed_common.tasks.segmentation import Segmentation
 from fedmed_server.report import Figure
+from fedmed_server.state import decision_of
 
 _MOST_SITES = 4
 _PALETTE = (
@@ -39,6 +41,7 @@ def draw_overlays(homes: Sequence[SiteHome], experiment: Experiment, model_file:
     """One figure a site, for the first sites that hold out test patients: reference and prediction side by side."""
     bench = bench_for(experiment.order_text())
     params.to_model(load_file(model_file), bench.model)
+    decision = decision_of(model_file)
     if not isinstance(bench.task, Segmentation):
         return []
     bench.model.eval()
@@ -48,13 +51,13 @@ def draw_overlays(homes: Sequence[SiteHome], experiment: Experiment, model_file:
         cases = cohort.of("test")
         if cases and len(figures) < _MOST_SITES:
             richest = max(cases, key=lambda case: sum(case.present))
-            figures.append(_figure(bench, bench.task, home.site.name, richest))
+            figures.append(_figure(bench, bench.task, home.site.name, richest, decision))
     return figures
 
 
-def _figure(bench: Bench, task: Segmentation, site: str, case: Case) -> Figure:
+def _figure(bench: Bench, task: Segmentation, site: str, case: Case, decision: Decision) -> Figure:
     with numerics(bench.experiment, bench.device):
-        prediction = task.predict(bench.model, case.image, bench.device, case.label)
+        prediction = task.decided(bench.model, case, bench.device, decision)
     truth = np.where(case.label == UNLABELLED, 0, case.label)
     plane = int(np.argmax(np.count_nonzero(truth, axis=(0, 1))))
     unlabelled = np.asarray(case.label[..., plane] == UNLABELLED)

@@ -380,8 +380,13 @@ class Stage(Piece):
         """What it asks of the sites, with the model that it is to change."""
         raise NotImplementedError
 
-    def apply(self, parameters: Arrays, sums: Arrays, scene: Scene, model: torch.nn.Module) -> Arrays:
-        """The changed parameters. ``model``: the network, whose own values do not matter."""
+    def apply(
+        self, parameters: Arrays, sums: Arrays, scene: Scene, model: torch.nn.Module
+    ) -> tuple[Arrays, Memory]:
+        """The changed parameters, and how their predictions are decided on: see ``Decision``.
+
+        ``model``: the network, whose own values do not matter.
+        """
         raise NotImplementedError
 
 

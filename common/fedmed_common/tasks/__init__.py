@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,6 +91,13 @@ PLAIN = Shaping()
 """The task's loss as it is."""
 
 
+Decision = Mapping[str, "NDArray[np.float32]"]
+"""How a model's output becomes a prediction, where it says more than its weights do. ``least_mm3`` ``(K,)``: in a
+segmentation, less than so much of a class in a case is none."""
+
+UNDECIDED: Decision = {}
+
+
 class Task(Protocol):
     """What is learned: a loss for training, and measurements of a trained network.
 
@@ -103,7 +110,9 @@ class Task(Protocol):
     ) -> Tensor:
         """The mean over the batch of each sample's own loss, as a scalar in float32: what training makes small."""
 
-    def measure(self, model: Module, case: Case, device: torch.device | str) -> Any:
+    def measure(
+        self, model: Module, case: Case, device: torch.device | str, decision: Decision = UNDECIDED
+    ) -> Any:
         """What is kept of one case for ``summarise``. The model lies on ``device`` already, in evaluation mode."""
 
     def summarise(self, patients: Iterable[Sequence[Any]]) -> Metrics:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedmed_common.config import Experiment
 from fedmed_common.lookup import find, load
 from fedmed_common.metrics import Mean, Metrics
-from fedmed_common.tasks import LABEL_LOSSES, PLAIN, Case, Shaping, supervision
+from fedmed_common.tasks import LABEL_LOSSES, PLAIN, UNDECIDED, Case, Decision, Shaping, supervision
 from fedmed_common.tasks.losses import Loss
 from fedmed_common.tasks.ranking import auroc, average_precision, calibration_error
 
@@ -66,7 +66,9 @@ class Classification:
         loss = shaping.recast(self.per_sample)
         return supervision.objective(loss, model, model(image), image, target, annotated, shaping.extra)
 
-    def measure(self, model: nn.Module, case: Case, device: torch.device | str) -> Prediction:
+    def measure(
+        self, model: nn.Module, case: Case, device: torch.device | str, decision: Decision = UNDECIDED
+    ) -> Prediction:
         """The case's probabilities beside what it shows."""
         return Prediction(
             score=self.predict(model, case.image, device),

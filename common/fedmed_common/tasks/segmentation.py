@@ -16,7 +16,7 @@ from fedmed_common.config import CRF, Experiment
 from fedmed_common.lookup import find, load
 from fedmed_common.metrics import Mean, Metrics, merge
 from fedmed_common.site_config import UNLABELLED
-from fedmed_common.tasks import LOSSES, PLAIN, Case, Shaping, patient_mean, supervision
+from fedmed_common.tasks import LOSSES, PLAIN, UNDECIDED, Case, Decision, Shaping, patient_mean, supervision
 from fedmed_common.tasks.losses import Loss
 from fedmed_common.tasks.sliding_window import Predictor, Windows, sliding_argmax, sliding_probabilities
 from fedmed_common.tasks.surface import diagonal_mm, surface_distances
@@ -65,10 +65,20 @@ class Segmentation:
             shaping.recast(self.per_sample), model, outputs, image, target, annotated, shaping.extra
         )
 
-    def measure(self, model: nn.Module, case: Case, device: torch.device | str) -> Metrics:
+    def measure(
+        self, model: nn.Module, case: Case, device: torch.device | str, decision: Decision = UNDECIDED
+    ) -> Metrics:
         """The scores of one case."""
-        prediction = self.predict(model, case.image, device, case.label)
+        prediction = self.decided(model, case, device, decision)
         return self.score(prediction, case.label, case.annotated, case.spacing_mm)
+
+    def decided(
+        self, model: nn.Module, case: Case, device: torch.device | str, decision: Decision
+    ) -> NDArray[np.uint8]:
+        """The label map of a case as ``predict`` has it, with what the decision says."""
+        least = decision.get("least_mm3")
+        voxels = None if least is None else least / float(np.prod(case.spacing_mm))
+        return self.predict(model, case.image, device, case.label, voxels)
 
     def summarise(self, patients: Iterable[Sequence[Metrics]]) -> Metrics:
         """Sums over patients; a patient with several cases counts once."""
@@ -80,20 +90,24 @@ class Segmentation:
         image: NDArray[np.float32],
         device: torch.device | str,
         reference: NDArray[np.uint8] | None = None,
+        least_voxels: NDArray[np.floating[Any]] | None = None,
     ) -> NDArray[np.uint8]:
         """The label map ``(X, Y, Z)`` of an image ``(C, X, Y, Z)``, which may be a memory map.
 
         The model lies on ``device`` already; it is in evaluation mode meanwhile and in its own afterwards. In a 2D task each
         slice across z is on its own. Autocast, where wanted, is around the call. ``reference``: the label map, from which an
         interactive network, as SAM, gets its prompts window by window; no other network sees it. With ``task.crf`` the classes'
-        probabilities of the whole image are held, and refined before one is chosen.
+        probabilities of the whole image are held, and refined before one is chosen; also with ``least_voxels`` ``(K,)``, where
+        voxels of a class of which there are fewer go to the next most likely one.
         """
         crf = self.experiment.task.crf
-        slide = sliding_argmax if crf is None else sliding_probabilities
-        found = self._slide(slide, model, image, device, reference)
-        return (
-            found if crf is None else _refined(found, image, crf, in_3d=len(self.experiment.data.patch) == 3)
-        )
+        if crf is None and least_voxels is None:
+            return self._slide(sliding_argmax, model, image, device, reference)
+        found = self._slide(sliding_probabilities, model, image, device, reference)
+        if crf is not None:
+            found = _refined(found, image, crf, in_3d=len(self.experiment.data.patch) == 3)
+        label: NDArray[np.uint8] = found.argmax(0).astype(np.uint8)
+        return label if least_voxels is None else _without_little(label, found, least_voxels)
 
     def probabilities(
         self, model: nn.Module, image: NDArray[np.float32], device: torch.device | str
@@ -193,8 +207,8 @@ def _prompted(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def _refined(
     probabilities_KXYZ: NDArray[np.float32], image_CXYZ: NDArray[np.float32], settings: CRF, *, in_3d: bool
-) -> NDArray[np.uint8]:
-    """The label map after the conditional random field, of the whole volume or of each slice."""
+) -> NDArray[np.float32]:
+    """The probabilities after the conditional random field, of the whole volume or of each slice."""
     from fedmed_common.tasks.crf import refine, spans_of
 
     if in_3d:
@@ -204,8 +218,20 @@ def _refined(
         slices = range(image_CXYZ.shape[-1])
         each = [refine(probabilities_KXYZ[..., z], image_CXYZ[..., z], settings, spans) for z in slices]
         refined = np.stack(each, -1)
-    label: NDArray[np.uint8] = refined.argmax(0).astype(np.uint8)
-    return label
+    return refined
+
+
+def _without_little(
+    label: NDArray[np.uint8], probabilities_KXYZ: NDArray[np.float32], least_voxels: NDArray[np.floating[Any]]
+) -> NDArray[np.uint8]:
+    """The label map without classes of which there is too little; their voxels go to the next most likely class that stays."""
+    voxels = np.bincount(label.ravel(), minlength=len(probabilities_KXYZ))[1:]
+    little = np.flatnonzero((voxels > 0) & (voxels < least_voxels)) + 1
+    if not len(little):
+        return label
+    left = probabilities_KXYZ.copy()
+    left[little] = -1.0
+    return np.where(np.isin(label, little), left.argmax(0), label).astype(np.uint8)
 
 
 def _by_slice(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

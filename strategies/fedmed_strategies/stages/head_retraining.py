@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmed_common.fields import Fraction, Positive
-from fedmed_strategies.pieces import Arrays, Scene, Stage
+from fedmed_strategies.pieces import Arrays, Memory, Scene, Stage
 from fedmed_strategies.statistics.base import Statistic
 from fedmed_strategies.statistics.moments import Moments
 
@@ -45,7 +45,9 @@ class HeadRetraining(Stage):
         """What it asks of the sites."""
         return self.moments
 
-    def apply(self, parameters: Arrays, sums: Arrays, scene: Scene, model: nn.Module) -> Arrays:
+    def apply(
+        self, parameters: Arrays, sums: Arrays, scene: Scene, model: nn.Module
+    ) -> tuple[Arrays, Memory]:
         """The parameters with another last layer.
 
         Raises:
@@ -57,9 +59,10 @@ class HeadRetraining(Stage):
         weight, bias = parameters[layer.weight], parameters[layer.bias]
         drawn = self._draw(sums, np.random.default_rng([scene.seed, scene.round, 0xCC]))
         if len(drawn) < 2:
-            return parameters
+            return parameters, {}
         new_weight, new_bias = self._fit(weight.reshape(len(weight), -1), bias, drawn, sums)
-        return {**parameters, layer.weight: new_weight.reshape(weight.shape), layer.bias: new_bias}
+        changed = {layer.weight: new_weight.reshape(weight.shape), layer.bias: new_bias}
+        return {**parameters, **changed}, {}
 
     def _draw(self, sums: Arrays, rng: np.random.Generator) -> dict[int, NDArray[np.float32]]:
         """By output whose moments are known well enough, features ``(samples, D)``."""

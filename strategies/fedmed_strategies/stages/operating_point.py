@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmed_common.fields import Fraction
-from fedmed_strategies.pieces import Arrays, Scene, Stage
+from fedmed_strategies.pieces import Arrays, Memory, Scene, Stage
 from fedmed_strategies.statistics.base import Statistic
 from fedmed_strategies.statistics.operating_points import OperatingPoints
 
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 
 class OperatingPoint(Stage):
-    """Adds to each class's bias the offset with the greatest mean Dice minus ``cost`` times the share of false positives.
+    """Gives each class the offset of its bias and the least volume with the greatest mean Dice minus ``cost`` times the share of
+    false positives, over the sites' training patients.
 
-    A class that fewer than ``least`` patients show, or fewer do not, stays as it is. Of equal offsets the smallest change is
-    taken."""
+    A class that fewer than ``least`` patients show, or fewer do not, stays as it is. Of points that are as good, the one that
+    changes least is taken. The least volumes are no part of the network: they go with it, to every site that measures it and into
+    the published file.
+    """
 
     name = "operating_point"
-    cost: Annotated[float, Field(ge=0.0)] = 0.5
+    cost: Annotated[float, Field(ge=0.0)] = 0.3
     least: Annotated[int, Field(ge=1)] = 3
     from_share: Fraction = 0.0
     points: OperatingPoints = OperatingPoints()
@@ -34,8 +37,10 @@ class OperatingPoint(Stage):
         """What it asks of the sites."""
         return self.points
 
-    def apply(self, parameters: Arrays, sums: Arrays, scene: Scene, model: nn.Module) -> Arrays:
-        """The parameters with other biases.
+    def apply(
+        self, parameters: Arrays, sums: Arrays, scene: Scene, model: nn.Module
+    ) -> tuple[Arrays, Memory]:
+        """The parameters with other biases, and each class's least volume.
 
         Raises:
             ConfigError: the head's last layer has no bias.
@@ -43,17 +48,21 @@ class OperatingPoint(Stage):
         from fedmed_strategies.layers import last_layer
 
         bias = last_layer(model, scene.layers).bias
-        chosen = np.concatenate([np.zeros(int(scene.background)), self.choose(sums)])
-        return {**parameters, bias: (parameters[bias] + chosen).astype(np.float32)}
+        offsets, volumes_mm3 = self.choose(sums)
+        shift = np.concatenate([np.zeros(int(scene.background)), offsets])
+        moved = {**parameters, bias: (parameters[bias] + shift).astype(np.float32)}
+        return moved, {"least_mm3": volumes_mm3.astype(np.float32)}
 
-    def choose(self, sums: Arrays) -> NDArray[np.float64]:
-        """By class the offset ``(K,)``."""
-        offsets = np.array(self.points.offsets)
-        chosen = np.zeros(len(sums["shown"]))
+    def choose(self, sums: Arrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """By class the offset and the least volume in mm^3, each ``(K,)``."""
+        offsets, volumes = np.array(self.points.offsets), np.array(self.points.volumes_mm3)
+        chosen = np.zeros((2, len(sums["shown"])))
+        change = np.abs(offsets)[:, None] + np.arange(len(volumes)) / len(volumes)
         for place, (shown, absent) in enumerate(zip(sums["shown"], sums["absent"], strict=True)):
             if shown < self.least or absent < self.least:
                 continue
             value = sums["dice"][place] / shown - self.cost * sums["false"][place] / absent
-            best = np.flatnonzero(value >= value.max() - 1e-6)
-            chosen[place] = offsets[best[np.argmin(np.abs(offsets[best]))]]
-        return chosen
+            best = np.where(value >= value.max() - 1e-6, change, np.inf)
+            row, column = np.unravel_index(int(np.argmin(best)), best.shape)
+            chosen[:, place] = offsets[row], volumes[column]
+        return chosen[0], chosen[1]

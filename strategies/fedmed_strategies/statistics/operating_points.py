@@ -1,14 +1,13 @@
-"""How each class would be found if its logit were a little higher or lower."""
+"""How each class would be found if it were called more or less readily."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmed_common.site_config import UNLABELLED
+from fedmed_common.tasks import Case
 from fedmed_strategies.pieces import Arrays
 from fedmed_strategies.statistics.base import Patient, Sizes, Statistic, without_few
 
@@ -16,20 +15,23 @@ _TINY = 1e-30
 
 
 class OperatingPoints(Statistic):
-    """By class and offset of its logit, the others as they are: sums over patients of Dice where the class is shown
-    (``dice``), and of whether any voxel is called it where it is not (``false``), each ``(K, T)``; ``shown``, ``absent``
-    ``(K,)``: the patients."""
+    """How each class would be found with its logit higher or lower, and where little of it is called none at all.
+
+    By class, offset of its logit (the others as they are) and least volume: sums over patients of Dice where the class is shown
+    (``dice``), and of whether it is called where it is not (``false``), each ``(K, T, V)``; ``shown``, ``absent`` ``(K,)``:
+    patients. Less than the least volume of a class in a case, in mm^3, counts as nothing."""
 
     name = "operating_points"
     with_model = True
-    offsets: tuple[float, ...] = Field(
-        (-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0), min_length=1
+    offsets: tuple[float, ...] = Field((-4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0), min_length=1)
+    volumes_mm3: tuple[float, ...] = Field(
+        (0.0, 50.0, 100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0, 6400.0), min_length=1
     )
 
     def zeros(self, sizes: Sizes) -> Arrays:
         """Its arrays without any patient."""
-        table, row = (sizes.classes, len(self.offsets)), (sizes.classes,)
-        shapes: dict[str, Any] = {"dice": table, "false": table, "shown": row, "absent": row}
+        table, row = (sizes.classes, len(self.offsets), len(self.volumes_mm3)), (sizes.classes,)
+        shapes: dict[str, tuple[int, ...]] = {"dice": table, "false": table, "shown": row, "absent": row}
         return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
     def of_patient(self, patient: Patient, sizes: Sizes) -> Arrays:
@@ -38,8 +40,8 @@ class OperatingPoints(Statistic):
         sums = {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
         shown, absent = sums["shown"], sums["absent"]
         return {
-            "dice": (sums["dice"] / np.maximum(shown, 1)[:, None]).astype(np.float32),
-            "false": (sums["false"] / np.maximum(absent, 1)[:, None]).astype(np.float32),
+            "dice": (sums["dice"] / np.maximum(shown, 1)[:, None, None]).astype(np.float32),
+            "false": (sums["false"] / np.maximum(absent, 1)[:, None, None]).astype(np.float32),
             "shown": (shown > 0).astype(np.float32),
             "absent": (absent > 0).astype(np.float32),
         }
@@ -51,10 +53,11 @@ class OperatingPoints(Statistic):
         )
 
     def sensitivity(self, sizes: Sizes) -> float:
-        """A Dice or a yes for each offset, and a one, of both kinds where a patient's cases differ."""
-        return float(np.sqrt(2 * sizes.classes * (len(self.offsets) + 1)))
+        """A Dice or a yes for each offset and volume, and a one, of both kinds where a patient's cases differ."""
+        points = len(self.offsets) * len(self.volumes_mm3)
+        return float(np.sqrt(2 * sizes.classes * (points + 1)))
 
-    def _of_case(self, patient: Patient, case: Any, sizes: Sizes) -> dict[str, NDArray[np.float64]]:
+    def _of_case(self, patient: Patient, case: Case, sizes: Sizes) -> dict[str, NDArray[np.float64]]:
         logits = np.log(np.maximum(patient.probabilities(case), _TINY))
         labelled = case.label != UNLABELLED
         ordered = np.sort(logits, axis=0)[-2:]
@@ -63,15 +66,23 @@ class OperatingPoints(Statistic):
             if not known:
                 continue
             mine, truth = logits[place + 1], case.label == place + 1
-            others = np.where(mine == ordered[1], ordered[0], ordered[1])
-            margin = (mine - others)[labelled]
-            called = np.array([np.count_nonzero(margin > -offset) for offset in self.offsets])
+            margin = mine - np.where(mine == ordered[1], ordered[0], ordered[1])
+            called = self._voxels(margin[labelled])
+            enough = self._enough(called, case)
             if truth.any():
-                inside = (mine - others)[truth]
-                both = np.array([np.count_nonzero(inside > -offset) for offset in self.offsets])
-                found["dice"][place] = 2 * both / (called + np.count_nonzero(truth))
+                both = self._voxels(margin[truth])
+                found["dice"][place] = (2 * both / (called + np.count_nonzero(truth)))[:, None] * enough
                 found["shown"][place] = 1
             else:
-                found["false"][place] = called > 0
+                found["false"][place] = enough
                 found["absent"][place] = 1
         return found
+
+    def _voxels(self, margins: NDArray[np.float32]) -> NDArray[np.float64]:
+        """By offset, how many voxels would be called the class."""
+        return np.array([np.count_nonzero(margins > -offset) for offset in self.offsets], np.float64)
+
+    def _enough(self, voxels: NDArray[np.float64], case: Case) -> NDArray[np.float64]:
+        """By offset and least volume, whether that is enough to be called at all."""
+        volume_mm3 = voxels[:, None] * float(np.prod(case.spacing_mm))
+        return ((volume_mm3 >= np.array(self.volumes_mm3)) & (voxels[:, None] > 0)).astype(np.float64)

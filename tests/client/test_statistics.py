@@ -1,0 +1,230 @@
+"""Sums over a site's patients: what they are, that they say nothing of few, and what is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from fedmed_client.statistics import patients_of, sizes_of, summed
+from fedmed_client.workbench import Bench, bench_for
+from fedmed_common import params
+from fedmed_common.config import Experiment
+from fedmed_strategies.layers import last_layer, layers_of
+from fedmed_strategies.pieces import Scene
+from fedmed_strategies.stages.head_retraining import HeadRetraining
+from fedmed_strategies.stages.operating_point import OperatingPoint
+from fedmed_strategies.statistics.base import Statistic
+from fedmed_strategies.statistics.channels import Channels
+from fedmed_strategies.statistics.confusion import Confusion
+from fedmed_strategies.statistics.counts import Counts
+from fedmed_strategies.statistics.moments import Moments
+from fedmed_strategies.statistics.operating_points import OperatingPoints
+
+ALL = (Counts(), Channels(), Moments(), Confusion(), OperatingPoints())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A case made of numbers."""
+
+    patient: int
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8]
+    annotated: tuple[bool, ...] = (True, True)
+    spacing_mm: tuple[float, float, float] = (2.0, 1.0, 1.0)
+
+    @property
+    def present(self) -> tuple[bool, ...]:
+        return tuple(known and bool((self.label == k + 1).any()) for k, known in enumerate(self.annotated))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    experiment = Experiment.model_validate(
+        {
+            "name": "made",
+            "rounds": 1,
+            "task": {"classes": ["common", "rare"], "dimensions": 2},
+            "data": {"patch": [8, 8]},
+            "model": {"name": "unet_2015", "channels": [4, 6]},
+            "train": {"threads": 1},
+        }
+    )
+    bench = bench_for(experiment.order_text())
+    bench.model.eval()
+    return bench
+
+
+def cases(patients: int, rare: int) -> list[Any]:
+    """Pictures of 12 x 10 with a common square in each, and a rare one in the first few."""
+    rng = np.random.default_rng(5)
+    made: list[Any] = []
+    for patient in range(patients):
+        label = np.zeros((12, 10, 1), np.uint8)
+        label[1:5, 2 : 4 + patient % 3] = 1
+        if patient < rare:
+            label[7:10, 6:9] = 2
+        image = (rng.normal(0, 0.3, label.shape) + label).astype(np.float32)[None]
+        made.append(Made(patient=patient, image=image, label=label))
+    return made
+
+
+def none_reserved() -> None:
+    raise AssertionError("nothing is spent without noise")
+
+
+def sums_of(statistic: Statistic, bench: Bench, of: list[Any], least: int = 1) -> params.Parameters:
+    return summed(statistic, bench, of, least, none_reserved)
+
+
+@pytest.mark.parametrize("statistic", ALL, ids=lambda one: one.name)
+def test_a_sum_of_two_sites_is_that_of_both_together(statistic: Statistic, bench: Bench) -> None:
+    both = cases(5, 2)
+    together, first, second = (sums_of(statistic, bench, part) for part in (both, both[:2], both[2:]))
+    for name in together:
+        np.testing.assert_allclose(together[name], first[name] + second[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("statistic", ALL, ids=lambda one: one.name)
+def test_no_patient_adds_more_than_the_sensitivity(statistic: Statistic, bench: Bench) -> None:
+    sizes = sizes_of(bench)
+    noisy = type(statistic)(epsilon=4.0)
+    for case in cases(4, 2):
+        wild = replace(case, image=case.image * 1e4)
+        for patient in patients_of([case, wild], bench):
+            part = noisy.of_patient(patient, sizes)
+            length = np.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in part.values()))
+            assert length <= noisy.sensitivity(sizes) * (1 + 1e-6)
+
+
+def test_counts_count_patients_not_pictures(bench: Bench) -> None:
+    of = cases(3, 1)
+    twice = [*of, replace(of[0], image=of[0].image)]
+    np.testing.assert_array_equal(sums_of(Counts(), bench, twice)["presence"], [3, 1])
+
+
+def test_classes_of_few_patients_stay(bench: Bench) -> None:
+    of = cases(6, 2)
+    np.testing.assert_array_equal(sums_of(Counts(), bench, of, least=5)["presence"], [6, 5])
+    moments = sums_of(Moments(), bench, of, least=5)
+    np.testing.assert_array_equal(moments["patients"], [6, 6, 0])
+    assert not moments["first"][2].any()
+    assert not moments["second"][2].any()
+    points = sums_of(OperatingPoints(), bench, of, least=5)
+    assert not points["dice"][1].any()
+    assert points["shown"].tolist() == [6, 0]
+    assert not sums_of(Channels(), bench, of[:4], least=5)["mean"].any()
+
+
+def test_noise_has_the_declared_deviation_and_comes_after_the_reservation(bench: Bench) -> None:
+    noisy, reserved = Counts(epsilon=1.0), list[int]()
+    of, sizes = cases(6, 2), sizes_of(bench)
+    plain = sums_of(Counts(), bench, of)["presence"]
+    drawn = np.array(
+        [summed(noisy, bench, of, 5, lambda: reserved.append(1))["presence"] - plain for _ in range(400)]
+    )
+    assert len(reserved) == 400
+    wanted = noisy.noise_multiplier * noisy.sensitivity(sizes)
+    assert drawn.std() == pytest.approx(wanted, rel=0.12)
+    assert abs(drawn.mean()) < 6 * wanted / np.sqrt(drawn.size)
+
+
+def test_moments_are_those_of_what_the_last_layer_sees(bench: Bench) -> None:
+    (case,) = cases(1, 1)
+    layers = layers_of(bench.model, bench.experiment.model.head, 3)
+    layer = last_layer(bench.model, layers)
+    found = sums_of(Moments(bound=1e6), bench, [case])
+    weight, bias = (
+        dict(bench.model.named_parameters())[name].detach().numpy() for name in (layer.weight, layer.bias)
+    )
+    logits = [
+        found["first"][c] / max(found["patients"][c], 1) @ weight.reshape(3, -1).T + bias for c in range(3)
+    ]
+    seen: dict[int, list[NDArray[np.float32]]] = {0: [], 1: [], 2: []}
+    padded = np.zeros((1, 16, 16), np.float32)
+    padded[:, :12, :10] = case.image[..., 0]
+    for x, y in product((0, 8), (0, 8)):
+        with torch.inference_mode():
+            out = bench.model(torch.from_numpy(padded[None, :, x : x + 8, y : y + 8]))[0].numpy()
+        part = case.label[x : x + 8, y : y + 8, 0]
+        for c, rows in seen.items():
+            rows.extend(out[:, : part.shape[0], : part.shape[1]][:, part == c].T)
+    for c, rows in seen.items():
+        np.testing.assert_allclose(logits[c], np.mean(rows, axis=0), atol=1e-4)
+
+
+def test_an_operating_point_is_what_the_changed_model_does(bench: Bench) -> None:
+    """Dice and false positives at an offset and a least volume, by counting, and by predicting with that bias and volume."""
+    statistic = OperatingPoints(offsets=(-1.0, 0.0, 1.5), volumes_mm3=(0.0, 30.0))
+    of = cases(4, 2)
+    found = sums_of(statistic, bench, of)
+    layers = layers_of(bench.model, bench.experiment.model.head, 3)
+    bias = dict(bench.model.named_parameters())[last_layer(bench.model, layers).bias]
+    start = bias.detach().clone()
+    for place, (row, offset), (column, volume) in product(
+        range(2), enumerate(statistic.offsets), enumerate(statistic.volumes_mm3)
+    ):
+        with torch.no_grad():
+            bias.copy_(start)
+            bias[place + 1] += offset
+        least = np.zeros(2, np.float32)
+        least[place] = volume
+        scores = [bench.task.measure(bench.model, case, "cpu", {"least_mm3": least}) for case in of]
+        name = bench.experiment.task.classes[place]
+        dice = sum(score[f"dice/{name}"].total for score in scores if f"dice/{name}" in score)
+        false = sum(
+            score[f"false_positive/{name}"].total for score in scores if f"false_positive/{name}" in score
+        )
+        assert found["dice"][place, row, column] == pytest.approx(dice, abs=2e-2)
+        assert found["false"][place, row, column] == pytest.approx(false)
+    with torch.no_grad():
+        bias.copy_(start)
+
+
+def test_the_operating_point_with_the_best_value_is_chosen_and_the_smallest_change_of_equals() -> None:
+    stage = OperatingPoint(
+        points=OperatingPoints(offsets=(-1.0, 0.0, 1.0), volumes_mm3=(0.0, 50.0)), cost=0.5
+    )
+    dice = np.array(
+        [[[2, 2], [4, 4], [4, 4]], [[1, 1], [2, 2], [9, 9]], [[9, 9], [0, 0], [9, 9]]], np.float32
+    )
+    false = np.array(
+        [[[0, 0], [8, 0], [8, 8]], [[0, 0], [0, 0], [1, 0]], [[0, 0], [0, 0], [0, 0]]], np.float32
+    )
+    sums = {"dice": dice, "false": false}
+    sums |= {"shown": np.array([5, 10, 2], np.float32), "absent": np.full(3, 8, np.float32)}
+    offsets, volumes = stage.choose(sums)
+    np.testing.assert_array_equal(offsets, [0, 1, 0])
+    np.testing.assert_array_equal(volumes, [50, 50, 0])
+
+
+def test_head_retraining_finds_a_class_whose_row_was_lost(bench: Bench) -> None:
+    layers = layers_of(bench.model, bench.experiment.model.head, 3)
+    layer = last_layer(bench.model, layers)
+    rng = np.random.default_rng(0)
+    centres = np.eye(3, 4) * 4
+    sums = {
+        "patients": np.array([9, 9, 9], np.float32),
+        "first": (9 * centres).astype(np.float32),
+        "second": np.stack([9 * (np.outer(c, c) + 0.2 * np.eye(4)) for c in centres]).astype(np.float32),
+    }
+    parameters = params.from_model(bench.model)
+    parameters[layer.weight] = parameters[layer.weight].copy()
+    parameters[layer.weight][2] = 0
+    parameters[layer.bias] = np.array([0, 0, -20], np.float32)
+    scene = Scene(classes=("common", "rare"), background=True, layers=layers, sites=(), round=1, rounds=1)
+    changed, _ = HeadRetraining().apply(parameters, sums, scene, bench.model)
+    drawn = np.concatenate([centre + rng.normal(0, 0.4, (50, 4)) for centre in centres])
+    logits = drawn @ changed[layer.weight].reshape(3, -1).T + changed[layer.bias]
+    assert (logits.argmax(1) == np.repeat(np.arange(3), 50)).mean() > 0.9
+    again, _ = HeadRetraining().apply(parameters, sums, scene, bench.model)
+    np.testing.assert_array_equal(again[layer.weight], changed[layer.weight])
+    untouched = {"patients": np.array([9, 9, 1], np.float32)}
+    kept, _ = HeadRetraining().apply(parameters, {**sums, **untouched}, scene, bench.model)
+    np.testing.assert_array_equal(kept[layer.weight][2], parameters[layer.weight][2])

@@ -1,0 +1,80 @@
+"""Recipes under differential privacy: statistics with noise are charged, and what would tell more is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedmed_client.ledger import Ledger
+from fedmed_common import privacy
+from fedmed_common.config import Experiment
+from fedmed_common.errors import ConfigError
+from fedmed_common.loading import load_experiment
+from fedmed_server import history
+from fedmed_server.app import RunRequest
+from fedmed_server.history import RoundDone, RunEnded
+from fedmed_simulations.checks import check_experiment
+from fedmed_simulations.engines import run_inline
+from fedmed_simulations.federation import make_homes
+from fedmed_strategies.presets import recipe_of
+
+PRIVATE = '[privacy]\nepsilon = 8.0\nsampling_rate = 0.5\n[recipe]\nname = "{name}"\n{more}'
+
+
+def private(write_experiment: Callable[..., Path], name: str, more: str = "") -> tuple[Experiment, Path]:
+    file = write_experiment(rounds=2, sites=2, extra=PRIVATE.format(name=name, more=more))
+    return load_experiment(file), file
+
+
+def test_a_noised_statistic_is_in_the_ledger_and_within_the_runs_epsilon(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    experiment, file = private(write_experiment, "logit_adjustment", "settings.counts.epsilon = 2.0")
+    homes = make_homes(experiment, check_experiment(experiment, file), tmp_path / "sites")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run_inline(homes, RunRequest(experiment=experiment, folder=folder, command="test", sites=2))
+    *_, last = records = list(history.read(folder / history.FILE))
+    assert isinstance(last, RunEnded)
+    assert last.status == "completed"
+    recipe = recipe_of(experiment)
+    (counts,) = recipe.gathered()
+    for home in homes:
+        rows = Ledger(home.folder).read()
+        assert [row.steps for row in rows] == [1, experiment.train.steps, experiment.train.steps]
+        assert (rows[0].noise_multiplier, rows[0].sampling_rate) == (counts.noise_multiplier, 1.0)
+        cost = privacy.epsilon([row.spent for row in rows], 1e-5)
+        (told,) = [
+            result.epsilon_spent
+            for record in records
+            if isinstance(record, RoundDone) and record.round == 2
+            for result in record.train
+            if result.site == home.site.name
+        ]
+        assert told == pytest.approx(cost)
+        assert cost <= 8.0
+    alone = privacy.noise_multiplier(experiment)
+    assert privacy.noise_multiplier(experiment, recipe.spent(experiment)) > alone
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("logit_adjustment", "", "recipe.settings: 'counts'"),
+        ("rare", "", "recipe: 'rare'"),
+        ("fedvls", "", "recipe: 'vacant'"),
+        ("qffl", "", "recipe: 'fair'"),
+        ("ditto", "", "recipe: 'ditto'"),
+        ("fedsam", "", "recipe: 'sharpness'"),
+    ],
+)
+def test_what_would_tell_more_than_the_noise_hides_is_refused(
+    name: str, more: str, said: str, write_experiment: Callable[..., Path]
+) -> None:
+    experiment, file = private(write_experiment, name, more)
+    with pytest.raises(ConfigError) as refused:
+        check_experiment(experiment, file)
+    assert said in str(refused.value)
+    assert "fix:" in str(refused.value)
