@@ -101,7 +101,7 @@ def shaping_of(halves: Sequence[SiteHalf]) -> Shaping:
         return loss
 
     def extra(image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
-        terms = [half.extra(image, outputs, target, annotated) for half in teaching]  # noqa: S610
+        terms = [half.term(image, outputs, target, annotated) for half in teaching]
         return torch.stack(terms).sum(0)
 
     return Shaping(recast=recast, extra=extra if teaching else None)

@@ -152,7 +152,7 @@ class SiteHalf:
     """What a piece does during a site's training in one round. Nothing, unless the piece says otherwise."""
 
     teaches: ClassVar[bool] = False
-    """Whether ``extra`` is to be called."""
+    """Whether ``term`` is to be called."""
     perturbs: ClassVar[bool] = False
     """Whether gradients are taken at another point, between ``perturb`` and ``restore``."""
 
@@ -163,7 +163,7 @@ class SiteHalf:
         """The loss of a sample as this piece would have it."""
         return loss
 
-    def extra(self, image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
+    def term(self, image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
         """A term for each sample ``(B,)``, added to its loss."""
         raise NotImplementedError
 

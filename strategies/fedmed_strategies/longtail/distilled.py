@@ -114,7 +114,7 @@ class _Taught(SiteHalf):
 
 
 class _Distilled(_Taught):
-    def extra(self, image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
+    def term(self, image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
         local, known = main(outputs).float(), self._taught(image)
         if not self._work.background:
             local, known = (z[:, self._outputs].log_softmax(1) for z in (local, known))
@@ -135,7 +135,7 @@ class _Distilled(_Taught):
 
 
 class _Conditional(_Taught):
-    def extra(self, image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
+    def term(self, image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
         group = [0, *self._outputs]
         local, known = (
             (z[:, group] / self._temperature).softmax(1)[:, 1:]
@@ -154,7 +154,7 @@ class _Excluded(SiteHalf):
     def __init__(self, classes: NDArray[np.bool_], weight: float) -> None:
         self._outputs, self._weight = (np.flatnonzero(classes) + 1).tolist(), weight
 
-    def extra(self, image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
+    def term(self, image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
         probability = main(outputs).float().softmax(1)[:, self._outputs].sum(1)
         shown = (target > 0) & (target != UNLABELLED)
         for output in self._outputs:
