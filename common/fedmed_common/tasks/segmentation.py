@@ -17,7 +17,7 @@ from fedmed_common.lookup import find, load
 from fedmed_common.metrics import Mean, Metrics, merge
 from fedmed_common.site_config import UNLABELLED
 from fedmed_common.tasks import LOSSES, Case, patient_mean, supervision
-from fedmed_common.tasks.losses import Loss
+from fedmed_common.tasks.losses import Loss, seen
 from fedmed_common.tasks.sliding_window import Predictor, Windows, sliding_argmax, sliding_probabilities
 from fedmed_common.tasks.surface import diagonal_mm, surface_distances
 
@@ -59,12 +59,12 @@ class Segmentation:
     def objective(self, model: nn.Module, image: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
         """The loss of what the model makes of a batch, of all its outputs where it gives several."""
         return supervision.objective(
-            self.per_sample, model, _outputs(model, image, target), image, target, annotated
+            self.per_sample, model, _outputs(model, image, target, annotated), image, target, annotated
         )
 
     def measure(self, model: nn.Module, case: Case, device: torch.device | str) -> Metrics:
         """The scores of one case."""
-        prediction = self.predict(model, case.image, device, case.label)
+        prediction = self.predict(model, case.image, device, looked_for(case))
         return self.score(prediction, case.label, case.annotated, case.spacing_mm)
 
     def summarise(self, patients: Iterable[Sequence[Metrics]]) -> Metrics:
@@ -153,10 +153,19 @@ def _dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     return float(2 * np.count_nonzero(predicted & truth) / total)
 
 
-def _outputs(model: nn.Module, image: Tensor, target: Tensor) -> Any:
-    """What the model makes of a batch; of an interactive network, with prompts from the reference."""
+def looked_for(case: Case) -> NDArray[np.uint8]:
+    """The case's label map without the classes that are not annotated, which it may show all the same."""
+    hidden = [value for value, known in enumerate(case.annotated, start=1) if not known]
+    return np.where(np.isin(case.label, hidden), np.uint8(0), case.label) if hidden else case.label
+
+
+def _outputs(model: nn.Module, image: Tensor, target: Tensor, annotated: Tensor | None = None) -> Any:
+    """What the model makes of a batch; of an interactive network, with prompts from the reference, for annotated classes."""
     prompt = supervision.attribute(model, "prompt")
-    return model(image) if prompt is None else model(image, prompt(target.where(target != UNLABELLED, 0)))
+    if prompt is None:
+        return model(image)
+    shown = target if annotated is None else seen(target, annotated)
+    return model(image, prompt(shown.where(shown != UNLABELLED, 0)))
 
 
 def _prompted(model: nn.Module) -> Callable[[Tensor], Tensor]:
