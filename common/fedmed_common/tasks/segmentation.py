@@ -88,10 +88,10 @@ class Segmentation:
         x, y, *z = self.experiment.data.patch
         training = model.training
         predictor: Predictor = model
-        seen = image
+        shown = image
         if reference is not None and hasattr(model, "prompt"):
             predictor = _prompted(model)
-            seen = np.concatenate([image, reference[None].astype(np.float32)])
+            shown = np.concatenate([image, reference[None].astype(np.float32)])
         windows = Windows(
             size=(x, y, z[0] if z else 1),
             classes=1 + len(self.experiment.task.classes),
@@ -102,7 +102,7 @@ class Segmentation:
         slide = sliding_argmax if crf is None else sliding_probabilities
         model.eval()
         try:
-            found: NDArray[Any] = slide(predictor if z else _by_slice(predictor), seen, windows, device)
+            found: NDArray[Any] = slide(predictor if z else _by_slice(predictor), shown, windows, device)
         finally:
             model.train(training)
         return found if crf is None else _refined(found, image, crf, in_3d=bool(z))

@@ -86,7 +86,7 @@ def _numbers(patients: Patients, homes: Homes, site: int) -> list[int]:
 def _aims(patients: Patients, partition: Partition) -> NDArray[np.int64] | None:
     if partition.imbalance <= 1:
         return None
-    return tail_aims(patients.shows[patients.trains].sum(axis=0), partition.imbalance)
+    return tail_aims(patients.shows[patients.trains], partition.imbalance)
 
 
 def _numbered(sites: int) -> list[str]:

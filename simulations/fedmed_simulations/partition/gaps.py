@@ -51,7 +51,9 @@ def make_vacant(
 def hide(
     positives: NDArray[np.int64], annotated: Gaps, vacant: Gaps, count: int, rng: np.random.Generator
 ) -> Gaps:
-    """Which classes each site does not look for, ``(S, K)``, ``count`` per site: never a vacant one, and never its last.
+    """Which classes each site does not look for, ``(S, K)``, ``count`` per site.
+
+    Never a vacant one, and never the last one that the site's training patients show. One that they show is taken before others.
 
     ``positives``: ``(S, K)``, training patients who show the class; ``annotated``: ``(S, K)``, what the sites' labels cover.
 
@@ -64,8 +66,9 @@ def hide(
             looked_for = annotated & ~hidden
             whole = looked_for & (positives > 0)
             elsewhere = whole.sum(axis=0) - whole[site] > 0
-            can = looked_for[site] & ~vacant[site] & elsewhere
-            can &= looked_for[site].sum() > 1
+            can = looked_for[site] & ~vacant[site] & elsewhere & (looked_for[site].sum() > 1)
+            if whole[site].sum() == 1:
+                can &= ~whole[site]
             preferred = can & whole[site]
             chosen = _commonest(np.flatnonzero(preferred if preferred.any() else can).tolist(), whole, rng)
             if chosen is not None:
@@ -116,6 +119,4 @@ def shortfall(gaps: Gaps, count: int, word: str, names: list[str]) -> tuple[str,
     if not short:
         return ()
     more = f" and {len(short) - 5} more" if len(short) > 5 else ""
-    return (
-        f"Fewer than {count} {word} at {', '.join(short[:5])}{more}: each class keeps a site that has it.",
-    )
+    return (f"Fewer than {count} of the classes could be made {word} at {', '.join(short[:5])}{more}.",)

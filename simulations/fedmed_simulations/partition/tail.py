@@ -6,35 +6,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def tail_aims(counts: NDArray[np.int64], imbalance: float) -> NDArray[np.int64]:
-    """How many training patients are to show each class, ``(K,)``: class k of K in the order of frequency
-    ``head * imbalance ** (-k / (K - 1))``, and never fewer than one; 0 for a class that nobody shows, which is none of the K.
+def tail_aims(shows: NDArray[np.bool_], imbalance: float) -> NDArray[np.int64]:
+    """How many of the training patients ``(N, K)`` are to show each class, ``(K,)``.
 
-    The head, the commonest class, stays as it is. Cui et al., "Class-balanced loss based on effective number of samples", 2019,
-    section 5.1, make their long-tailed sets by the same curve.
+    Class k in the order of frequency has ``head * imbalance ** (-k / (K - 1))``, and never fewer than one; the head, the
+    commonest class, stays as it is. Classes that everybody shows cannot be told apart by leaving patients out: together they are one class,
+    the head. A class that nobody shows is none of the K. Cui et al., "Class-balanced loss based on effective number of samples",
+    2019, section 5.1, make long-tailed sets by the same curve.
     """
-    aims = np.zeros_like(counts)
-    ranked = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]]
-    for rank, k in enumerate(ranked):
-        share = imbalance ** (-rank / max(1, len(ranked) - 1))
-        aims[k] = max(1, round(float(counts[ranked[0]]) * share))
+    counts = shows.sum(axis=0)
+    everybody = (counts == len(shows)) & (counts > 0)
+    ranked = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k] and not everybody[k]]
+    heads = int(everybody.any())
+    head = int(counts.max(initial=0))
+    aims = np.where(everybody, head, 0).astype(np.int64)
+    for rank, k in enumerate(ranked, start=heads):
+        aims[k] = max(1, round(head * imbalance ** (-rank / max(1, heads + len(ranked) - 1))))
     return aims
 
 
 def kept_in_tail(shows: NDArray[np.bool_], imbalance: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which of the patients ``(N, K)`` stay, ``(N,)``, so that the numbers who show each class come near ``tail_aims``.
+    """Which of the training patients ``(N, K)`` stay, ``(N,)``, so that the numbers who show each class come near ``tail_aims``.
 
     Patients are left out one at a time, each time one whose loss brings the sum over classes of ``|log(count / aim)|`` down most,
     until nobody's does. Where each shows one class, every class ends as near to its aim as whole patients are, or keeps
     all it has. Where patients show several, one with a class that is too common is kept as long as the patient's other classes
     would suffer more; where all show everything, all stay. Who shows nothing stays.
     """
-    patterns, which = np.unique(shows, axis=0, return_inverse=True)
+    aims, everybody = tail_aims(shows, imbalance), shows.all(axis=0) & (len(shows) > 0)
+    counted = np.concatenate([np.flatnonzero(everybody)[:1], np.flatnonzero(~everybody)])
+    patterns, which = np.unique(shows[:, counted], axis=0, return_inverse=True)
     members = [
         rng.permutation(np.flatnonzero(which.ravel() == place)).tolist() for place in range(len(patterns))
     ]
-    counts = shows.sum(axis=0)
-    aims = tail_aims(counts, imbalance)
+    counts, aims = shows[:, counted].sum(axis=0), aims[counted]
     kept = np.ones(len(shows), bool)
     while len(patterns):
         gain = np.round(patterns @ (_off(counts, aims) - _off(counts - 1, aims)), 9)
