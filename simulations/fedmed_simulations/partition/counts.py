@@ -19,8 +19,9 @@ class Counts:
     """Numbers of patients.
 
     ``sizes``: ``(S, 3)``, by split. ``shows``: ``(S, K)``, training patients with a class that is annotated there; ``annotated``:
-    ``(S, K)``; ``vacant``: ``(S, K)``, those with the class were dealt to others. ``everyone``: ``(K,)``, the training patients of the pool with each class, where sites were drawn from one, and
-    else of all sites; ``left_out``: training patients of the pool whom no site has. ``aims`` and ``told``: see ``Drawn``.
+    ``(S, K)``; ``vacant``: ``(S, K)``, those with the class were dealt to others. ``everyone``: ``(K,)``, the training patients
+    with each class of the pool, where sites were drawn from one, and else of all sites; ``left_out``: training patients of the
+    pool whom no site has. ``aims`` and ``told``: see ``Drawn``.
     """
 
     sites: tuple[str, ...]

@@ -107,10 +107,11 @@ def _move(
     homes: Homes, patients: Patients, vacant: Gaps, site: int, klass: int, rng: np.random.Generator
 ) -> None:
     """The more training patients with the class a site has, the more of those who leave it takes."""
+    there = patients.positives(homes, len(vacant))[:, klass] + 1.0
     for place in np.flatnonzero(patients.trains & (homes == site) & patients.shows[:, klass]):
-        there = patients.positives(homes, len(vacant))[:, klass] + 1.0
         weight = there * _open_to(patients.shows[place], vacant, site)
         homes[place] = rng.choice(len(vacant), p=weight / weight.sum())
+        there[homes[place]] += 1.0
 
 
 def shortfall(gaps: Gaps, count: int, word: str, names: list[str]) -> tuple[str, ...]:

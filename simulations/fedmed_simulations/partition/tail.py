@@ -10,9 +10,9 @@ def tail_aims(shows: NDArray[np.bool_], imbalance: float) -> NDArray[np.int64]:
     """How many of the training patients ``(N, K)`` are to show each class, ``(K,)``.
 
     Class k in the order of frequency has ``head * imbalance ** (-k / (K - 1))``, and never fewer than one; the head, the
-    commonest class, stays as it is. Classes that everybody shows cannot be told apart by leaving patients out: together they are one class,
-    the head. A class that nobody shows is none of the K. Cui et al., "Class-balanced loss based on effective number of samples",
-    2019, section 5.1, make long-tailed sets by the same curve.
+    commonest class, stays as it is. Classes that everybody shows cannot be told apart by leaving patients out: together they are
+    one class, the head. A class that nobody shows is none of the K. Cui et al., "Class-balanced loss based on effective number of
+    samples", 2019, section 5.1, make long-tailed sets by the same curve.
     """
     counts = shows.sum(axis=0)
     everybody = (counts == len(shows)) & (counts > 0)
