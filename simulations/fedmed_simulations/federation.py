@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from fedmed_client.data.cohort import Cohort, open_cohort, pool, regroup
-from fedmed_client.data.columns import values_by_patient
 from fedmed_client.workbench import SiteHome
 from fedmed_common.config import Experiment, Partition, Policy, Site
 from fedmed_simulations.partition import Drawn, draw_sites
@@ -82,6 +81,8 @@ def _values(
     experiment: Experiment,
 ) -> dict[int, str]:
     """What the partition's column says of each patient of the pool, whose cases are those of the cohorts in their order."""
+    from fedmed_client.data.columns import values_by_patient
+
     column = partition.column or ""
     said = []
     for home, cohort in zip(source, cohorts, strict=True):

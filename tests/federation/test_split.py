@@ -11,10 +11,14 @@ import pytest
 from pools import one_each, pool_of
 
 from fedmed_client.data.cohort import regroup, without_annotation
+from fedmed_client.data.splits import SPLITS
 from fedmed_common.cli import root_command, run
 from fedmed_common.config import Partition
+from fedmed_common.loading import load_experiment
 from fedmed_server.report.figures import load_figures
+from fedmed_simulations.checks import check_experiment
 from fedmed_simulations.cli_split import table_of
+from fedmed_simulations.federation import drawing
 from fedmed_simulations.partition import draw_sites
 from fedmed_simulations.partition.counts import Counts
 from fedmed_simulations.partition.picture import draw_split, split_figure
@@ -113,3 +117,41 @@ def test_a_run_has_the_picture_in_its_report(write_experiment, tmp_path: Path) -
     listed = json.loads((folder / "figures" / "figures.json").read_text())[0]
     assert (listed["file"], listed["of_patients"]) == ("001.png", True)
     assert "Who has what" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('column = "vendor"\nindex = "none.csv"', "simulation.partition.index: no such file: "),
+        (
+            'column = "Manufacturer"',
+            "simulation.partition.index: is missing: the files of site 'site-0', of format images",
+        ),
+    ],
+)
+def test_an_index_that_is_not_there_is_said_before_anything_is_written(
+    write_experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: str, said: str
+) -> None:
+    file = write_experiment(extra=f'[simulation.partition]\nkind = "column"\n{lines}')
+    for command in (["simulate"], ["split", "--out", str(tmp_path / "s.png")]):
+        assert run(root_command(), [*command, str(file), "--runs", str(tmp_path / "runs")]) == 2
+        assert f"error: {file}: {said}" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "s.png").exists()
+
+
+def test_a_column_makes_sites_of_what_the_index_says(write_experiment, tmp_path: Path) -> None:
+    index = tmp_path / "index.csv"
+    rows = [
+        f"site-{site},p{patient:02d}.png,{'AB'[patient % 2]}\n"
+        for site in range(2)
+        for patient in range(6 + site)
+    ]
+    index.write_text("site,image,Vendor\n" + "".join(rows))
+    partition = '[simulation.partition]\nkind = "column"\ncolumn = "Vendor"\nindex = "index.csv"'
+    file = write_experiment(sites=2, extra=partition)
+    experiment = load_experiment(file)
+    drawn = drawing(experiment, check_experiment(experiment, file), tmp_path / "homes")
+    assert drawn is not None
+    sizes = {site.site: sum(site.patients(split) for split in SPLITS) for site in drawn.sites}
+    assert sizes == {"a": 7, "b": 6}
