@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Write a synthetic federation of hospitals as real DICOM.",
     ),
     "simulate": ("fedmed_simulations.cli:simulate", "Run an experiment file on this machine."),
+    "split": (
+        "fedmed_simulations.cli_split:split",
+        "Show and draw which site has how many patients of what.",
+    ),
     "resume": ("fedmed_simulations.cli:resume", "Go on with an interrupted run."),
     "rehearse": (
         "fedmed_simulations.rehearsal.cli:rehearse_command",

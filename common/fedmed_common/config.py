@@ -1,7 +1,8 @@
 """The two files that people write: the experiment (what to train, on what, how) and a site's file (whose data, what it permits).
 
 Both are frozen and validated on construction; ``loading`` reads them from TOML. The tables of a site's file lie in
-``site_config``; ``[task]`` in ``task_config``; ``[train]``, ``[transfer]`` and ``[privacy]`` in ``training_config``.
+``site_config``; ``[task]`` in ``task_config``; ``[train]``, ``[transfer]`` and ``[privacy]`` in ``training_config``;
+``[simulation.partition]`` in ``partition_config``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from fedmed_common.catalogue import ARCHITECTURES, AnyArchitecture, Plan, UNet
 from fedmed_common.fields import Fraction, Model, Name, Positive, Triple
 from fedmed_common.metrics import SCORES
+from fedmed_common.partition_config import Partition
 from fedmed_common.site_config import Policy, Site, SiteData
 from fedmed_common.task_config import CRF, LossSettings, Task
 from fedmed_common.training_config import Lora, Privacy, Training, Transfer
@@ -139,17 +141,6 @@ class Tracking(Model):
     experiment: str | None = None
 
 
-class Partition(Model):
-    """Draw sites from the pooled cases of the listed ones."""
-
-    kind: Literal["even", "dirichlet", "quantity"] = "even"
-    sites: Annotated[int, Field(ge=1, le=100_000)]
-    alpha: Positive = Field(
-        0.5,
-        description="Dirichlet concentration of kinds dirichlet (classes) and quantity (sizes): smaller is more uneven",
-    )
-
-
 class Simulation(Model):
     """The federation that stands in for hospitals on one machine. Never sent to a site."""
 
@@ -215,6 +206,8 @@ class Experiment(Model):
             )
         self._check_best()
         self._check_privacy()
+        if self.simulation is not None and self.simulation.partition is not None:
+            self.simulation.partition.check_classes(self.task)
         if self.federation.evaluate_every > self.rounds:
             raise ValueError(
                 f"federation.evaluate_every ({self.federation.evaluate_every}) is more than rounds ({self.rounds})"

@@ -35,6 +35,9 @@ def load_experiment(path: Path) -> Experiment:
     if isinstance(simulation, dict):
         if isinstance(simulation.get("federation"), str):
             simulation["federation"] = _resolve(simulation["federation"], path, "simulation.federation")
+        partition = simulation.get("partition")
+        if isinstance(partition, dict) and isinstance(partition.get("index"), str):
+            partition["index"] = _resolve(partition["index"], path, "simulation.partition.index")
         sites = simulation.get("sites")
         for number, site in enumerate(sites if isinstance(sites, list) else ()):
             _resolve_root(site, path, f"simulation.sites[{number}].data.root")

@@ -27,6 +27,7 @@ def check_experiment(experiment: Experiment, file: Path) -> tuple[Site, ...]:
         _check_classes(sites, experiment.task.classes)
         for site in sites:
             _check_site(site, experiment)
+        _check_column(sites, experiment)
     except ConfigError as error:
         raise (
             error if error.file else ConfigError(error.problem, file=file, field=error.field, fix=error.fix)
@@ -65,6 +66,23 @@ def _listed_sites(experiment: Experiment) -> tuple[Site, ...]:
             )
         sites[site.name] = site
     return tuple(sites.values())
+
+
+def _check_column(sites: Sequence[Site], experiment: Experiment) -> None:
+    """What a partition by column looks into is there; what stands in it is read with the data."""
+    partition = experiment.simulation.partition if experiment.simulation else None
+    if partition is None or partition.column is None:
+        return
+    field = "simulation.partition.index"
+    if partition.index is not None and not partition.index.is_file():
+        raise ConfigError(f"no such file: {partition.index}", field=field, fix="correct the path")
+    plain = next((site for site in sites if site.data.format != "dicom"), None)
+    if partition.index is None and plain is not None:
+        raise ConfigError(
+            f"is missing: the files of site '{plain.name}', of format {plain.data.format}, do not say the '{partition.column}'",
+            field=field,
+            fix="name a CSV file with such a column, as index = 'index.csv'",
+        )
 
 
 def _check_site(site: Site, experiment: Experiment) -> None:

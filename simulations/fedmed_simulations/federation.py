@@ -10,19 +10,17 @@ from pathlib import Path
 from fedmed_client.data.cohort import Cohort, open_cohort, pool, regroup
 from fedmed_client.workbench import SiteHome
 from fedmed_common.config import Experiment, Partition, Policy, Site
-from fedmed_simulations.partition import draw_sites
+from fedmed_simulations.partition import Drawn, draw_sites
 
-_DRAWN: dict[str, tuple[Cohort, ...]] = {}
+_DRAWN: dict[str, Drawn] = {}
 
 
 def make_homes(experiment: Experiment, sites: Sequence[Site], folder: Path) -> list[SiteHome]:
     """One home for each site of the federation; ``folder`` holds a working folder for each."""
-    homes = [SiteHome(site=site, folder=folder / site.name) for site in sites]
-    partition = experiment.simulation.partition if experiment.simulation else None
+    source, partition = _source(sites, folder), _partition(experiment)
     if partition is None:
-        return homes
-    source = tuple(homes)
-    names = [cohort.site for cohort in _drawn(source, partition, experiment)]
+        return list(source)
+    names = [cohort.site for cohort in _drawn(source, partition, experiment).sites]
     return [
         SiteHome(
             site=_named(sites[0], name),
@@ -31,6 +29,12 @@ def make_homes(experiment: Experiment, sites: Sequence[Site], folder: Path) -> l
         )
         for index, name in enumerate(names)
     ]
+
+
+def drawing(experiment: Experiment, sites: Sequence[Site], folder: Path) -> Drawn | None:
+    """How the federation's sites were drawn from a pool; None where they are those that are listed. As ``make_homes``."""
+    partition = _partition(experiment)
+    return None if partition is None else _drawn(_source(sites, folder), partition, experiment)
 
 
 def pooled_homes(homes: Sequence[SiteHome]) -> list[SiteHome]:
@@ -51,18 +55,46 @@ def _named(site: Site, name: str) -> Site:
     return site.model_copy(update={"name": name, "policy": Policy(least_patients=1)})
 
 
-def _drawn(source: tuple[SiteHome, ...], partition: Partition, experiment: Experiment) -> tuple[Cohort, ...]:
+def _source(sites: Sequence[Site], folder: Path) -> tuple[SiteHome, ...]:
+    return tuple(SiteHome(site=site, folder=folder / site.name) for site in sites)
+
+
+def _partition(experiment: Experiment) -> Partition | None:
+    return experiment.simulation.partition if experiment.simulation else None
+
+
+def _drawn(source: tuple[SiteHome, ...], partition: Partition, experiment: Experiment) -> Drawn:
     key = repr((source, partition, experiment.order_text()))
     if key not in _DRAWN:
-        everyone = pool([open_cohort(home.site, experiment, home.folder) for home in source], "all")
-        _DRAWN[key] = tuple(draw_sites(everyone, partition, experiment.seed))
+        cohorts = [open_cohort(home.site, experiment, home.folder) for home in source]
+        everyone = pool(cohorts, "all")
+        values = _values(source, cohorts, everyone, partition, experiment) if partition.column else None
+        _DRAWN[key] = draw_sites(everyone, partition, experiment.seed, values)
     return _DRAWN[key]
+
+
+def _values(
+    source: Sequence[SiteHome],
+    cohorts: Sequence[Cohort],
+    everyone: Cohort,
+    partition: Partition,
+    experiment: Experiment,
+) -> dict[int, str]:
+    """What the partition's column says of each patient of the pool, whose cases are those of the cohorts in their order."""
+    from fedmed_client.data.columns import values_by_patient
+
+    column = partition.column or ""
+    said = []
+    for home, cohort in zip(source, cohorts, strict=True):
+        of_site = values_by_patient(home.site, experiment, home.folder, column, partition.index)
+        said += [of_site[case.patient] for case in cohort.cases]
+    return {case.patient: value for case, value in zip(everyone.cases, said, strict=True)}
 
 
 def _open_drawn(
     source: tuple[SiteHome, ...], partition: Partition, index: int, experiment: Experiment
 ) -> Cohort:
-    return _drawn(source, partition, experiment)[index]
+    return _drawn(source, partition, experiment).sites[index]
 
 
 def _open_pooled(homes: tuple[SiteHome, ...], name: str, experiment: Experiment) -> Cohort:

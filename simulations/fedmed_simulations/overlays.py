@@ -18,7 +18,7 @@ from fedmed_common import params
 from fedmed_common.config import Experiment
 from fedmed_common.site_config import UNLABELLED
 from fedmed_common.tasks import Decision
-from fedmed_common.tasks.segmentation import Segmentation
+from fedmed_common.tasks.segmentation import Segmentation, looked_for
 from fedmed_server.report import Figure
 from fedmed_server.state import decision_of
 
@@ -56,9 +56,10 @@ def draw_overlays(homes: Sequence[SiteHome], experiment: Experiment, model_file:
 
 
 def _figure(bench: Bench, task: Segmentation, site: str, case: Case, decision: Decision) -> Figure:
+    reference = looked_for(case)
     with numerics(bench.experiment, bench.device):
         prediction = task.decided(bench.model, case, bench.device, decision)
-    truth = np.where(case.label == UNLABELLED, 0, case.label)
+    truth = np.where(reference == UNLABELLED, 0, reference)
     plane = int(np.argmax(np.count_nonzero(truth, axis=(0, 1))))
     unlabelled = np.asarray(case.label[..., plane] == UNLABELLED)
     classes = bench.experiment.task.classes

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedmed_client.app import INCIDENTS
+from fedmed_client.data.cohort import Cohort
 from fedmed_client.workbench import COHORTS, SiteHome
 from fedmed_common.config import Experiment
 from fedmed_common.errors import FedmedError, Interrupted, TrackingAway
@@ -21,7 +22,7 @@ from fedmed_server import history
 from fedmed_server.app import RunRequest
 from fedmed_server.folders import locked
 from fedmed_server.history import RunEnded
-from fedmed_server.report import COMPARISON, REPORT, write_report
+from fedmed_server.report import COMPARISON, REPORT, Figure, write_report
 from fedmed_server.report.told import caveats
 from fedmed_server.state import load_state, model_file
 from fedmed_server.tracking import BackgroundTracker, track
@@ -29,8 +30,10 @@ from fedmed_simulations import runfolder
 from fedmed_simulations.checks import check_experiment
 from fedmed_simulations.display import Display, all_sites, comparison_table, outcome_table, privacy_sentence
 from fedmed_simulations.engines import ENGINES
-from fedmed_simulations.federation import make_homes, pooled_homes
+from fedmed_simulations.federation import drawing, make_homes, pooled_homes
 from fedmed_simulations.overlays import draw_overlays
+from fedmed_simulations.partition.counts import Counts
+from fedmed_simulations.partition.picture import split_figure
 
 SITES = ".sites"
 
@@ -47,18 +50,21 @@ def homes_for(experiment: Experiment, folder: Path, baseline: str) -> list[SiteH
     return homes
 
 
-def prepare(homes: Sequence[SiteHome], experiment: Experiment, console: Console) -> None:
-    """Build each site's cohort before the run, where an error can still name the file: the data are the researcher's.
+def prepare(homes: Sequence[SiteHome], experiment: Experiment, console: Console) -> list[Cohort]:
+    """Each site's cohort, built before the run, where an error can still name the file: the data are the researcher's.
 
     Raises:
         DataError: a site's data cannot be used.
     """
+    cohorts = []
     with console.status("preparing") as status:
         for home in homes:
             status.update(f"preparing {escape(home.site.name)}")
             cohort, _ = COHORTS.get(home, experiment.order_text())
             for skipped in cohort.skipped:
                 console.print(f"[yellow]{escape(home.site.name)}: left out {escape(str(skipped))}[/]")
+            cohorts.append(cohort)
+    return cohorts
 
 
 def carry_out(folder: Path, console: Console) -> RunEnded:
@@ -72,9 +78,10 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
         ended = _ended(folder)
         if ended is None or not (folder / REPORT).exists():
             homes = homes_for(experiment, folder, plan.baseline)
-            prepare(homes, experiment, console)
+            cohorts = prepare(homes, experiment, console)
             ended = ended or _run_or_say_how_to_resume(folder, experiment, plan, homes, console)
-            write_report(folder, figures=draw_overlays(homes, experiment, _best_model(folder)))
+            overlays = draw_overlays(homes, experiment, _best_model(folder))
+            write_report(folder, figures=[_split(folder, experiment, plan, cohorts), *overlays])
             _complete_tracking(folder, experiment, console)
     console.print(outcome_table(ended, experiment))
     for sentence in caveats(experiment):
@@ -193,6 +200,13 @@ def _run(
 def _best_model(folder: Path) -> Path:
     best = model_file(folder, "best")
     return best if best.exists() else model_file(folder, "last")
+
+
+def _split(folder: Path, experiment: Experiment, plan: runfolder.Plan, cohorts: Sequence[Cohort]) -> Figure:
+    """The picture of who has what. What the sites were drawn from is the federation's, not a baseline's."""
+    sites = check_experiment(experiment, folder / runfolder.EXPERIMENT)
+    drawn = None if plan.baseline else drawing(experiment, sites, folder.parent / SITES)
+    return split_figure(Counts.of(cohorts, drawn))
 
 
 def _complete_tracking(folder: Path, experiment: Experiment, console: Console) -> None:

@@ -50,7 +50,10 @@ class ClassSampler:
         for number, case in enumerate(cases):
             by_patient.setdefault(case.patient, []).append(number)
         self._patients = list(by_patient.values())
-        self._shown = [np.flatnonzero(targets.any(axis=0)).tolist() for targets in self._targets]
+        self._shown = [
+            np.flatnonzero(targets.any(axis=0) & np.array(case.annotated, bool)).tolist()
+            for targets, case in zip(self._targets, cases, strict=True)
+        ]
         self._size = experiment.train.batch_size
         self._size_of_patient = samples_of_patient(experiment)
         self._share = experiment.data.foreground_share

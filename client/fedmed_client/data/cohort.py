@@ -91,9 +91,8 @@ def open_cohort(site: Site, experiment: Experiment, folder: Path, *, progress: b
     for entry in manifest.cases:
         shows.setdefault(entry.patient, set()).update(np.flatnonzero(entry.present).tolist())
     splits = split_patients(shows, experiment.data.splits, experiment.seed)
-    numbers = {patient: number for number, patient in enumerate(splits)}
     try:
-        cases = _map_cases(cache, manifest, splits, numbers)
+        cases = _map_cases(cache, manifest, splits, patient_numbers(manifest))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"the cache {cache} is damaged ({type(error).__name__})\n  fix: delete this folder"
@@ -107,6 +106,13 @@ def open_cohort(site: Site, experiment: Experiment, folder: Path, *, progress: b
             Skipped(path=Path(left.path), code=left.code, reason=left.reason) for left in manifest.skipped
         ),
     )
+
+
+def patient_numbers(manifest: Manifest) -> dict[str, int]:
+    """The site's own key of each patient -> ``Case.patient`` in the site's cohort."""
+    return {
+        patient: number for number, patient in enumerate(sorted({entry.patient for entry in manifest.cases}))
+    }
 
 
 def pool(cohorts: Sequence[Cohort], name: str) -> Cohort:
@@ -151,6 +157,28 @@ def regroup(cohort: Cohort, name: str, patient_indices: Collection[int]) -> Coho
         manifest_hash=_digest(cohort.manifest_hash, repr(sorted(wanted))),
         skipped=(),
     )
+
+
+def without_annotation(cohort: Cohort, classes: Collection[int]) -> Cohort:
+    """The cohort as if some classes, by their place in ``Cohort.classes``, had not been looked for.
+
+    The label arrays stay as they are: what they show of such a class is background to the losses, and nothing to the scores.
+    """
+    hidden = set(classes)
+    if not hidden:
+        return cohort
+    nowhere = np.zeros((0, 3), np.int32)
+    cases = tuple(
+        replace(
+            case,
+            annotated=tuple(known and k not in hidden for k, known in enumerate(case.annotated)),
+            present=tuple(shown and k not in hidden for k, shown in enumerate(case.present)),
+            points=tuple(nowhere if k in hidden else points for k, points in enumerate(case.points)),
+        )
+        for case in cohort.cases
+    )
+    digest = _digest(cohort.manifest_hash, f"without {sorted(hidden)}")
+    return replace(cohort, cases=cases, manifest_hash=digest)
 
 
 def _map_cases(

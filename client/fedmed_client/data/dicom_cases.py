@@ -45,7 +45,7 @@ def dicom_cases(
 ) -> Iterator[RawCase]:
     """The wanted series that have a label; the others, and labels without a series, go to ``skipped``."""
     index = scan(site.data.root, index_file=index_file, progress=progress)
-    wanted = [series for series in index.series if _is_wanted(series, site.data)]
+    wanted = [series for series in index.series if is_wanted(series, site.data)]
     if site.data.labels_from == "table":
         yield from _tabled_cases(site, experiment, wanted, skipped)
         return
@@ -75,7 +75,7 @@ def _tabled_cases(
         site, experiment, lambda key, cell: normalise_patient(cell, "") if key == "PatientID" else cell
     )
     by_patient = table.key == "PatientID"
-    keys = [_without_issuer(series.patient) if by_patient else series.uid for series in wanted]
+    keys = [without_issuer(series.patient) if by_patient else series.uid for series in wanted]
     people: dict[str, set[str]] = defaultdict(set)
     for key, series in zip(keys, wanted, strict=True):
         people[key].add(series.patient)
@@ -101,7 +101,7 @@ def load_without_mask(series: Series) -> Loaded:
     return volume, np.zeros(volume.shape, np.uint8)
 
 
-def _without_issuer(patient: str) -> str:
+def without_issuer(patient: str) -> str:
     """The patient's key as it is without an issuer; a bar within the identifier has a backslash before it."""
     match = re.match(r"(?:\\.|[^\\|])*\|", patient)
     return match[0] if match else patient
@@ -148,7 +148,8 @@ def _label_map(label: LabelObject, assignment: list[int], volume: Volume) -> NDA
         return flatten(masks, assignment)
 
 
-def _is_wanted(series: Series, data: SiteData) -> bool:
+def is_wanted(series: Series, data: SiteData) -> bool:
+    """Whether the site's filters let the series through."""
     described = data.series_description is None or re.search(data.series_description, series.description)
     return bool(described) and data.modality in (None, series.modality)
 

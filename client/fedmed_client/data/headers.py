@@ -50,6 +50,7 @@ _IDENTITY = (
 _IMAGE = (
     "ImageType",
     "Modality",
+    "Manufacturer",
     "SeriesDescription",
     "FrameOfReferenceUID",
     "ImagePositionPatient",
@@ -93,6 +94,7 @@ class Header:
     orientation: tuple[float, ...] = ()
     referenced_series: tuple[str, ...] = ()
     referenced_instances: tuple[str, ...] = ()
+    manufacturer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +277,7 @@ def _image(dataset: Dataset) -> Header:
     matrix = tuple(_text(dataset, keyword) for keyword in _SPLIT)
     return replace(
         _header(dataset, "image"),
+        manufacturer=_text(dataset, "Manufacturer"),
         split=(*matrix, _instance(dataset) if alone else "", *kinds),
         orientation=() if alone else tuple(float(cosine) for cosine in orientation),
     )

@@ -26,6 +26,7 @@ class Series:
     description: str
     files: tuple[Path, ...]
     instances: tuple[str, ...]
+    manufacturer: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,7 @@ def paired_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> 
         load_nifti if site.data.format == "nifti" else load_photograph, site=site, experiment=experiment
     )
     for stem, image in images.items():
-        patient = _patient(stem, site.data.patient_pattern)
+        patient = patient_of(stem, site.data.patient_pattern)
         if stem not in labels:
             skipped.append(_left_out(image, "an image without a label of the same name"))
         elif patient is None:
@@ -56,7 +56,7 @@ def paired_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> 
 def _tabled_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> Iterator[RawCase]:
     """The images that have a row in the site's table; the others, and rows without an image, go to ``skipped``."""
     suffixes = SUFFIXES[site.data.format]
-    table = read_table(site, experiment, lambda _key, cell: _stem(cell, suffixes))
+    table = read_table(site, experiment, lambda _key, cell: stem_of(cell, suffixes))
     images = _by_stem(site, site.data.images, skipped)
     for stem in table.shows.keys() - images.keys():
         skipped.append(
@@ -64,7 +64,7 @@ def _tabled_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) ->
         )
     load = load_tabled_nifti if site.data.format == "nifti" else load_tabled_photograph
     for stem, image in images.items():
-        patient = _patient(stem, site.data.patient_pattern)
+        patient = patient_of(stem, site.data.patient_pattern)
         if stem not in table.shows:
             skipped.append(_left_out(image, f"an image without a row in {table.path}"))
         elif patient is None:
@@ -126,14 +126,15 @@ def _by_stem(site: Site, subfolder: str, skipped: list[Skipped]) -> dict[str, Pa
     return {stem: paths[0] for stem, paths in files.items() if len(paths) == 1}
 
 
-def _stem(name: str, suffixes: tuple[str, ...]) -> str:
+def stem_of(name: str, suffixes: tuple[str, ...]) -> str:
     """A file's name as a table may have it: without folders and ending."""
     name = name.replace("\\", "/").rpartition("/")[2]
     suffix = next((end for end in suffixes if name.lower().endswith(end)), "")
     return name[: len(name) - len(suffix)]
 
 
-def _patient(stem: str, pattern: str | None) -> str | None:
+def patient_of(stem: str, pattern: str | None) -> str | None:
+    """The patient's key: group 1 of the pattern in the file's stem, or the stem; None where the pattern is not in it."""
     if pattern is None:
         return stem
     match = re.search(pattern, stem)

@@ -173,6 +173,7 @@ def _series(group: Sequence[tuple[Path, Header]]) -> Series:
         description=header.description,
         files=tuple(path for path, _ in group),
         instances=tuple(header.instance for _, header in group),
+        manufacturer=header.manufacturer,
     )
 
 

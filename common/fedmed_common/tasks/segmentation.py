@@ -17,7 +17,7 @@ from fedmed_common.lookup import find, load
 from fedmed_common.metrics import Mean, Metrics, merge
 from fedmed_common.site_config import UNLABELLED
 from fedmed_common.tasks import LOSSES, PLAIN, UNDECIDED, Case, Decision, Shaping, patient_mean, supervision
-from fedmed_common.tasks.losses import Loss
+from fedmed_common.tasks.losses import Loss, seen
 from fedmed_common.tasks.sliding_window import Predictor, Windows, sliding_argmax, sliding_probabilities
 from fedmed_common.tasks.surface import diagonal_mm, surface_distances
 
@@ -60,7 +60,7 @@ class Segmentation:
         self, model: nn.Module, image: Tensor, target: Tensor, annotated: Tensor, shaping: Shaping = PLAIN
     ) -> Tensor:
         """The loss of what the model makes of a batch, of all its outputs where it gives several."""
-        outputs = _outputs(model, image, target)
+        outputs = _outputs(model, image, target, annotated)
         return supervision.objective(
             shaping.recast(self.per_sample), model, outputs, image, target, annotated, shaping.extra
         )
@@ -78,7 +78,7 @@ class Segmentation:
         """The label map of a case as ``predict`` has it, with what the decision says."""
         least = decision.get("least_mm3")
         voxels = None if least is None else least / float(np.prod(case.spacing_mm))
-        return self.predict(model, case.image, device, case.label, voxels)
+        return self.predict(model, case.image, device, looked_for(case), voxels)
 
     def summarise(self, patients: Iterable[Sequence[Metrics]]) -> Metrics:
         """Sums over patients; a patient with several cases counts once."""
@@ -127,10 +127,10 @@ class Segmentation:
         x, y, *z = self.experiment.data.patch
         training = model.training
         predictor: Predictor = model
-        seen = image
+        shown = image
         if reference is not None and hasattr(model, "prompt"):
             predictor = _prompted(model)
-            seen = np.concatenate([image, reference[None].astype(np.float32)])
+            shown = np.concatenate([image, reference[None].astype(np.float32)])
         windows = Windows(
             size=(x, y, z[0] if z else 1),
             classes=1 + len(self.experiment.task.classes),
@@ -139,7 +139,7 @@ class Segmentation:
         )
         model.eval()
         try:
-            return slide(predictor if z else _by_slice(predictor), seen, windows, device)
+            return slide(predictor if z else _by_slice(predictor), shown, windows, device)
         finally:
             model.train(training)
 
@@ -189,10 +189,19 @@ def _dice(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     return float(2 * np.count_nonzero(predicted & truth) / total)
 
 
-def _outputs(model: nn.Module, image: Tensor, target: Tensor) -> Any:
-    """What the model makes of a batch; of an interactive network, with prompts from the reference."""
+def looked_for(case: Case) -> NDArray[np.uint8]:
+    """The case's label map without the classes that are not annotated, which it may show all the same."""
+    hidden = [value for value, known in enumerate(case.annotated, start=1) if not known]
+    return np.where(np.isin(case.label, hidden), np.uint8(0), case.label) if hidden else case.label
+
+
+def _outputs(model: nn.Module, image: Tensor, target: Tensor, annotated: Tensor | None = None) -> Any:
+    """What the model makes of a batch; of an interactive network, with prompts from the reference, for annotated classes."""
     prompt = supervision.attribute(model, "prompt")
-    return model(image) if prompt is None else model(image, prompt(target.where(target != UNLABELLED, 0)))
+    if prompt is None:
+        return model(image)
+    shown = target if annotated is None else seen(target, annotated)
+    return model(image, prompt(shown.where(shown != UNLABELLED, 0)))
 
 
 def _prompted(model: nn.Module) -> Callable[[Tensor], Tensor]:
