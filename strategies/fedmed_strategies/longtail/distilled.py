@@ -121,8 +121,7 @@ class _Distilled(_Taught):
             return self._weight * (known.exp() * (known - local)).sum(1)
         local, known = (self._grouped(z.log_softmax(1)) for z in (local, known))
         divergence = (known.exp() * (known - local)).sum(1)
-        where = (target == 0) & (target != UNLABELLED)
-        return self._weight * over(divergence, where)
+        return self._weight * over(divergence, background(target, annotated))
 
     def _grouped(self, log_probability: Tensor) -> Tensor:
         """The classes that the site lacks, and all else as one."""
@@ -141,7 +140,7 @@ class _Conditional(_Taught):
             (z[:, group] / self._temperature).softmax(1)[:, 1:]
             for z in (main(outputs).float(), self._taught(image))
         )
-        where = (target == 0)[:, None]
+        where = background(target, annotated)[:, None]
         local, known = (local * where).flatten(2), (known * where).flatten(2)
         both = 2 * (local * known).sum(2)
         either = local.square().sum(2) + known.square().sum(2)
@@ -156,9 +155,7 @@ class _Excluded(SiteHalf):
 
     def term(self, image: Tensor, outputs: Any, target: Tensor, annotated: Tensor) -> Tensor:
         probability = main(outputs).float().softmax(1)[:, self._outputs].sum(1)
-        shown = (target > 0) & (target != UNLABELLED)
-        for output in self._outputs:
-            shown = shown & (target != output)
+        shown = (target != UNLABELLED) & ~background(target, annotated)
         return self._weight * over(probability, shown)
 
 
@@ -166,6 +163,13 @@ def main(outputs: Any) -> Tensor:
     """The main one of a network's outputs."""
     tensor: Tensor = outputs if hasattr(outputs, "dim") else outputs[0]
     return tensor
+
+
+def background(target: Tensor, annotated: Tensor) -> Tensor:
+    """Where the label shows no class that was looked for, ``(B, *S)``; unlabelled voxels are not among them."""
+    from fedmed_common.tasks.losses import seen
+
+    return seen(target, annotated) == 0
 
 
 def over(values: Tensor, where: Tensor) -> Tensor:
