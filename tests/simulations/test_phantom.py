@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -134,3 +135,15 @@ def test_every_structure_stands_out_from_its_surroundings(index: int) -> None:
         ring = binary_dilation(mask, iterations=2) & ~mask
         difference = abs(np.median(values[mask]) - values[ring])
         assert np.median(difference) > scanner.noise, structure
+
+
+def test_held_out_patients_are_others_on_the_same_scanners_and_nothing_is_rare_among_them() -> None:
+    settings = PhantomSettings(sites=3, patients=10, seed=5, imbalance=50.0, head_share=0.4)
+    federation, held_out = (plan_federation(replace(settings, held_out=held)) for held in (False, True))
+    for site, other in zip(federation, held_out, strict=True):
+        assert (site.name, site.scanner) == (other.name, other.scanner)
+        assert other.annotated == LESIONS
+        assert [other.positives(lesion) for lesion in LESIONS] == [4] * len(LESIONS)
+        assert not {patient.index for patient in site.patients} & {p.index for p in other.patients}
+        assert not {patient.id for patient in site.patients} & {patient.id for patient in other.patients}
+    assert "held_out" not in settings.text()

@@ -37,6 +37,16 @@ def phantom(  # noqa: PLR0913, PLR0917
     unannotated: Annotated[
         int, typer.Option(help="Lesion classes per hospital that are not labelled there.")
     ] = 1,
+    head_share: Annotated[
+        float, typer.Option(help="Share of all patients who show the commonest lesion class.")
+    ] = 0.5,
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out",
+            help="Other patients of the same hospitals, to test on: every lesion class on --head-share of them.",
+        ),
+    ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per core.")] = 0,
 ) -> None:
     """Write synthetic hospitals as real DICOM: image series, labels in four formats, and a site.toml each."""
@@ -50,7 +60,7 @@ def phantom(  # noqa: PLR0913, PLR0917
 
     settings = PhantomSettings(
         sites=sites, patients=patients, shape=_shape(shape), seed=seed, imbalance=imbalance, alpha=alpha,
-        vacant=vacant, unannotated=unannotated,
+        vacant=vacant, unannotated=unannotated, head_share=head_share, held_out=held_out,
     )  # fmt: skip
     console = Console()
     start = time.perf_counter()

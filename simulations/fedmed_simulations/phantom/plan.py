@@ -21,6 +21,9 @@ LabelFormat = Literal["seg-binary", "rtstruct", "seg-labelmap", "nifti"]
 LABEL_FORMATS: tuple[LabelFormat, ...] = ("seg-binary", "rtstruct", "seg-labelmap", "nifti")
 """The formats of the first sites; further sites pair them with other scanners."""
 
+_FIRST_HELD_OUT = 10_000
+"""Patients from this index on are in no federation but one that is held out."""
+
 SITE_NAMES = ("north", "east", "south", "west")
 
 _PLAIN = ("Liver", "Spleen", "Right kidney", "Left kidney", "Pancreas", "Aorta", "Vertebral column",
@@ -88,9 +91,13 @@ class SitePlan:
 
 def plan_federation(settings: PhantomSettings) -> tuple[SitePlan, ...]:
     """The whole federation, without a voxel drawn."""
-    rng = np.random.default_rng([settings.seed, 0])
-    unannotated, vacant = _draw_gaps(settings, rng)
-    shown = _draw_presence(settings, unannotated, vacant, rng)
+    if settings.held_out:
+        unannotated = np.zeros((settings.sites, len(LESIONS)), bool)
+        shown = _draw_evenly(settings, np.random.default_rng([settings.seed, 4]))
+    else:
+        rng = np.random.default_rng([settings.seed, 0])
+        unannotated, vacant = _draw_gaps(settings, rng)
+        shown = _draw_presence(settings, unannotated, vacant, rng)
     return tuple(
         _plan_site(settings, site, ~unannotated[site], shown[site]) for site in range(settings.sites)
     )
@@ -101,10 +108,11 @@ def _plan_site(
 ) -> SitePlan:
     turn, kind = divmod(site, len(SITE_NAMES))
     name = SITE_NAMES[kind] if turn == 0 else f"{SITE_NAMES[kind]}-{turn + 1}"
+    first, letter = (_FIRST_HELD_OUT, "t") if settings.held_out else (0, "")
     patients = tuple(
         PatientPlan(
-            index=index,
-            id=f"{name}-{index + 1:04d}",
+            index=first + index,
+            id=f"{name}-{letter}{index + 1:04d}",
             lesions=tuple(lesion for k, lesion in enumerate(LESIONS) if shown[index, k]),
         )
         for index in range(settings.patients)
@@ -153,6 +161,16 @@ def _draw_presence(
             counts[int(np.argmax(counts))] -= 1
             counts[labelled[0]] += 1
         for site, count in enumerate(counts):
+            shown[site, rng.choice(settings.patients, size=count, replace=False), k] = True
+    return shown
+
+
+def _draw_evenly(settings: PhantomSettings, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Who shows what where nothing is rare: ``(sites, patients, K)``."""
+    shown = np.zeros((settings.sites, settings.patients, len(LESIONS)), bool)
+    count = round(settings.head_share * settings.patients)
+    for site in range(settings.sites):
+        for k in range(len(LESIONS)):
             shown[site, rng.choice(settings.patients, size=count, replace=False), k] = True
     return shown
 

@@ -28,10 +28,12 @@ class PhantomSettings:
     """One synthetic federation; the same settings always give the same bytes.
 
     ``patients``: per site. ``shape``: voxels along a slice's columns, its rows, and slices; the field of view stays, so fewer
-    voxels are larger ones. ``imbalance``: patients with the commonest lesion class over patients with the rarest.
-    ``alpha``: Dirichlet concentration of a lesion class over the sites, smaller is more uneven. ``head_share``: share of all
-    patients who show the commonest lesion class. ``vacant`` and ``unannotated``: lesion classes per site without a positive
-    patient, and without annotation; each class keeps one site that is neither, so a few sites have none of the one or the other.
+    voxels are larger ones. ``imbalance``: patients with the commonest lesion class over patients with the rarest. ``alpha``:
+    Dirichlet concentration of a lesion class over the sites, smaller is more uneven. ``head_share``: share of all patients who
+    show the commonest lesion class. ``vacant`` and ``unannotated``: lesion classes per site without a positive patient, and
+    without annotation; each class keeps one site that is neither, so a few sites have none of the one or the other.
+    ``held_out``: other patients of the same hospitals and scanners, to test on: every site labels every class, and each lesion
+    class is shown by ``head_share`` of its patients, so that ``imbalance``, ``alpha`` and the gaps do not matter.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -46,6 +48,7 @@ class PhantomSettings:
     head_share: float = 0.5
     vacant: int = 1
     unannotated: int = 1
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         _within("sites", self.sites, 1, 1000)
@@ -63,7 +66,10 @@ class PhantomSettings:
 
     def text(self) -> str:
         """Canonical JSON, equal for equal federations."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True, indent=2) + "\n"
+        fields = dataclasses.asdict(self)
+        if not self.held_out:
+            del fields["held_out"]
+        return json.dumps({"format": FORMAT, **fields}, sort_keys=True, indent=2) + "\n"
 
     def uid(self, *parts: str | int) -> str:
         """A DICOM UID (of the kind derived from UUIDs) that no other part and no other settings share."""
