@@ -51,9 +51,10 @@ def write_page(rows: list[str], seeds: list[int]) -> None:
             f"# FLamby's Fed-TCGA-BRCA, {today}",
             "",
             f"`python benchmarks/tcga_brca.py --data {FILE} --seeds {' '.join(map(str, seeds))}`; "
-            f"torch {version('torch')}, numpy {version('numpy')}. C-index: the mean of the six regions' test C-indices, then mean "
-            "± standard deviation over seeds. Published: FLamby's result files of seeds 42 to 46. A seed's first weights are "
-            "FLamby's; the order of patients is not. Tolerance: two standard errors of the difference, 2 sqrt(sd²/5 + sd²/seeds).",
+            f"torch {version('torch')}, numpy {version('numpy')}. C-index: the mean of the six regions' test C-indices, then "
+            "mean ± standard deviation over seeds. Published: FLamby's result files of seeds 42 to 46. A seed's first weights "
+            "are FLamby's; the order of patients is not. Tolerance: two standard errors of the difference, "
+            "2 sqrt(sd²/5 + sd²/seeds).",
             "",
             "| strategy | published | ours | difference | tolerance | | ours by seed |",
             "|---|---|---|---|---|---|---|",

@@ -20,7 +20,9 @@ from fedmed_simulations.published.plain import Course, Table, federate
 from fedmed_simulations.published.survival import concordance, cox_loss
 from fedmed_simulations.published.tcga_brca import PUBLISHED, c_indices, compare, loss
 from fedmed_simulations.published.tcga_brca_files import COLUMNS, PATIENTS, SPLIT, Region, read
+from fedmed_strategies.pieces import Layers, Memory, Scene
 from fedmed_strategies.presets import RECIPES
+from fedmed_strategies.recipe import resolve
 
 SEEDS = range(42, 47)
 patients = st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 4)), min_size=1, max_size=9)
@@ -208,6 +210,29 @@ def test_scaffold_at_sites_of_one_size_is_flambys_form_of_it() -> None:
         everyone = {name: sum(last[site][name] for site in tables) / np.float32(3) for name in everyone}
     for name, array in params.from_model(network).items():
         assert np.allclose(array, everyone[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["FedAdagrad", "FedAdam", "FedYogi"])
+def test_the_servers_step_is_flambys_with_the_settings_of_the_row(name: str) -> None:
+    choice = PUBLISHED[name].recipe
+    (settings,) = choice.settings.values()
+    optimizer = resolve(choice, RECIPES).server_optimizer
+    parameters, memory = {"w": np.zeros(3, np.float32)}, Memory()
+    scene = Scene(
+        classes=("a",), background=False, layers=Layers(trained=("w",)), sites=(), round=1, rounds=3
+    )
+    m, v, expected = np.zeros(3), np.zeros(3), np.zeros(3)
+    for update in np.array([[0.3, -2.0, 0.0], [0.001, 1.0, 5.0], [1.0, 0.0, -0.2]], np.float32):
+        square = np.square(update, dtype=np.float64)
+        m = 0.9 * m + 0.1 * update
+        v = {
+            "FedAdagrad": v + square,
+            "FedAdam": 0.999 * v + 0.001 * square,
+            "FedYogi": v - 0.001 * square * np.sign(v - square),
+        }[name]
+        expected += settings["rate"] * m / (np.sqrt(v) + 1e-8)
+        parameters, memory = optimizer.step(parameters, {"w": update}, memory, scene)
+    assert np.allclose(parameters["w"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ditto", "feddisco", "qffl", "fedsam", "rare"])
