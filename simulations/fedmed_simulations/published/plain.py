@@ -72,16 +72,7 @@ def federate(
     memory = Memory()
     kept = {site.name: Memory() for site in sites}
     for number in range(1, course.rounds + 1):
-        scene = Scene(
-            classes=("score",),
-            background=False,
-            layers=Layers(trained=tuple(parameters)),
-            sites=sites,
-            round=number,
-            rounds=course.rounds,
-            rate=course.rate,
-            seed=seed,
-        )
+        scene = _scene(tuple(parameters), sites, course, number)
         turn = Round(recipe, scene, parameters, memory)
         sent = down(recipe, memory, scene)
         for site in sites:
@@ -95,6 +86,18 @@ def federate(
         parameters, memory = turn.finish()
     params.to_model(parameters, network)
     return parameters
+
+
+def _scene(trained: tuple[str, ...], sites: tuple[Site, ...], course: Course, number: int) -> Scene:
+    return Scene(
+        classes=("score",),
+        background=False,
+        layers=Layers(trained=trained),
+        sites=sites,
+        round=number,
+        rounds=course.rounds,
+        rate=course.rate,
+    )
 
 
 def _refuse(recipe: Recipe) -> None:
