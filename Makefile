@@ -13,7 +13,7 @@ ifneq ($(FEDMED_DATA),)
 export FEDMED_DATA
 endif
 
-.PHONY: demo rehearse install test test-models test-faults test-hostile lint format bench bench-overhead bench-real bench-load bench-models clean
+.PHONY: demo rehearse install test test-models test-faults test-hostile lint format bench bench-overhead bench-real bench-load bench-models bench-published clean
 
 demo: $(INSTALLED)
 	$(BIN)/fedmed phantom demo/federation --sites 4 --seed 1
@@ -66,6 +66,10 @@ bench-real: $(INSTALLED)
 
 bench-models: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/models.py
+
+# FLamby's published numbers, where FEDMED_DATA has its files: docs/how-to/published-numbers.md.
+bench-published: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/tcga_brca.py
 
 # Every way to end every process at every point, a long run under random faults, and invented secrets that must stay.
 test-faults: $(INSTALLED)
