@@ -181,7 +181,9 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
     def train_it(start: Parameters, halves: Sequence[SiteHalf], seed: np.random.SeedSequence) -> Update:
         if bench.experiment.train.processes > 1:
             return train_together(home, order.experiment, start, order.round, seed, on_step)
-        return train(bench, sampler, start, Course(round=order.round, seed=seed, halves=halves), on_step)
+        return train(
+            bench, method.sampler, start, Course(round=order.round, seed=seed, halves=halves), on_step
+        )
 
     with numerics(bench.experiment, bench.device, home.site.device.threads):
         result = method.train(home.site.name, train_it)

@@ -68,7 +68,7 @@ class Method:
             layers=layers_of(bench.model, bench.experiment.model.head, bench.experiment.plan.outputs),
             order=order,
             cohort=cohort,
-            sampler=sampler,
+            sampler=sampler if recipe.sampler is None else sampler.weighed(recipe.sampler, order.down),
             memory=Keeping(home.folder, order.run).before(order.round),
         )
 

@@ -270,11 +270,15 @@ class Sampler(Piece):
 
     uses_presence: ClassVar[bool] = True
 
-    def patient_weights(self, shows: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Relative chances of patients ``(P,)``. ``shows``: ``(P, K)``."""
+    def patient_weights(
+        self, shows: NDArray[np.bool_], down: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.float64]:
+        """Relative chances of patients ``(P,)``. ``shows``: ``(P, K)``; ``down``: what the server sent."""
         return np.ones(len(shows))
 
-    def class_weights(self, shows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def class_weights(
+        self, shows: NDArray[np.bool_], down: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.float64]:
         """Relative chances of the classes ``(K,)`` to be in the centre of a patch, of those that a case shows."""
         return np.ones(shows.shape[1])
 

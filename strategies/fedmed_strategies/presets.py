@@ -76,6 +76,9 @@ RECIPES: dict[str, Recipe] = {
     "exclusion": Recipe(losses=(Exclusion(),)),
     "rare": Recipe(sampler=Rare()),
     "holders": Recipe(aggregator=Holders(), statistics=(Counts(),)),
+    "longtail": Recipe(
+        sampler=Rare(), aggregator=Holders(), statistics=(Counts(),), stages=(OperatingPoint(),)
+    ),
     "head_retraining": Recipe(stages=(HeadRetraining(),)),
     "operating_point": Recipe(stages=(OperatingPoint(),)),
     # how much a site counts

@@ -176,6 +176,9 @@ def test_exclusion_is_of_unannotated_classes_where_another_is_seen() -> None:
 @pytest.mark.parametrize("temper", [0.0, 0.5, 1.0])
 def test_a_patient_is_drawn_as_often_as_the_rarest_class_that_it_shows(temper: float) -> None:
     shows = np.array([[1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]], bool)
-    weights = Rare(temper=temper).patient_weights(shows)
+    weights = Rare(temper=temper, counts="site").patient_weights(shows, {})
     np.testing.assert_allclose(weights, [3.0**-temper, 3.0**-temper, 1.0, 3.0**-temper])
-    np.testing.assert_allclose(Rare(centres=temper).class_weights(shows), [3.0**-temper, 1.0, 1.0])
+    own = Rare(centres=temper, counts="site")
+    np.testing.assert_allclose(own.class_weights(shows, {}), [3.0**-temper, 1.0, 1.0])
+    everyone = Rare(temper=temper).patient_weights(shows, counts(9, 4, 2))
+    np.testing.assert_allclose(everyone, [9.0**-temper, 9.0**-temper, 4.0**-temper, 9.0**-temper])

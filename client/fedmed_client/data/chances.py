@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmed_client.data.cohort import Case
-from fedmed_common.config import Experiment
-from fedmed_strategies.presets import recipe_of
+from fedmed_strategies.pieces import Sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,15 @@ class Chances:
 
 
 def chances_of(
-    patients: Sequence[Sequence[int]], cases: Sequence[Case], experiment: Experiment
-) -> Chances | None:
-    """The chances of the patients, each a list of places in ``cases``; None where all are equal."""
-    sampler = recipe_of(experiment).sampler
-    if sampler is None:
-        return None
+    sampler: Sampler,
+    patients: Sequence[Sequence[int]],
+    cases: Sequence[Case],
+    down: Mapping[str, NDArray[Any]],
+) -> Chances:
+    """The chances of the patients, each a list of places in ``cases``. ``down``: what the server sent."""
     shows = np.array(
         [np.any([np.array(cases[n].present) & cases[n].annotated for n in own], axis=0) for own in patients],
         bool,
     )
-    edges = np.cumsum(sampler.patient_weights(shows))
-    return Chances(patients=edges / edges[-1], classes=sampler.class_weights(shows))
+    edges = np.cumsum(sampler.patient_weights(shows, down))
+    return Chances(patients=edges / edges[-1], classes=sampler.class_weights(shows, down))

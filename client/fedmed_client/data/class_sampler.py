@@ -5,19 +5,22 @@ As with patches, each sample takes the same number of random draws whatever it b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from fedmed_client.data.chances import chances_of
+from fedmed_client.data.chances import Chances, chances_of
 from fedmed_client.data.cohort import Case
 from fedmed_client.data.sampler import Batch, samples_of_patient
 from fedmed_client.data.transforms import build_augmentation
 from fedmed_common.config import Experiment
 from fedmed_common.errors import DataError
+from fedmed_strategies.pieces import Sampler
 
 _DRAWS = 5
 
@@ -62,7 +65,13 @@ class ClassSampler:
         self._augment = build_augmentation(experiment.data.augmentation, experiment.data.patch)
         self._annotated = np.array([case.annotated for case in cases], dtype=bool)
         self._everyone = tuple(range(len(self._patients)))
-        self._chances = chances_of(self._patients, self._cases, experiment)
+        self._chances: Chances | None = None
+
+    def weighed(self, sampler: Sampler, down: Mapping[str, NDArray[Any]]) -> ClassSampler:
+        """One that draws patients by a recipe's chances where no class is asked for."""
+        other = copy.copy(self)
+        other._chances = chances_of(sampler, self._patients, self._cases, down)
+        return other
 
     @property
     def patients(self) -> int:
@@ -124,8 +133,8 @@ class ClassSampler:
             number = _one_of(cases, case)
             samples = np.flatnonzero(self._targets[number][:, wanted]).tolist()
             return Pick(number, _one_of(samples, sample), seed)
-        weighed = self._chances is not None and among is self._everyone
-        who = self._chances.patient(patient) if weighed else _one_of(among, patient)  # type: ignore[union-attr]
+        chances = self._chances if among is self._everyone else None
+        who = _one_of(among, patient) if chances is None else chances.patient(patient)
         number = _one_of(self._patients[who], case)
         return Pick(number, int(sample * len(self._targets[number])), seed)
 

@@ -6,18 +6,21 @@ generator gives the same patches, whoever cuts them and when.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedmed_client.data.chances import Chances, chances_of
 from fedmed_client.data.cohort import Case
 from fedmed_client.data.transforms import build_augmentation
 from fedmed_common.config import Experiment
 from fedmed_common.errors import DataError
+from fedmed_strategies.pieces import Sampler
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Corner = tuple[int, int, int]
@@ -44,10 +47,7 @@ class PatchSampler:
     """
 
     def __init__(self, cases: Sequence[Case], experiment: Experiment) -> None:
-        """The experiment's recipe may draw some patients, and centre patches on some classes, more often.
-
-        Raises DataError where there are no cases.
-        """
+        """Raises DataError where there are no cases."""
         if not cases:
             raise DataError("there is no case to draw patches from: no patient is in this split")
         self._cases = tuple(cases)
@@ -65,11 +65,17 @@ class PatchSampler:
         self._flat = experiment.task.dimensions == 2
         self._augment = build_augmentation(experiment.data.augmentation, experiment.data.patch)
         self._annotated = np.array([case.annotated for case in cases], dtype=bool)
-        self._chances = chances_of(self._patients, self._cases, experiment)
+        self._chances: Chances | None = None
 
     def batch(self, rng: np.random.Generator) -> Batch:
         """Image ``(B, C, *patch)`` float32, label ``(B, *patch)`` int64, annotated ``(B, K)`` bool."""
         return self.cut(self.draw(rng))
+
+    def weighed(self, sampler: Sampler, down: Mapping[str, NDArray[Any]]) -> PatchSampler:
+        """One that draws patients, and centres patches, by a recipe's chances."""
+        other = copy.copy(self)
+        other._chances = chances_of(sampler, self._patients, self._cases, down)
+        return other
 
     @property
     def patients(self) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmed_client.data.class_sampler import ClassSampler
 from fedmed_client.data.cohort import Case
 from fedmed_client.data.sampler import Batch, PatchSampler
 from fedmed_common.config import Experiment
+from fedmed_strategies.pieces import Sampler as RecipeSampler
 
 
 class Sampler(Protocol):
@@ -19,6 +21,9 @@ class Sampler(Protocol):
     @property
     def patients(self) -> int:
         """How many there are to draw from."""
+
+    def weighed(self, sampler: RecipeSampler, down: Mapping[str, NDArray[Any]]) -> Sampler:
+        """One that draws by a recipe's chances. ``down``: what the server sent for it."""
 
     def batch(self, rng: np.random.Generator) -> Batch:
         """``train.batch_size`` samples: image ``(B, C, *patch)``, target as ``tasks.Task`` has it, annotated ``(B, K)``."""

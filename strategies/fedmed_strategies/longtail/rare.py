@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmed_common.fields import Fraction
-from fedmed_strategies.pieces import Sampler
+from fedmed_strategies.pieces import Sampler, StatisticPiece
+from fedmed_strategies.statistics.counts import Counts, counts_of
 
 
 class Rare(Sampler):
-    """A patient's chance is that of the rarest class that the patient shows: max_c n_kc^-temper; patches centre likewise.
+    """A patient's chance is that of the rarest class that the patient shows: max_c N_c^-temper; patches centre likewise.
 
-    n_kc counts the site's training patients who show class c. A patient who shows no class has the least chance of all.
-    ``temper`` 0 draws evenly, 1 draws each class as often as any other. Not with [privacy], whose accounting needs equal chances.
+    N_c counts the training patients who show class c: of all sites, or of the site alone. A patient who shows no class has the
+    least chance of all. ``temper`` 0 draws evenly, 1 draws each class as often as any other. Not with [privacy], whose accounting
+    needs equal chances.
     """
 
     name = "rare"
@@ -22,15 +27,28 @@ class Rare(Sampler):
     )
     temper: Fraction = 0.5
     centres: Fraction = 0.5
+    counts: Literal["all", "site"] = "all"
 
-    def patient_weights(self, shows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    @property
+    def statistics(self) -> tuple[StatisticPiece, ...]:
+        """Counts of everyone's patients, unless its own are enough."""
+        return (Counts(),) if self.counts == "all" else ()
+
+    def patient_weights(
+        self, shows: NDArray[np.bool_], down: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.float64]:
         """Relative chances of patients ``(P,)``."""
-        counts = shows.sum(axis=0)
-        rarity = np.where(counts > 0, np.maximum(counts, 1.0) ** -self.temper, 0.0)
+        rarity = np.maximum(self._counts(shows, down), 1.0) ** -self.temper
+        shown_somewhere = shows.any(axis=0)
         weights = np.where(shows, rarity, 0.0).max(axis=1, initial=0.0)
-        least = rarity[counts > 0].min(initial=1.0)
+        least = rarity[shown_somewhere].min(initial=1.0)
         return np.asarray(np.maximum(weights, least))
 
-    def class_weights(self, shows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def class_weights(
+        self, shows: NDArray[np.bool_], down: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.float64]:
         """Relative chances of the classes ``(K,)``."""
-        return np.asarray(np.maximum(shows.sum(axis=0), 1.0) ** -self.centres)
+        return np.asarray(np.maximum(self._counts(shows, down), 1.0) ** -self.centres)
+
+    def _counts(self, shows: NDArray[np.bool_], down: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+        return counts_of(down) if self.counts == "all" else shows.sum(axis=0).astype(np.float64)
