@@ -133,6 +133,11 @@ class RecipeChoice(Model):
         default_factory=dict, description="as settings.prox.mu = 0.1"
     )
 
+    @property
+    def label(self) -> str:
+        """All of its names, as ``fedprox + rare``."""
+        return " + ".join((self.name, *self.also))
+
 
 class Tracking(Model):
     """Where MLflow keeps the run. Absent: SQLite in the runs folder."""

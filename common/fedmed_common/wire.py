@@ -1,9 +1,9 @@
 """What crosses the wire between coordinator and site, and nothing else.
 
-An order goes to a site; a reply comes back. Each is one dataclass here, and this is the only module that knows
-Flower's record keys. A reply can hold: the change of the parameters, metrics with their weights, counts of patients,
-seconds spent, or, when the site refuses or fails, a code and the random id of an incident that only the site can look
-up. There is no field for text of an exception, a path, a UID or a header value.
+An order goes to a site; a reply comes back. Each is one dataclass here, and this is the only module that knows Flower's record
+keys. A reply can hold: the change of the parameters, sums and numbers that the recipe's pieces declare, metrics with their
+weights, counts of patients, seconds spent, or, when the site refuses or fails, a code and the random id of an incident that
+only the site can look up. There is no field for text of an exception, a path, a UID or a header value.
 """
 
 from __future__ import annotations

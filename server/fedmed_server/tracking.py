@@ -276,7 +276,7 @@ class _MlflowStore:
         experiment = self.experiment
         return {
             "fedmed.experiment": experiment.name,
-            "fedmed.recipe": experiment.recipe.name,
+            "fedmed.recipe": experiment.recipe.label,
             "fedmed.model": experiment.model.name,
             "fedmed.task": experiment.task.name,
         }

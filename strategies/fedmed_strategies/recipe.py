@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Self, TypeVar
 
+import numpy as np
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from fedmed_common.config import Experiment, RecipeChoice
@@ -101,6 +102,11 @@ class Recipe(Model):
             assert isinstance(stage.statistic, Statistic)  # noqa: S101
             spent += stage.statistic.spent * times
         return tuple(spent)
+
+    def sums_beside(self) -> bool:
+        """Whether a site sends arrays beside its update."""
+        template = {"x": np.zeros(1, np.float32)}
+        return any(piece.sums(template) for piece in self.pieces())
 
     def scalars(self) -> dict[str, tuple[float, float]]:
         """The numbers that a site sends in the clear with its update, and between what they lie."""

@@ -16,11 +16,13 @@ from typing import Any, Literal
 from fedmed_client.site.audit import AuditLog
 from fedmed_client.site.home import SiteFolder
 from fedmed_common.bundle import Approved
-from fedmed_common.config import Experiment, Task
+from fedmed_common.config import Experiment, RecipeChoice, Task
 from fedmed_common.errors import ConfigError, FedmedError, PolicyRefusal
 from fedmed_common.files import write_atomically
 from fedmed_common.loading import experiment_from_order
 from fedmed_common.site_config import Site
+from fedmed_strategies.pieces import StatisticPiece
+from fedmed_strategies.presets import recipe_of
 
 State = Literal["pending", "approved", "rejected"]
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -143,11 +145,43 @@ def describe(approval: Approval) -> list[str]:
         f"  task      {task.name} in {task.dimensions}D of {', '.join(task.classes)}",
         f"  model     {asked.model.label}: {asked.model.summary()}",
         f"  work      {asked.rounds} rounds of {train.steps} steps with {train.batch_size} {_samples(task)} each",
-        f"  recipe    {asked.recipe.name}",
+        f"  recipe    {_recipe(asked.recipe)}",
         "  leaves    once: numbers of patients by split, and of those who show each class",
         "            each round: the change of each of the network's numbers, the mean loss",
         f"            each validation: {_measured(task)}, with numbers of patients",
+        *(f"            {line}" for line in _besides(asked)),
     ]
+
+
+def _recipe(choice: RecipeChoice) -> str:
+    changed = [
+        f"{piece}.{name} = {value}"
+        for piece, settings in choice.settings.items()
+        for name, value in settings.items()
+    ]
+    return f"{choice.label}, with {', '.join(changed)}" if changed else choice.label
+
+
+def _besides(asked: Experiment) -> list[str]:
+    """What leaves because of the recipe, in lines for a person who decides."""
+    try:
+        recipe = recipe_of(asked)
+    except ConfigError as error:
+        return [f"this version cannot carry the recipe out: {error.problem}"]
+    lines = [f"once: {_statistic(statistic)}" for statistic in recipe.gathered()]
+    if recipe.sums_beside():
+        lines.append(
+            "each round: further numbers, as many as the network has, of which the sum over sites is used"
+        )
+    if scalars := recipe.scalars():
+        lines.append(f"each round: {', '.join(scalars)} of this site, as numbers in the clear")
+    return lines + [f"each validation: {_statistic(stage.statistic)}" for stage in recipe.stages]
+
+
+def _statistic(statistic: StatisticPiece) -> str:
+    epsilon = getattr(statistic, "epsilon", None)
+    noise = f"with noise for an epsilon of {epsilon:g}" if epsilon else "without classes that few show"
+    return f"the sum over training patients '{statistic.name}', {noise}"
 
 
 def _samples(task: Task) -> str:

@@ -15,11 +15,14 @@ from fedmed_server.report.page import FACTS_TOLD, REPLY_TOLD
 Told = dict[tuple[str, ...], str]
 
 ORDER_TOLD: Told = {
-    ("kind",): "what is asked: counts, training or evaluation",
+    ("kind",): "what is asked: counts, a sum over patients, training or evaluation",
     ("run", "round", "attempt"): "which order it is",
     ("experiment",): "the experiment as text: classes, preparation, network, training. No code",
     ("split",): "evaluation: on validation or on test patients",
+    ("statistic",): "which sum over training patients is asked for",
+    ("best",): "the run's best round so far",
     ("parameters",): "the model's numbers",
+    ("down",): "what the strategy sends beside them, as sums over all sites",
 }
 """Fields of the wire's Order, in words."""
 

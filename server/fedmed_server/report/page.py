@@ -40,6 +40,10 @@ REPLY_TOLD: dict[tuple[str, ...], str] = {
     ("run", "round", "attempt"): "which order is answered",
     ("delta",): "after training only: the change of each of the model's parameters",
     (
+        "sums",
+    ): "arrays that the strategy declares, of which the sum over sites is used; none over few patients, or with noise",
+    ("scalars",): "numbers that the strategy declares, as the site's loss on the global model; none for most",
+    (
         "metrics",
     ): "sums and the number of patients or steps behind them; none over fewer patients than the site's policy asks",
     ("seconds",): "how long each phase took",
@@ -49,7 +53,9 @@ REPLY_TOLD: dict[tuple[str, ...], str] = {
         "incident",
     ): "after a fault only: a fixed code, the policy's rule that refused, and a random number for the site's own log",
     ("facts",): "once, when the run begins: the list on the left",
-    ("epsilon_spent",): "after private training only: what the run has cost each patient there so far",
+    (
+        "epsilon_spent",
+    ): "after private training, or a sum with noise, only: what the run has cost each patient there so far",
 }
 """Fields of the wire's Facts and Reply, in words."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fedmed_common.config import Experiment
+from fedmed_strategies.presets import recipe_of
+from fedmed_strategies.validity import warnings
 
 TASKS_TOLD: dict[str, dict[str, str]] = {
     "segmentation": {
@@ -38,4 +40,6 @@ def caveats(experiment: Experiment) -> list[str]:
         told.append(
             "Scores are of the network's probabilities after the conditional random field of [task.crf]."
         )
+    recipe = recipe_of(experiment)
+    told += [sentence[0].upper() + sentence[1:] + "." for sentence in warnings(recipe, experiment)]
     return told
