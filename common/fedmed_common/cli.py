@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "simulate": ("fedmed_simulations.cli:simulate", "Run an experiment file on this machine."),
     "resume": ("fedmed_simulations.cli:resume", "Go on with an interrupted run."),
+    "compare": ("fedmed_simulations.compare.cli:compare", "Compare strategies fairly on this machine."),
     "rehearse": (
         "fedmed_simulations.rehearsal.cli:rehearse_command",
         "Rehearse a whole consortium on this machine.",

@@ -52,7 +52,7 @@ def simulate(
     from fedmed_server.names import check_start
     from fedmed_simulations.checks import check_experiment
 
-    file = _experiment_file(experiment)
+    file = experiment_file(experiment)
     loaded = load_experiment(file)
     check_experiment(loaded, file)
     check_start(loaded, file)
@@ -102,7 +102,12 @@ def resume(
         typer.echo(json.dumps({"run": run.absolute().name, "status": status}, indent=1))
 
 
-def _experiment_file(name: str) -> Path:
+def experiment_file(name: str) -> Path:
+    """The file that is named, or the experiment of this name that ships.
+
+    Raises:
+        ConfigError: neither is there.
+    """
     shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.toml"))}
     if Path(name).exists() or Path(name).suffix:
         return Path(name)
