@@ -21,7 +21,7 @@ from fedmed_common.files import write_atomically
 from fedmed_common.metrics import score_called
 from fedmed_server.history import RoundDone
 from fedmed_simulations.compare import measured
-from fedmed_simulations.compare.columns import Classes, Outcome, Tested, tested, thirds
+from fedmed_simulations.compare.columns import Classes, Outcome, Scored, scored, thirds
 from fedmed_simulations.compare.plan import Arm, Competitor, Configuration, arms, last_rounds
 from fedmed_simulations.compare.runs import Run, Runner
 from fedmed_simulations.compare.settings import Comparison
@@ -151,7 +151,7 @@ def outcomes(study: Study, choices: Sequence[Choice]) -> dict[str, Outcomes]:
         CheckpointError: two competitors were not measured on the same patients.
     """
     classes = study.classes()
-    found: dict[str, dict[int, dict[str, Tested]]] = {}
+    found: dict[str, dict[int, dict[str, Scored]]] = {}
     for choice in choices:
         by_seed = found.setdefault(choice.arm.competitor.name, {})
         for run in study.final(choice):
@@ -182,7 +182,7 @@ def told(choice: Choice) -> dict[str, Any]:
 
 def _outcome(run: Run, classes: Classes) -> Outcome:
     rounds = [measured.read(run.folder, number) for number in last_rounds(run.experiment)]
-    return {site: tested([one[site] for one in rounds], classes) for site in rounds[0]}
+    return {site: scored([one[site] for one in rounds], classes) for site in rounds[0]}
 
 
 def _patients(by_seed: Mapping[int, Outcome]) -> dict[int, dict[str, tuple[int, ...]]]:
@@ -214,7 +214,7 @@ class _Progress(AbstractContextManager["_Progress"]):
 
     def runs(self, what: str, runs: Sequence[Run], runner: Runner) -> None:
         """Carry out what of the runs is left to do."""
-        unique = list({run.folder: run for run in runs}.values())
+        unique = list({run.folder: run for run in reversed(runs)}.values())[::-1]
         todo = [run for run in unique if not run.is_done()]
         if len(todo) < len(unique):
             self._console.print(f"{what}: {len(unique) - len(todo)} of {len(unique)} runs are there already")

@@ -59,7 +59,8 @@ def compare(
     study = prepared(comparison, file, folder.absolute(), engine, console)
     if dry_run:
         console.print(tables.budget_table(study))
-        console.print(tables.runs_table(study))
+        for line in tables.run_lines(study):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
         return
     own = folder.absolute() / comparison.name
     own.mkdir(parents=True, exist_ok=True)

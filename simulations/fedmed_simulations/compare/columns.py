@@ -85,14 +85,14 @@ class Ranks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Tested:
+class Scored:
     """One site's test patients under one seed. ``sums``: by metric."""
 
     patients: tuple[int, ...]
     sums: Mapping[str, Sums]
 
 
-Outcome = Mapping[str, Tested]
+Outcome = Mapping[str, Scored]
 """Of one competitor under one seed, by site."""
 
 
@@ -121,7 +121,7 @@ def thirds(counts: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
     return {HEAD: tuple(ordered[:third]), MEDIUM: tuple(ordered[third:-third]), TAIL: tuple(ordered[-third:])}
 
 
-def tested(rounds: Sequence[Mapping[int, Any]], classes: Classes) -> Tested:
+def scored(rounds: Sequence[Mapping[int, Any]], classes: Classes) -> Scored:
     """One site's patients as they were measured in the last rounds; a patient's value is the mean over the rounds."""
     patients = tuple(sorted(rounds[0]))
     people = [[measured[patient] for patient in patients] for measured in rounds]
@@ -135,7 +135,7 @@ def tested(rounds: Sequence[Mapping[int, Any]], classes: Classes) -> Tested:
         ranks = Ranks(
             stacked["score"], stacked["present"][0].astype(bool), stacked["annotated"][0].astype(bool)
         )
-        return Tested(patients=patients, sums={classes.lead.name: ranks})
+        return Scored(patients=patients, sums={classes.lead.name: ranks})
     sums = {}
     for metric in (classes.lead.name, FALSE):
         values = [
@@ -144,7 +144,7 @@ def tested(rounds: Sequence[Mapping[int, Any]], classes: Classes) -> Tested:
         ]
         value_RPK = np.array(values, dtype=np.float64).reshape(len(rounds), len(patients), len(classes.names))
         sums[metric] = Means(value_RPK.mean(0))
-    return Tested(patients=patients, sums=sums)
+    return Scored(patients=patients, sums=sums)
 
 
 def columns(outcome: Outcome, classes: Classes, weights: Mapping[str, Array]) -> dict[str, Array]:
@@ -166,7 +166,7 @@ def columns(outcome: Outcome, classes: Classes, weights: Mapping[str, Array]) ->
 
 def class_values(outcome: Outcome, metric: str, weights: Mapping[str, Array]) -> tuple[Array, Array]:
     """The metric by class over all sites ``(B, K)``, and by site over its classes ``(B, S)``; NaN where there is none."""
-    pairs = {site: tested.sums[metric].of(weights[site]) for site, tested in outcome.items()}
+    pairs = {site: scored.sums[metric].of(weights[site]) for site, scored in outcome.items()}
     total = np.sum([total for total, _ in pairs.values()], axis=0)
     weight = np.sum([weight for _, weight in pairs.values()], axis=0)
     of_sites = [finite_mean(_ratio(*pair)) for pair in pairs.values()]
@@ -175,7 +175,7 @@ def class_values(outcome: Outcome, metric: str, weights: Mapping[str, Array]) ->
 
 def once(outcome: Outcome) -> dict[str, Array]:
     """The draw that has each patient once."""
-    return {site: np.ones((1, len(tested.patients))) for site, tested in outcome.items()}
+    return {site: np.ones((1, len(scored.patients))) for site, scored in outcome.items()}
 
 
 def _ratio(total: Array, weight: Array, empty: float = np.nan) -> Array:

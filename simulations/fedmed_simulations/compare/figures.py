@@ -31,7 +31,7 @@ _FOREST = (MEAN, HEAD, TAIL, WORST, FALSE_TAIL)
 def draw(found: Results) -> dict[str, bytes]:
     """PNGs by name: ``differences``, ``classes`` and, where the task has false positives, ``tail``."""
     pictures = {"differences": _forest(found), "classes": _bars(found)}
-    if FALSE_TAIL in found.columns:
+    if TAIL in found.columns and FALSE_TAIL in found.columns:
         pictures["tail"] = _scatter(found)
     return pictures
 
@@ -59,6 +59,7 @@ def _forest(found: Results) -> bytes:
         better = "left" if column in LOWER_IS_BETTER else "right"
         axes.set_title(f"{_named(column)}\n(better: {better})", fontsize=10, color=_INK)
         axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.margins(x=0.08)
         axes.locator_params(axis="x", nbins=4)
         _plain(axes, grid="x")
     panels[0].set_yticks(range(len(names)), names, fontsize=10)
@@ -76,7 +77,7 @@ def _bars(found: Results) -> bytes:
     for group in (HEAD, MEDIUM, TAIL):
         size = len(_by_frequency(found, group))
         if size:
-            axes.axvspan(first - 0.5, first + size - 0.5, color=_SHADES[group], zorder=0)
+            axes.axvspan(first - 0.5, first + size - 0.5, color=_SHADES[group], zorder=-1)
             axes.text(
                 first + (size - 1) / 2,
                 1.01,
@@ -103,11 +104,10 @@ def _bars(found: Results) -> bytes:
 
 def _scatter(found: Results) -> bytes:
     """Tail score against the rate of false positives of the tail classes; each seed small, the mean large."""
-    group = TAIL if TAIL in found.columns else MEAN
     canvas = Canvas(figsize=(6.4, 4.6), dpi=130, layout="constrained")
     axes, colours = canvas.subplots(), _colours(found)
     for name, columns in found.points.items():
-        wrong, right = columns[FALSE_TAIL], columns[group]
+        wrong, right = columns[FALSE_TAIL], columns[TAIL]
         if not (np.isfinite(wrong).any() and np.isfinite(right).any()):
             continue
         axes.plot(wrong, right, linestyle="", marker="o", markersize=4, alpha=0.35, color=colours[name])
@@ -121,7 +121,7 @@ def _scatter(found: Results) -> bytes:
             label=name,
         )
     axes.set_xlabel("false positives of tail classes (share of patients without it; better: left)")
-    axes.set_ylabel(f"{found.classes.lead.title} of {_named(group)} (better: up)")
+    axes.set_ylabel(f"{found.classes.lead.title} of tail classes (better: up)")
     _plain(axes, grid="both")
     canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
     return _png(canvas)

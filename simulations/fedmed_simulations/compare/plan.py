@@ -159,9 +159,10 @@ class _Maker:
     file: Path
 
     def own(self, candidate: Candidate, *, like: bool) -> Competitor:
-        """With its own grid alone. ``like``: FedAvg with the candidate's loss and sampler."""
+        """With its own grid, or that of all. ``like``: FedAvg with the candidate's loss and sampler."""
         name = LIKE + candidate.name if like else candidate.name
-        configurations = _distinct(self._configurations(candidate, candidate.grid, like=like))
+        grid = candidate.grid or self.comparison.grid
+        configurations = _distinct(self._configurations(candidate, grid, like=like))
         return Competitor(name=name, kind=candidate.kind, configurations=configurations)
 
     def fill(self, competitor: Competitor, candidate: Candidate, like: bool, budget: int) -> Competitor:
@@ -175,8 +176,8 @@ class _Maker:
             raise ConfigError(
                 f"'{competitor.name}' has {len(every)} configurations to try, others {budget}: the budgets must be equal",
                 file=self.file,
-                field=f"candidates.{competitor.name}.grid" if competitor.name == candidate.name else "grid",
-                fix=f"give [grid] values that make {budget} configurations or more, or make the larger grids smaller",
+                field="grid",
+                fix=f"give [grid] values that make {budget} configurations, or make the larger grids smaller",
             )
         return replace(competitor, configurations=every, filled=budget - len(own))
 
@@ -227,13 +228,17 @@ def _distinct(configurations: Iterable[Configuration]) -> tuple[Configuration, .
 
 
 def _is_there(competitor: Competitor, others: Sequence[Competitor]) -> bool:
-    """Whether one of the others that train in the same way tries all that this one tries, and as a plain FedAvg."""
+    """Whether one of the others that train in the same way is a plain FedAvg too, and tries all that this one tries."""
     wanted = {configuration.experiment.model_dump_json() for configuration in competitor.configurations}
     return any(
         wanted <= {configuration.experiment.model_dump_json() for configuration in other.configurations}
         for other in others
-        if other.kind == competitor.kind and (other.name == FEDAVG or other.name.startswith(LIKE))
+        if other.kind == competitor.kind and all(_is_plain(one.experiment) for one in other.configurations)
     )
+
+
+def _is_plain(experiment: Experiment) -> bool:
+    return plain_of(experiment.recipe) == experiment.recipe
 
 
 def _check_same(found: Sequence[Competitor], file: Path) -> None:

@@ -29,7 +29,8 @@ class Candidate(Model):
     kind: Kind = "federation"
     changes: dict[str, Any] = Field(default_factory=dict, description="field -> value")
     grid: dict[str, Annotated[Values, Field(min_length=1)]] = Field(
-        default_factory=dict, description="field -> values to choose from; every combination is tried"
+        default_factory=dict,
+        description="field -> values, of which every combination is tried; absent: the comparison's grid",
     )
 
 
@@ -62,7 +63,7 @@ class Comparison(Model):
     )
     draws: Annotated[int, Field(ge=100, le=1_000_000)] = Field(4000, description="of the bootstrap")
     grid: dict[str, Annotated[Values, Field(min_length=1)]] = Field(
-        default_factory=dict, description="what the baselines try, and what fills smaller grids"
+        default_factory=dict, description="what everybody tries who has no grid, and what fills smaller ones"
     )
     groups: Groups | None = Field(None, description="absent: thirds of the classes by training patients")
     test: Held | None = None

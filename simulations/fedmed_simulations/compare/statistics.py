@@ -116,8 +116,8 @@ class _Draws:
         for place, number in enumerate(self._seeds):
             rows = np.nonzero(self._chosen == place)[0]
             weights = {}
-            for site, tested in like[number].items():
-                people = len(tested.patients)
+            for site, scored in like[number].items():
+                people = len(scored.patients)
                 if same_patients:
                     shared.setdefault(site, _resampled(rng, draws, people))
                     weights[site] = shared[site][rows]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,6 +20,14 @@ from fedmed_simulations.compare.results import Results
 from fedmed_simulations.compare.statistics import Interval
 
 Rows = list[list[str]]
+_SHORT = {
+    "worst_site": "worst\nsite",
+    "site_sd": "site\nSD",
+    "false_positives": "false\npos.",
+    "tail_false_positives": "tail\nf. pos.",
+}
+_IN_TERMINAL = ("mean", "head", "tail", "worst_site", "tail_false_positives")
+"""Of the differences, for which a terminal has room; the files have all."""
 PICTURES = {
     "differences": "Differences to the reference, with 95 % intervals.",
     "classes": "By class, from the most frequent to the rarest.",
@@ -29,30 +39,33 @@ def budget_table(study: Study) -> Table:
     """Who tries how much."""
     table = _table(
         f"{study.budget} configurations each, chosen on validation under seeds {_listed(study.comparison.tuned_under)}",
-        ["competitor", "trains", "own", "from [grid]", "configurations"],
+        ["competitor", "trains", "own +\nfilled", "configurations"],
     )
     trains = {"federation": "all sites", "pooled": "pooled data", "local": "each site alone"}
     for one in study.competitors:
-        tried = "; ".join(configuration.text for configuration in one.configurations)
+        tried = "\n".join(configuration.text for configuration in one.configurations)
         own = len(one.configurations) - one.filled
-        table.add_row(one.name, trains[one.kind], str(own), str(one.filled), escape(tried))
+        table.add_row(one.name, trains[one.kind], f"{own} + {one.filled}", escape(tried))
     return table
 
 
-def runs_table(study: Study) -> Table:
-    """Every run, whether it is done, and the folder it is or will be in. What is not chosen yet has none."""
-    table = _table("runs", ["run", "state", "folder"])
+def run_lines(study: Study) -> list[str]:
+    """Every run with its folder and whether it is done. What is not chosen yet has no folder."""
+    lines, states = [], Counter[str]()
     for arm in study.arms:
         tuning = [run for seeds in study.tuning(arm) for run in seeds]
-        for run in tuning:
-            table.add_row(escape(run.text), _state(run.is_done(), run.folder.exists()), run.folder.name)
-        if all(run.is_done() for run in tuning):
-            for run in study.final(study.choose(arm)):
-                table.add_row(escape(run.text), _state(run.is_done(), run.folder.exists()), run.folder.name)
-        else:
-            for seed in study.comparison.seeds:
-                table.add_row(f"{escape(arm.label)}, seed {seed}", "to do", "after the choice")
-    return table
+        chosen = all(run.is_done() for run in tuning)
+        for run in [*tuning, *(study.final(study.choose(arm)) if chosen else [])]:
+            state = "done" if run.is_done() else "begun" if run.folder.exists() else "to do"
+            states[state] += 1
+            lines.append(f"{state:5}  {run.folder.name}  {run.text}")
+        if not chosen:
+            states["to do"] += len(study.comparison.seeds)
+            lines += [
+                f"to do  {'(once it is chosen)':20}  {arm.label}, seed {seed}"
+                for seed in study.comparison.seeds
+            ]
+    return [*lines, ", ".join(f"{count} {state}" for state, count in states.items())]
 
 
 def choices_table(choices: Sequence[Choice]) -> Table:
@@ -67,15 +80,25 @@ def choices_table(choices: Sequence[Choice]) -> Table:
 
 
 def scores_table(found: Results) -> Table:
-    """Mean and standard deviation over seeds."""
-    head, rows = _scores(found)
-    return _filled(_table(_title(found), head), rows)
+    """Mean over seeds, and below it the standard deviation."""
+    _, rows = _scores(found)
+    table = _table(_title(found), ["", *(_SHORT.get(column, COLUMNS[column]) for column in found.columns)])
+    for name, *cells in rows:
+        table.add_row(name, *(cell.replace(" ± ", "\n±") for cell in cells))
+    return table
 
 
 def differences_table(found: Results) -> Table:
-    """To the reference, with intervals."""
-    head, rows = _differences(found)
-    return _filled(_table(f"Differences to {found.reference}, 95 % intervals", head), rows)
+    """To the reference, and below it the interval; the columns that a claim needs."""
+    shown = [column for column in _IN_TERMINAL if column in found.columns]
+    table = _table(
+        f"Differences to {found.reference}, 95 % intervals",
+        ["", *(_SHORT.get(column, COLUMNS[column]) for column in shown), "p\n(Holm)"],
+    )
+    for name, columns in found.differences.items():
+        cells = [_signed(columns[column]).replace(" [", "\n[") for column in shown]
+        table.add_row(name, *map(escape, cells), _p(found.p_values[name]))
+    return table
 
 
 def markdown(found: Results, pictures: Sequence[str]) -> str:
@@ -147,10 +170,15 @@ def _differences(found: Results) -> tuple[list[str], Rows]:
     head = ["", *(_heading(column) for column in found.columns), "p (Holm)"]
     rows = []
     for name, columns in found.differences.items():
-        p = found.p_values[name]
-        told = "-" if not math.isfinite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-        rows.append([name, *(_signed(columns[column]) for column in found.columns), told])
+        cells = [_signed(columns[column]) for column in found.columns]
+        rows.append([name, *cells, _p(found.p_values[name])])
     return head, rows
+
+
+def _p(value: float) -> str:
+    if not math.isfinite(value):
+        return "-"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _heading(column: str) -> str:
@@ -177,10 +205,6 @@ def _mean_and_deviation(values: Array) -> tuple[float, float]:
     return float(finite.mean()), float(finite.std(ddof=1)) if finite.size > 1 else math.nan
 
 
-def _state(done: bool, begun: bool) -> str:
-    return "done" if done else "begun" if begun else "to do"
-
-
 def _listed(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, seeds))
 
@@ -190,15 +214,9 @@ def _plain(value: float) -> str:
 
 
 def _table(title: str, head: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for place, heading in enumerate(head):
-        table.add_column(heading, no_wrap=place == 0)
-    return table
-
-
-def _filled(table: Table, rows: Rows) -> Table:
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_column(escape(heading), overflow="fold", min_width=7 if place else None)
     return table
 
 
