@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from simulated import assert_equal_weights, fedmed, only_run, start
 from fedmed_common.loading import load_experiment
 from fedmed_server import history
 from fedmed_server.history import RoundDone, RunEnded
+from fedmed_simulations.run import how_it_ended
 
 LINES = (
     "[grid]\ntrain.learning_rate = [1e-2, 1e-4]\n"
@@ -36,8 +38,8 @@ def whole(write_comparison) -> Path:
     return file
 
 
-def _results(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((file.parent / "out" / "trial" / "comparison.json").read_text())
+def _results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "trial" / "comparison.json").read_text())
     return found
 
 
@@ -58,7 +60,7 @@ def _seconds(file: Path) -> dict[Path, int]:
 
 
 def test_the_table_has_every_row_and_its_files(whole: Path) -> None:
-    found, folder = _results(whole), whole.parent / "out" / "trial"
+    found, folder = _results(whole.parent / "out"), whole.parent / "out" / "trial"
     assert list(found["competitors"]) == ["local", "fedavg", "focal", "pooled"]
     assert (found["seeds"], found["budget"], found["metric"]) == ([1, 2], 2, "dice")
     assert found["groups"] == {"head": ["disc"], "medium": [], "tail": ["dot"]}
@@ -128,12 +130,12 @@ def test_the_model_is_that_of_a_simulation_and_so_is_what_is_measured_of_it(
 
 
 def test_nothing_is_run_again(whole: Path) -> None:
-    before, found = _seconds(whole), _results(whole)
+    before, found = _seconds(whole), _results(whole.parent / "out")
     done = fedmed("compare", whole, "--folder", whole.parent / "out")
     assert {file: time for file, time in _seconds(whole).items() if file.name != ".lock"} == {
         file: time for file, time in before.items() if file.name != ".lock"
     }
-    assert _results(whole) == found
+    assert _results(whole.parent / "out") == found
     assert "10 of 10 runs are there already" in done.stdout
     listed = fedmed("compare", whole, "--folder", whole.parent / "out", "--dry-run").stdout
     assert listed.splitlines()[-1] == "20 done"
@@ -173,51 +175,56 @@ cli.main()
 """
 
 
-def test_killed_between_a_checkpoint_and_its_measurement_nothing_is_lost(write_comparison) -> None:
-    file = write_comparison(seeds="[1]")
-    arguments = [str(file), "--folder", str(file.parent / "out")]
+def test_killed_between_a_checkpoint_and_its_measurement_nothing_is_lost(whole: Path, tmp_path: Path) -> None:
+    run = _run_called(whole, "focal, seed 2")
+    again = _without(whole, tmp_path, run)
+    arguments = [str(whole), "--folder", str(tmp_path)]
     died = subprocess.run(
         [sys.executable, "-c", _KILLED_BETWEEN, *arguments], capture_output=True, check=False
     )
     assert died.returncode == -signal.SIGKILL
-    (run,) = _runs(file)
-    assert sorted(entry.name for entry in (run / "test").iterdir()) == ["2.json", "3.json"]
+    assert sorted(_measured(again)) == ["2.json", "3.json"]
     fedmed("compare", *arguments)
-    assert sorted(entry.name for entry in (run / "test").iterdir()) == [
-        f"{number}.json" for number in range(2, 7)
-    ]
-    killed = {entry.name: entry.read_bytes() for entry in (run / "test").iterdir()}
-    again = file.parent / "again"
-    fedmed("compare", file, "--folder", again)
-    assert {
-        entry.name: entry.read_bytes() for entry in (again / "runs" / run.name / "test").iterdir()
-    } == killed
-    assert json.loads((again / "trial" / "comparison.json").read_text()) == _results(file)
+    assert _measured(again) == _measured(run)
+    assert _results(tmp_path) == _results(whole.parent / "out")
 
 
-def test_killed_and_resumed_gives_the_same_table(whole: Path, write_comparison) -> None:
+def test_killed_and_resumed_gives_the_same_table(whole: Path, tmp_path: Path) -> None:
     """Killed the hard way while a tuning run trains, and again while one that counts does."""
-    folder = whole.parent / "killed"
-    arguments = ("compare", whole, "--folder", folder)
-    for runs_done in (2, 12):
-        _kill_in_a_run(arguments, folder, runs_done)
-    fedmed(*arguments)
-    ended = json.loads((folder / "trial" / "comparison.json").read_text())
-    assert ended == _results(whole)
-    for run in _runs(whole):
-        assert_equal_weights(run, folder / "runs" / run.name)
+    gone = [
+        _run_called(whole, text)
+        for text in ("fedavg, seed 1, tuning: train.learning_rate = 0.01", "local at site-1, seed 2")
+    ]
+    _without(whole, tmp_path, gone[0])
+    shutil.rmtree(tmp_path / "runs" / gone[1].name)
+    for again in [tmp_path / "runs" / run.name for run in gone]:
+        _kill_in_a_run(whole, tmp_path, again)
+    fedmed("compare", whole, "--folder", tmp_path)
+    assert _results(tmp_path) == _results(whole.parent / "out")
+    for run in gone:
+        assert_equal_weights(run, tmp_path / "runs" / run.name)
+        assert _measured(run) == _measured(tmp_path / "runs" / run.name)
 
 
-def _kill_in_a_run(arguments: tuple[object, ...], folder: Path, runs_done: int) -> None:
-    """As soon as so many runs are done and another one has done a round."""
-    process = start(*arguments)
+def _without(file: Path, folder: Path, run: Path) -> Path:
+    """A copy of the comparison's results in ``folder``, in which a run has not been begun; where it will be."""
+    shutil.copytree(file.parent / "out", folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "trial", ignore_errors=True)
+    shutil.rmtree(folder / "runs" / run.name)
+    return folder / "runs" / run.name
+
+
+def _measured(run: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in run.glob("test/*")}
+
+
+def _kill_in_a_run(file: Path, folder: Path, run: Path) -> None:
+    """As soon as the run has done a round."""
+    process = start("compare", file, "--folder", folder)
     try:
         end = time.monotonic() + 120
         while time.monotonic() < end and process.exitcode is None:
-            lines = [list(history.read(file)) for file in folder.glob("runs/*/history.jsonl")]
-            done = [found for found in lines if found and isinstance(found[-1], RunEnded)]
-            working = [found for found in lines if found and isinstance(found[-1], RoundDone)]
-            if len(done) >= runs_done and working:
+            if any(isinstance(line, RoundDone) for line in history.read(run / "history.jsonl")):
                 break
             time.sleep(0.002)
         assert process.exitcode is None, "the comparison ended before it could be killed"
@@ -225,6 +232,7 @@ def _kill_in_a_run(arguments: tuple[object, ...], folder: Path, runs_done: int) 
         process.kill()
         process.join()
     assert process.exitcode == -signal.SIGKILL
+    assert how_it_ended(run) is None
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(write_comparison) -> None:
