@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from fedmed_simulations.compare.runs import Run, Runner
 from fedmed_simulations.compare.settings import Comparison
 from fedmed_simulations.compare.statistics import Outcomes
 
-CHOICES = "choices.json"
+CHOICES, VERSIONS = "choices.json", "versions.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +141,21 @@ def carry_out(study: Study, folder: Path, console: Console) -> tuple[dict[str, O
         write_atomically(
             folder / CHOICES, json.dumps([told(choice) for choice in choices], indent=1).encode()
         )
+        versions(study, folder)
         progress.runs("comparing", [run for choice in choices for run in study.final(choice)], study.runner)
     return outcomes(study, choices), choices
+
+
+def versions(study: Study, folder: Path) -> int:
+    """How many different comparisons of this name have come as far as measuring test patients, this one included."""
+    asked = study.comparison.model_dump_json() + study.base.order_text()
+    digest = hashlib.sha256(asked.encode()).hexdigest()
+    file = folder / VERSIONS
+    known: list[str] = json.loads(file.read_bytes()) if file.exists() else []
+    if digest not in known:
+        known.append(digest)
+        write_atomically(file, json.dumps(known, indent=1).encode())
+    return len(known)
 
 
 def outcomes(study: Study, choices: Sequence[Choice]) -> dict[str, Outcomes]:

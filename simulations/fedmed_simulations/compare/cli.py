@@ -69,7 +69,7 @@ def compare(
             outcomes, choices = carry.carry_out(study, own, console)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted("stopped; the same command goes on") from None
-        found = results(study, outcomes, choices)
+        found = results(study, outcomes, choices, carry.versions(study, own))
         write_results(found, own)
     console.print(tables.choices_table(choices))
     console.print(tables.scores_table(found))

@@ -255,7 +255,9 @@ def _check_same(found: Sequence[Competitor], file: Path) -> None:
                 problem, fix = wrong
                 if configuration.settings:
                     problem = f"with {configuration.text}: {problem}"
-                raise ConfigError(problem, file=file, field=f"candidates.{competitor.name}", fix=fix)
+                baseline = competitor.name in {FEDAVG, POOLED, LOCAL}
+                field = "grid" if baseline else f"candidates.{competitor.name.removeprefix(LIKE)}"
+                raise ConfigError(problem, file=file, field=field, fix=fix)
 
 
 def _unlike(experiment: Experiment, first: Experiment) -> tuple[str, str] | None:

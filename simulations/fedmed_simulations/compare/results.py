@@ -58,8 +58,10 @@ class Results:
         )
 
 
-def results(study: Study, measured: Mapping[str, Outcomes], choices: Sequence[Choice]) -> Results:
-    """Every number of the comparison."""
+def results(
+    study: Study, measured: Mapping[str, Outcomes], choices: Sequence[Choice], versions: int = 1
+) -> Results:
+    """Every number of the comparison; ``versions``: as ``carry.versions`` counts."""
     comparison, classes = study.comparison, study.classes()
     ordered = {name: measured[name] for name in sorted(measured, key=_place)}
     reference = comparison.reference
@@ -89,7 +91,7 @@ def results(study: Study, measured: Mapping[str, Outcomes], choices: Sequence[Ch
         choices=tuple(choices),
         budget=study.budget,
         steps=f"{experiment.rounds} rounds x {experiment.train.steps} steps x {experiment.train.batch_size} samples",
-        notes=_notes(study),
+        notes=_notes(study, versions),
     )
 
 
@@ -105,7 +107,7 @@ def _place(name: str) -> int:
     return 2 if name.startswith(LIKE) else 3
 
 
-def _notes(study: Study) -> tuple[str, ...]:
+def _notes(study: Study, versions: int) -> tuple[str, ...]:
     comparison = study.comparison
     fixed = study.runner.sites.same_patients_tested()
     notes = [
@@ -122,9 +124,13 @@ def _notes(study: Study) -> tuple[str, ...]:
             "Each seed splits the patients anew: some on whom settings were chosen are test patients under another seed. With "
             "[test] none is."
         )
-    if len(study.competitors) > 1:
+    if versions > 1:
         notes.append(
-            "p: Wilcoxon's signed ranks over seeds and sites, after Holm. Sites of one seed share a model, so p is a help for "
-            "reading, not a proof."
+            f"This comparison was changed after test patients had been measured, and has {versions} versions: the more, the "
+            "likelier a difference is chance."
         )
+    notes.append(
+        "p: Wilcoxon's signed ranks over seeds and sites, after Holm. Sites of one seed share a model, so p is a help for "
+        "reading, not a proof."
+    )
     return tuple(notes)

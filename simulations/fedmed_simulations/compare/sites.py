@@ -82,9 +82,8 @@ class Sites:
         Raises:
             DataError: a site's data cannot be used, or it has nobody to train on.
         """
-        key = json.dumps(
-            [experiment.data.model_dump_json(), experiment.task.model_dump_json(), experiment.seed]
-        )
+        task = experiment.task.model_dump_json(include={"name", "classes", "labels", "dimensions"})
+        key = json.dumps([experiment.data.model_dump_json(), task, experiment.seed])
         if key not in self._surveys:
             with self.console.status("preparing") as status:
                 found = {}

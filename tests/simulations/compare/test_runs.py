@@ -235,6 +235,16 @@ def _kill_in_a_run(file: Path, folder: Path, run: Path) -> None:
     assert how_it_ended(run) is None
 
 
+def test_a_comparison_that_is_changed_after_its_results_says_so(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent / "out", tmp_path, dirs_exist_ok=True)
+    fewer = whole.with_name("fewer.toml")
+    fewer.write_text(whole.read_text().replace("seeds = [1, 2]", "seeds = [1]"))
+    fedmed("compare", fewer, "--folder", tmp_path)
+    assert not [note for note in _results(whole.parent / "out")["notes"] if "changed" in note]
+    assert [note for note in _results(tmp_path)["notes"] if "has 2 versions" in note]
+    assert len(_results(tmp_path)["competitors"]["fedavg"]["columns"]["mean"]) == 1
+
+
 def test_ctrl_c_says_that_the_same_command_goes_on(write_comparison) -> None:
     file = write_comparison(seeds="[1]", rounds=400)
     process = start(
