@@ -93,8 +93,8 @@ def prepared(
     from fedmed_common.loading import load_experiment
     from fedmed_server.names import check_names, check_start
     from fedmed_simulations.cli import experiment_file
+    from fedmed_simulations.compare.budget import competitors
     from fedmed_simulations.compare.carry import Study
-    from fedmed_simulations.compare.plan import competitors
     from fedmed_simulations.compare.runs import Runner
     from fedmed_simulations.compare.sites import Sites
     from fedmed_simulations.run import SITES

@@ -101,12 +101,12 @@ class Runner:
             raise Interrupted("stopped") from None
         finally:
             forget()
-        ended = how_it_ended(run.folder)
         if not run.is_done():
-            status = ended.status if ended else "it has not ended"
+            ended = how_it_ended(run.folder)
             raise FedmedError(
-                f"{run.folder}: {run.text}: {status}\n  fix: a comparison needs all of every run; delete this folder to run it "
-                "again"
+                f"{run.folder}: {run.text}: not all of it was done and measured "
+                f"({ended.status if ended else 'it has not ended'})\n"
+                "  fix: see to its sites, and delete this folder to run it again"
             )
 
     def _train(self, run: Run, on_round: Callable[[RoundDone], None]) -> None:

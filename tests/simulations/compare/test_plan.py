@@ -10,9 +10,18 @@ import pytest
 from fedmed_common.config import RecipeChoice
 from fedmed_common.errors import ConfigError
 from fedmed_common.loading import load_experiment
+from fedmed_simulations.compare.budget import competitors
 from fedmed_simulations.compare.columns import thirds
-from fedmed_simulations.compare.plan import Competitor, arms, competitors, last_rounds
-from fedmed_simulations.compare.settings import changed, flat, load_comparison
+from fedmed_simulations.compare.plan import Competitor, arms, last_rounds
+from fedmed_simulations.compare.settings import (
+    Candidate,
+    Comparison,
+    Groups,
+    Held,
+    changed,
+    flat,
+    load_comparison,
+)
 from fedmed_strategies import presets
 
 
@@ -202,3 +211,9 @@ def test_thirds_of_the_classes(classes: int, sizes: tuple[int, int, int]) -> Non
 
 def test_classes_as_frequent_as_each_other_stay_in_their_order() -> None:
     assert thirds({"b": 3, "a": 3, "c": 9}) == {"head": ("c",), "medium": ("b",), "tail": ("a",)}
+
+
+def test_every_key_of_a_comparison_file_is_documented() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "how-to" / "compare-strategies.md").read_text()
+    keys = {name for model in (Comparison, Candidate, Held, Groups) for name in model.model_fields}
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
