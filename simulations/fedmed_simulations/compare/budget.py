@@ -15,7 +15,16 @@ from fedmed_common.config import Experiment, RecipeChoice
 from fedmed_common.errors import ConfigError
 from fedmed_common.loading import validate
 from fedmed_simulations.compare.plan import LAST, Competitor, Configuration, last_rounds
-from fedmed_simulations.compare.settings import FEDAVG, LIKE, LOCAL, POOLED, Candidate, Comparison, changed
+from fedmed_simulations.compare.settings import (
+    FEDAVG,
+    LIKE,
+    LOCAL,
+    POOLED,
+    Candidate,
+    Comparison,
+    changed,
+    check_groups,
+)
 
 _SAME = (
     "name", "seed", "task.name", "task.classes", "task.labels", "task.dimensions", "task.surface_metrics",
@@ -31,8 +40,10 @@ def competitors(comparison: Comparison, base: Experiment, file: Path) -> tuple[C
     also tries configurations of the comparison's own ``[grid]``, from its beginning, that are not among its own.
 
     Raises:
-        ConfigError: a field is unknown, a candidate changes what must be the same, or ``[grid]`` cannot fill a smaller grid.
+        ConfigError: a field, class or name is unknown, a candidate changes what must be the same, or ``[grid]`` cannot fill a
+            smaller grid.
     """
+    check_groups(comparison, base.task.classes, file)
     rows = _rows(comparison, base, file)
     budget = max(len(row.own) for row in rows)
     found = tuple(row.competitor(budget) for row in rows)

@@ -14,8 +14,8 @@ from fedmed_common.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fedmed_simulations.compare.carry import Study
     from fedmed_simulations.compare.settings import Comparison
+    from fedmed_simulations.compare.study import Study
 
 
 def compare(
@@ -94,15 +94,14 @@ def prepared(
     from fedmed_server.names import check_names, check_start
     from fedmed_simulations.cli import experiment_file
     from fedmed_simulations.compare.budget import competitors
-    from fedmed_simulations.compare.carry import Study
     from fedmed_simulations.compare.runs import Runner
     from fedmed_simulations.compare.sites import Sites
+    from fedmed_simulations.compare.study import Study
     from fedmed_simulations.run import SITES
 
     beside = file.parent / comparison.experiment
     path = beside if beside.exists() or beside.suffix else experiment_file(comparison.experiment)
     base = load_experiment(path)
-    _check_groups(comparison, base.task.classes, file)
     rows = competitors(comparison, base, file)
     for row in rows:
         for configuration in row.configurations:
@@ -125,18 +124,6 @@ def prepared(
         console=console,
     )
     return Study(comparison=comparison, base=base, competitors=rows, runner=runner)
-
-
-def _check_groups(comparison: Comparison, classes: tuple[str, ...], file: Path) -> None:
-    if comparison.groups is None:
-        return
-    named = [name for names in comparison.groups.model_dump().values() for name in names]
-    wrong = [f"'{name}' is no class" for name in named if name not in classes]
-    wrong += [f"'{name}' is in no group" for name in classes if name not in named]
-    if wrong:
-        raise ConfigError(
-            wrong[0], file=file, field="groups", fix=f"name each class once: {', '.join(classes)}"
-        )
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmed_simulations.compare.carry import Choice, Study
 from fedmed_simulations.compare.columns import COLUMNS, FALSE, Array, Classes, class_values, finite_mean, once
 from fedmed_simulations.compare.settings import FEDAVG, LIKE, LOCAL, POOLED
 from fedmed_simulations.compare.statistics import (
@@ -19,6 +18,7 @@ from fedmed_simulations.compare.statistics import (
     site_means,
     wilcoxon,
 )
+from fedmed_simulations.compare.study import Choice, Study
 
 FEW_SEEDS = 5
 
@@ -114,6 +114,8 @@ def _notes(study: Study, versions: int) -> tuple[str, ...]:
         "Intervals: 95 %, paired bootstrap over seeds and "
         + ("test patients, who are the same under all seeds." if fixed else "the test patients of each seed.")
     ]
+    if comparison.pooled_steps == "total":
+        notes.append("Pooled training took as many steps as all sites together.")
     if len(comparison.seeds) < FEW_SEEDS:
         notes.append(
             f"{len(comparison.seeds)} seeds are few: where seeds differ much, such an interval is too short. Take {FEW_SEEDS} or "

@@ -142,10 +142,10 @@ class Runner:
             "experiment": experiment.order_text(),
             "weights": "" if weights is None else _content(weights),
             "baseline": baseline,
-            "final": final,
             "engine": self.engine,
             "versions": [version(package) for package in ("fedmed", "torch", "monai")],
             "sites": {name: site.digest for name, site in surveyed.items()},
+            "tested": {name: site.test_digest for name, site in surveyed.items()} if final else None,
             "policies": self.sites.policies(),
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]

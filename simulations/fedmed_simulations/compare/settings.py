@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -108,9 +109,7 @@ def load_comparison(file: Path) -> Comparison:
     for table in [document, *(candidates if isinstance(candidates, list) else [])]:
         if isinstance(table, dict) and isinstance(table.get("grid"), dict):
             table["grid"] = flat(table["grid"])
-    comparison = validate(Comparison, document, file)
-    _check_groups_once(comparison, file)
-    return comparison
+    return validate(Comparison, document, file)
 
 
 def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -134,13 +133,20 @@ def changed(document: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
     return {**document, first: value}
 
 
-def _check_groups_once(comparison: Comparison, file: Path) -> None:
+def check_groups(comparison: Comparison, classes: Sequence[str], file: Path) -> None:
+    """Whether the groups have each class once, where the file gives groups.
+
+    Raises:
+        ConfigError: names the class.
+    """
     groups = comparison.groups
     if groups is None:
         return
     named = [*groups.head, *groups.medium, *groups.tail]
-    twice = sorted({name for name in named if named.count(name) > 1})
-    if twice:
+    wrong = [f"'{name}' is no class" for name in named if name not in classes]
+    wrong += [f"'{name}' is in two groups" for name in named if named.count(name) > 1]
+    wrong += [f"'{name}' is in no group" for name in classes if name not in named]
+    if wrong:
         raise ConfigError(
-            f"'{twice[0]}' is in two groups", file=file, field="groups", fix="name each class once"
+            wrong[0], file=file, field="groups", fix=f"name each class once: {', '.join(classes)}"
         )

@@ -24,13 +24,14 @@ from fedmed_simulations.federation import make_homes, pooled_homes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surveyed:
-    """What is known of a site under one seed before anything is trained; ``digest``: of its prepared data and its splits.
+    """What is known of a site under one seed before anything is trained.
 
-    ``presence``: by annotated class, training patients who show it.
+    ``digest``: of its prepared data and its splits; ``test_digest``: of its test patients. ``presence``: by annotated class,
+    training patients who show it.
     """
 
     digest: str
-    train: int
+    test_digest: str
     tested: int
     presence: dict[str, int]
 
@@ -107,7 +108,7 @@ class Sites:
         return counts
 
     def policies(self) -> list[str]:
-        """What each site permits, of which the measures of validation depend."""
+        """What each site permits: what it tells of validation depends on it."""
         return [site.model_dump_json(include={"name", "policy", "device"}) for site in self._sites]
 
     def _all(self, experiment: Experiment) -> list[SiteHome]:
@@ -124,8 +125,8 @@ class Sites:
                 "  fix: leave it out, or give it more patients"
             )
         return Surveyed(
-            digest=f"{cohort.manifest_hash} {tested.manifest_hash}",
-            train=cohort.patients("train"),
+            digest=cohort.manifest_hash,
+            test_digest=tested.manifest_hash,
             tested=tested.patients("test"),
             presence=cohort.presence("train"),
         )

@@ -13,11 +13,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from fedmed_simulations.compare.carry import Choice, Study
 from fedmed_simulations.compare.columns import COLUMNS, LOWER_IS_BETTER, Array
 from fedmed_simulations.compare.plan import LAST
 from fedmed_simulations.compare.results import Results
 from fedmed_simulations.compare.statistics import Interval
+from fedmed_simulations.compare.study import Choice, Study
 
 Rows = list[list[str]]
 _SHORT = {

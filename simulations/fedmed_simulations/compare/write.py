@@ -10,10 +10,10 @@ from typing import Any
 
 from fedmed_common.files import write_atomically
 from fedmed_simulations.compare import figures, tables
-from fedmed_simulations.compare.carry import told
 from fedmed_simulations.compare.columns import Array
 from fedmed_simulations.compare.plan import LAST
 from fedmed_simulations.compare.results import Results
+from fedmed_simulations.compare.study import told
 
 
 def write_results(found: Results, folder: Path) -> None:

@@ -135,8 +135,10 @@ def test_fewer_evaluations_than_the_estimator_takes_are_refused(write_comparison
         ('reference = "fedavgg"', ": reference: unknown name 'fedavgg'\n  fix: did you mean 'fedavg'?"),
         (
             "[groups]\nhead = ['dot']\ntail = ['dot']",
-            ": groups: 'dot' is in two groups\n  fix: name each class once",
+            ": groups: 'dot' is in two groups\n  fix: name each class once: dot, disc",
         ),
+        ("[groups]\nhead = ['dott', 'disc']\ntail = ['dot']", ": groups: 'dott' is no class"),
+        ("[groups]\nhead = []\ntail = ['dot']", ": groups: 'disc' is in no group"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_told_with_the_fix(write_comparison, lines: str, told: str) -> None:
