@@ -98,7 +98,7 @@ def _bars(found: Results) -> bytes:
     axes.set_ylabel(f"{found.classes.lead.title}, mean over seeds")
     axes.set_xlabel("class (training patients who show it)")
     _plain(axes, grid="y")
-    canvas.legend(loc="outside upper center", ncols=min(4, len(names)), frameon=False, fontsize=9)
+    canvas.legend(loc="outside upper center", ncols=min(5, len(names)), frameon=False, fontsize=9)
     return _png(canvas)
 
 

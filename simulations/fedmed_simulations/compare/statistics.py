@@ -50,9 +50,10 @@ def bootstrap(
     """Paired differences of each competitor to the reference, by column, each with a percentile interval.
 
     Seeds are drawn with replacement, and for each drawn seed the test patients of each site (Efron and Tibshirani 1993, 'An
-    introduction to the bootstrap', chapters 8 and 13). The same draw serves all competitors, so that what a seed or a patient
-    does to all of them alike cancels. ``same_patients``: all seeds test the same patients; then one draw of patients serves all
-    seeds in it, for it is the same people whom another study would replace.
+    introduction to the bootstrap', chapters 8 and 13). Of several seeds one less is drawn, or the spread of so few would come out
+    too small (Rao and Wu 1988, Journal of the American Statistical Association 83). The same draw serves all competitors, so that
+    what a seed or a patient does to all of them alike cancels. ``same_patients``: all seeds test the same patients; then one draw
+    of patients serves all seeds in it, for it is the same people whom another study would replace.
     """
     drawn = _Draws(competitors[reference], draws, same_patients=same_patients, seed=seed)
     values = {name: drawn.columns(outcomes, classes) for name, outcomes in competitors.items()}
@@ -110,7 +111,7 @@ class _Draws:
     def __init__(self, like: Outcomes, draws: int, *, same_patients: bool, seed: int) -> None:
         rng = np.random.default_rng([seed, 0xB007])
         self._draws, self._seeds = draws, list(like)
-        self._chosen = rng.integers(len(self._seeds), size=(draws, len(self._seeds)))
+        self._chosen = rng.integers(len(self._seeds), size=(draws, max(1, len(self._seeds) - 1)))
         shared: dict[str, Array] = {}
         self._weights: list[dict[str, Array]] = []
         for place, number in enumerate(self._seeds):
