@@ -64,6 +64,13 @@ def plain_of(recipe: RecipeChoice) -> RecipeChoice:
     return choice
 
 
+def place_of(competitor: Competitor) -> str:
+    """Where the comparison file says what the competitor is."""
+    if competitor.name in {FEDAVG, POOLED, LOCAL}:
+        return "grid"
+    return f"candidates.{competitor.name.removeprefix(LIKE)}"
+
+
 def _rows(comparison: Comparison, base: Experiment, file: Path) -> list[_Row]:
     """The baselines, the candidates, and FedAvg like each candidate where no row is that already."""
     fedavg, plain = (
@@ -185,8 +192,7 @@ def _check_same(competitor: Competitor, first: Experiment, file: Path) -> None:
     Raises:
         ConfigError: names the competitor and the field.
     """
-    baseline = competitor.name in {FEDAVG, POOLED, LOCAL}
-    place = "grid" if baseline else f"candidates.{competitor.name.removeprefix(LIKE)}"
+    place = place_of(competitor)
     for configuration in competitor.configurations:
         wrong = _unlike(configuration.experiment, first)
         if wrong is not None:

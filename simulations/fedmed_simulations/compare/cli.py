@@ -93,7 +93,7 @@ def prepared(
     from fedmed_common.loading import load_experiment
     from fedmed_server.names import check_names, check_start
     from fedmed_simulations.cli import experiment_file
-    from fedmed_simulations.compare.budget import competitors
+    from fedmed_simulations.compare.budget import competitors, place_of
     from fedmed_simulations.compare.runs import Runner
     from fedmed_simulations.compare.sites import Sites
     from fedmed_simulations.compare.study import Study
@@ -105,8 +105,12 @@ def prepared(
     rows = competitors(comparison, base, file)
     for row in rows:
         for configuration in row.configurations:
-            check_names(configuration.experiment, file)
-            check_start(configuration.experiment, file)
+            try:
+                check_names(configuration.experiment, file)
+                check_start(configuration.experiment, file)
+            except ConfigError as error:
+                field = f"{place_of(row)}: {error.field}"
+                raise ConfigError(error.problem, file=file, field=field, fix=error.fix) from None
     sites = Sites(
         base=base,
         file=path,

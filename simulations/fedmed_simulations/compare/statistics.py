@@ -110,7 +110,7 @@ class _Draws:
 
     def __init__(self, like: Outcomes, draws: int, *, same_patients: bool, seed: int) -> None:
         rng = np.random.default_rng([seed, 0xB007])
-        self._draws, self._seeds = draws, list(like)
+        self._seeds = list(like)
         self._chosen = rng.integers(len(self._seeds), size=(draws, max(1, len(self._seeds) - 1)))
         shared: dict[str, Array] = {}
         self._weights: list[dict[str, Array]] = []

@@ -48,7 +48,8 @@ def as_json(found: Results) -> dict[str, Any]:
         "competitors": {
             name: {
                 "columns": {column: _numbers(found.points[name][column]) for column in found.columns},
-                "classes": dict(zip(found.classes.names, _numbers(found.by_class[name]), strict=True)),
+                "classes": _by_class(found, found.by_class.get(name)),
+                "false_positives": _by_class(found, found.wrong_by_class.get(name)),
                 "differences": {
                     column: {key: _number(value) for key, value in asdict(interval).items()}
                     for column, interval in found.differences.get(name, {}).items()
@@ -60,6 +61,10 @@ def as_json(found: Results) -> dict[str, Any]:
         },
         "notes": list(found.notes),
     }
+
+
+def _by_class(found: Results, values_K: Array | None) -> dict[str, float | None]:
+    return {} if values_K is None else dict(zip(found.classes.names, _numbers(values_K), strict=True))
 
 
 def _number(value: float) -> float | None:

@@ -272,11 +272,20 @@ def test_ctrl_c_says_that_the_same_command_goes_on(write_comparison) -> None:
     assert last.status == "interrupted"
 
 
-def test_a_wrong_file_ends_with_the_fix_and_nothing_is_written(write_comparison) -> None:
-    file = write_comparison('[[candidates]]\nname = "x"\nchanges = { train.steps = 9 }')
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ("{ train.steps = 9 }", "candidates.x: rounds x steps x batch is 6 x 9 x 2, of the others 6 x 2 x 2"),
+        ('{ task.loss = "dice_focall" }', "candidates.x: task.loss: unknown name 'dice_focall'"),
+    ],
+)
+def test_a_wrong_file_ends_with_the_fix_and_nothing_is_written(
+    write_comparison, changes: str, told: str
+) -> None:
+    file = write_comparison(f'[[candidates]]\nname = "x"\nchanges = {changes}')
     done = fedmed("compare", file, "--folder", file.parent / "out", check=False)
     assert done.returncode == 2
-    assert "6 x 9 x 2, of the others 6 x 2 x 2" in done.stderr
+    assert told in done.stderr
     assert "fix:" in done.stderr
     assert not (file.parent / "out").exists()
 
