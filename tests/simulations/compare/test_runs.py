@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulated import assert_equal_weights, fedmed, only_run, start
+from simulated import FEDMED, assert_equal_weights, fedmed, only_run, start
 
 from fedmed_common.loading import load_experiment
 from fedmed_server import history
@@ -247,25 +246,23 @@ def test_a_comparison_that_is_changed_after_its_results_says_so(whole: Path, tmp
 
 def test_ctrl_c_says_that_the_same_command_goes_on(write_comparison) -> None:
     file = write_comparison(seeds="[1]", rounds=400)
-    process = start(
-        "compare",
-        file,
-        "--folder",
-        file.parent / "out",
-        printed=[file.parent / "out.txt", file.parent / "err.txt"],
+    process = subprocess.Popen(
+        ["env", "--default-signal=INT", FEDMED, "compare", str(file), "--folder", str(file.parent / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    end = time.monotonic() + 120
-    while (
-        time.monotonic() < end
-        and process.exitcode is None
-        and not list(file.parent.glob("out/runs/*/state.safetensors"))
-    ):
-        time.sleep(0.01)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
-    process.join(60)
-    assert process.exitcode == 130
-    assert "the same command goes on" in (file.parent / "err.txt").read_text()
+    try:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not list(file.parent.glob("out/runs/*/state.safetensors")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, output
+    assert "the same command goes on" in output
     (run,) = _runs(file)
     *_, last = history.read(run / "history.jsonl")
     assert isinstance(last, RunEnded)
