@@ -124,6 +124,10 @@ class Cohorts:
             self._open[key] = cohort, build_sampler(cases, experiment) if cases else None
         return self._open[key]
 
+    def forget(self) -> None:
+        """Close them all: a process that carries out many runs would map more files than it may."""
+        self._open.clear()
+
 
 COHORTS = Cohorts()
 

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Show and draw which site has how many patients of what.",
     ),
     "resume": ("fedmed_simulations.cli:resume", "Go on with an interrupted run."),
+    "compare": ("fedmed_simulations.compare.cli:compare", "Compare strategies fairly on this machine."),
     "rehearse": (
         "fedmed_simulations.rehearsal.cli:rehearse_command",
         "Rehearse a whole consortium on this machine.",

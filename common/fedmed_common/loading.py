@@ -27,17 +27,17 @@ def load_experiment(path: Path) -> Experiment:
     Raises:
         ConfigError: names the file, the field and the fix.
     """
-    document = _read_toml(path)
+    document = read_toml(path)
     transfer = document.get("transfer")
     if isinstance(transfer, dict) and isinstance(transfer.get("weights"), str):
-        transfer["weights"] = _resolve(transfer["weights"], path, "transfer.weights")
+        transfer["weights"] = resolve(transfer["weights"], path, "transfer.weights")
     simulation = document.get("simulation")
     if isinstance(simulation, dict):
         if isinstance(simulation.get("federation"), str):
-            simulation["federation"] = _resolve(simulation["federation"], path, "simulation.federation")
+            simulation["federation"] = resolve(simulation["federation"], path, "simulation.federation")
         partition = simulation.get("partition")
         if isinstance(partition, dict) and isinstance(partition.get("index"), str):
-            partition["index"] = _resolve(partition["index"], path, "simulation.partition.index")
+            partition["index"] = resolve(partition["index"], path, "simulation.partition.index")
         sites = simulation.get("sites")
         for number, site in enumerate(sites if isinstance(sites, list) else ()):
             _resolve_root(site, path, f"simulation.sites[{number}].data.root")
@@ -50,11 +50,11 @@ def load_site(path: Path) -> Site:
     Raises:
         ConfigError: names the file, the field and the fix.
     """
-    document = _read_toml(path)
+    document = read_toml(path)
     _resolve_root(document, path, "data.root")
     network = document.get("network")
     if isinstance(network, dict) and isinstance(network.get("ca"), str):
-        network["ca"] = _resolve(network["ca"], path, "network.ca")
+        network["ca"] = resolve(network["ca"], path, "network.ca")
     return validate(Site, document, path)
 
 
@@ -64,7 +64,7 @@ def load_file(model: type[M], path: Path) -> M:
     Raises:
         ConfigError: names the file, the field and the fix.
     """
-    return validate(model, _read_toml(path), path)
+    return validate(model, read_toml(path), path)
 
 
 def validate(model: type[M], document: Mapping[str, Any], file: Path | str) -> M:
@@ -91,7 +91,12 @@ def experiment_from_order(text: str) -> Experiment:
         raise as_config_error(Experiment, error, "the order's experiment") from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file says.
+
+    Raises:
+        ConfigError: it is not there, or not TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -111,10 +116,16 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _resolve_root(site: object, file: Path, field: str) -> None:
     data = site.get("data") if isinstance(site, dict) else None
     if isinstance(data, dict) and isinstance(data.get("root"), str):
-        data["root"] = _resolve(data["root"], file, field)
+        data["root"] = resolve(data["root"], file, field)
 
 
-def _resolve(text: str, file: Path, field: str) -> str:
+def resolve(text: str, file: Path, field: str) -> str:
+    """A path that ``file`` names, with its ``${VARIABLES}`` filled in; a relative one is relative to the file.
+
+    Raises:
+        ConfigError: a variable is not set.
+    """
+
     def variable(match: re.Match[str]) -> str:
         value = os.environ.get(match[1])
         if value is None:

@@ -51,6 +51,11 @@ def pooled_homes(homes: Sequence[SiteHome]) -> list[SiteHome]:
     return [trainer, *(replace(home, open=partial(_open_held_out, home)) for home in homes)]
 
 
+def forget() -> None:
+    """Close the cohorts that were drawn."""
+    _DRAWN.clear()
+
+
 def _named(site: Site, name: str) -> Site:
     return site.model_copy(update={"name": name, "policy": Policy(least_patients=1)})
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
     """
     experiment, plan = runfolder.open_run(folder)
     with locked(folder):
-        ended = _ended(folder)
+        ended = how_it_ended(folder)
         if ended is None or not (folder / REPORT).exists():
             homes = homes_for(experiment, folder, plan.baseline)
             cohorts = prepare(homes, experiment, console)
@@ -145,12 +146,22 @@ def _with_one_trainer(experiment: Experiment) -> Experiment:
 def _run_or_say_how_to_resume(
     folder: Path, experiment: Experiment, plan: runfolder.Plan, homes: Sequence[SiteHome], console: Console
 ) -> RunEnded:
+    try:
+        with incidents_told(homes, console):
+            return _run(folder, experiment, plan, homes, console)
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted(f"stopped; 'fedmed resume {folder}' goes on") from None
+
+
+@contextmanager
+def incidents_told(homes: Sequence[SiteHome], console: Console) -> Iterator[None]:
+    """Where a run fails, say what its sites have written down meanwhile."""
     logs = {home.site.name: home.folder / INCIDENTS for home in homes}
     before = {site: log.stat().st_size if log.exists() else 0 for site, log in logs.items()}
     try:
-        return _run(folder, experiment, plan, homes, console)
-    except (KeyboardInterrupt, Interrupted):
-        raise Interrupted(f"stopped; 'fedmed resume {folder}' goes on") from None
+        yield
+    except Interrupted:
+        raise
     except FedmedError:
         for site, log in logs.items():
             if log.exists() and (added := log.read_bytes()[before[site] :].decode(errors="replace")):
@@ -189,7 +200,7 @@ def _run(
             on_loaded=display.on_loaded,
         )
         ENGINES[plan.engine](watched, request)
-    ended = _ended(folder)
+    ended = how_it_ended(folder)
     if ended is None:
         raise FedmedError(
             f"{folder}: the engine stopped before the run ended; 'fedmed resume {folder}' goes on"
@@ -218,7 +229,7 @@ def _complete_tracking(folder: Path, experiment: Experiment, console: Console) -
         )
 
 
-def _ended(folder: Path) -> RunEnded | None:
+def how_it_ended(folder: Path) -> RunEnded | None:
     """How the run ended, where it did: a run that was interrupted or failed has not."""
     last = None
     for record in history.read(folder / history.FILE):

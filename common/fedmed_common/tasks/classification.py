@@ -107,7 +107,7 @@ class Classification:
         make of them is the mean over patients of the sites' values. A class that all, or none, of the patients show has no
         ``auroc`` and no ``balanced_accuracy``. Predicted is what has a probability of 0.5, or with single labels the highest.
         """
-        people = [_patient(cases) for cases in patients]
+        people = [patient_prediction(cases) for cases in patients]
         if not people:
             return {}
         score, present, annotated = (
@@ -141,7 +141,7 @@ class Classification:
         return np.asarray(probability.cpu().numpy())
 
 
-def _patient(cases: Sequence[Prediction]) -> Prediction:
+def patient_prediction(cases: Sequence[Prediction]) -> Prediction:
     """Several cases as one patient: what any of them shows, and each class's highest score where it was looked for."""
     annotated_CK = np.stack([case.annotated for case in cases])
     counts_CK = annotated_CK | ~annotated_CK.any(axis=0)
