@@ -116,7 +116,9 @@ def prepared(
         file=path,
         folder=folder / "runs" / SITES,
         console=console,
+        first_seed=comparison.seeds[0],
         test_federation=comparison.test.federation if comparison.test else None,
+        federations=comparison.federations,
     )
     trainers = len(sites.survey(base.model_copy(update={"seed": comparison.seeds[0]})))
     runner = Runner(

@@ -20,6 +20,7 @@ from fedmed_common.files import write_atomically
 from fedmed_common.tasks import patient_mean
 from fedmed_common.tasks.classification import patient_prediction
 from fedmed_server.state import RunState
+from fedmed_strategies.pieces import under
 
 Patients = dict[str, dict[int, Any]]
 """By site and patient."""
@@ -39,7 +40,8 @@ def measure(run: Path, homes: Sequence[SiteHome], experiment: Experiment, state:
         attempt=0,
         experiment=experiment.order_text(),
         split="test",
-        parameters=state.parameters,
+        parameters=state.model,
+        down=under(wire.DECISION, state.decision),
     )
     of_patient = _mean if experiment.task.name == "segmentation" else _prediction
     found = {

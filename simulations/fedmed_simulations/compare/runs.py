@@ -146,7 +146,7 @@ class Runner:
             "versions": [version(package) for package in ("fedmed", "torch", "monai")],
             "sites": {name: site.digest for name, site in surveyed.items()},
             "tested": {name: site.test_digest for name, site in surveyed.items()} if final else None,
-            "policies": self.sites.policies(),
+            "policies": self.sites.policies(experiment),
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
 

@@ -38,7 +38,9 @@ class Candidate(Model):
 class Held(Model):
     """Test patients from elsewhere, in place of those that each site holds out."""
 
-    federation: Path = Field(description="folder whose subfolders hold a site.toml each, named as the sites")
+    federation: Path = Field(
+        description="folder whose subfolders hold a site.toml each, named as the sites; {seed} in it is the seed"
+    )
 
 
 class Groups(Model):
@@ -59,6 +61,10 @@ class Comparison(Model):
         (), description="under which settings are chosen; absent: the first seed"
     )
     reference: Name = FEDAVG
+    federations: Path | None = Field(
+        None,
+        description="in the place of simulation.federation: a folder for each seed, with {seed} in its name",
+    )
     pooled_steps: Literal["site", "total"] = Field(
         "site", description="how many steps pooled training takes: as many as one site, or as all"
     )
@@ -76,6 +82,15 @@ class Comparison(Model):
         if len(set(seeds)) != len(seeds):
             raise ValueError("a seed is named twice")
         return seeds
+
+    @field_validator("federations")
+    @classmethod
+    def _for_each_seed(cls, folder: Path | None) -> Path | None:
+        if folder is not None and "{seed}" not in str(folder):
+            raise ValueError(
+                "needs {seed} in it, as 'federations/{seed}'; one folder for all is simulation.federation"
+            )
+        return folder
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -96,7 +111,8 @@ class Comparison(Model):
 
 
 def load_comparison(file: Path) -> Comparison:
-    """Read a comparison file; ``test.federation`` is relative to it. Nested tables of ``grid`` are dotted fields.
+    """Read a comparison file; ``federations`` and ``test.federation`` are relative to it. Nested tables of ``grid`` are dotted
+    fields.
 
     Raises:
         ConfigError: names the file, the field and the fix.
@@ -105,6 +121,8 @@ def load_comparison(file: Path) -> Comparison:
     test = document.get("test")
     if isinstance(test, dict) and isinstance(test.get("federation"), str):
         test["federation"] = resolve(test["federation"], file, "test.federation")
+    if isinstance(document.get("federations"), str):
+        document["federations"] = resolve(document["federations"], file, "federations")
     candidates = document.get("candidates", [])
     for table in [document, *(candidates if isinstance(candidates, list) else [])]:
         if isinstance(table, dict) and isinstance(table.get("grid"), dict):

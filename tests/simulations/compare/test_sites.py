@@ -19,16 +19,16 @@ from fedmed_simulations.compare.sites import Sites
 MakeSites = Callable[..., tuple[Sites, Experiment]]
 
 
-def _held(folder: Path, names: list[str]) -> Path:
+def _held(folder: Path, names: list[str], called: str = "held") -> Path:
     """A federation of other patients, as a folder of sites; their pictures are those of the first site."""
     for name in names:
-        site = folder / "held" / name
+        site = folder / called / name
         site.mkdir(parents=True)
         (site / "site.toml").write_text(
             f'name = "{name}"\nlabels = {{ disc = ["1"], dot = ["2"] }}\n[policy]\nleast_patients = 1\n'
             f'[data]\nformat = "images"\nimage_labels = "values"\nroot = {json.dumps(str(folder / "data" / "site-0"))}'
         )
-    return folder / "held"
+    return folder / called
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def test_who_trains_has_no_test_patients_and_who_tests_no_others(
         whole[name].patients("train") for name in names
     )
     for name in names:
-        assert {case.split for case in testing[name].cases} == {"test"}
-        held = {case.patient: case.image.tobytes() for case in testing[name].cases}
+        assert {case.split for case in testing[name].cases} == {"train", "test"}
+        held = {case.patient: case.image.tobytes() for case in testing[name].of("test")}
         assert held == {case.patient: case.image.tobytes() for case in whole[name].of("test")}
         assert training[name].patients("validation") == whole[name].patients("validation") > 0
     assert not any(cohort.of("test") for cohort in training.values())
@@ -83,7 +83,7 @@ def test_patients_of_a_test_federation_are_all_tested_under_every_seed(make_site
                 for name, one in cohorts.items()
             }
         )
-        assert {name: one.patients("train") for name, one in cohorts.items()} == {"site-0": 0, "site-1": 0}
+        assert not any(one.patients("validation") for one in cohorts.values())
     assert found[0] == found[1]
     assert {name: len(people) for name, people in found[0].items()} == {"site-0": 12, "site-1": 12}
     assert sites.same_patients_tested()
@@ -114,6 +114,32 @@ def test_drawn_sites_are_surveyed_too_and_seeds_deal_differently(make_sites: Mak
         name: sum(one.presence[name] for survey in surveys for one in survey.values())
         for name in ("dot", "disc")
     }
+
+
+def test_each_seed_can_have_a_federation_of_its_own(write_comparison) -> None:
+    folder = write_comparison().parent
+    file = folder / "discs.toml"
+    _held(folder, ["a", "b"], "sites-1")
+    _held(folder, ["c"], "sites-2")
+    _held(folder, ["a", "b"], "test-1")
+    _held(folder, ["c"], "test-2")
+    sites = Sites(
+        base=load_experiment(file),
+        file=file,
+        folder=folder / "sites",
+        console=Console(),
+        first_seed=1,
+        federations=folder / "sites-{seed}",
+        test_federation=folder / "test-{seed}",
+    )
+    for seed, names in ((1, ["a", "b"]), (2, ["c"])):
+        under = _under(sites.base, seed)
+        assert [home.site.name for home in sites.training(under, "")] == names
+        assert [home.site.name for home in sites.testing(under, "")] == names
+        assert list(sites.survey(under)) == names
+    assert not sites.same_patients_tested()
+    with pytest.raises(ConfigError, match="sites-3"):
+        sites.training(_under(sites.base, 3), "")
 
 
 def test_a_comparison_on_a_balanced_test_federation(write_comparison) -> None:
