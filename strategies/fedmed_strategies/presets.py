@@ -77,7 +77,11 @@ RECIPES: dict[str, Recipe] = {
     "rare": Recipe(sampler=Rare()),
     "holders": Recipe(aggregator=Holders(), statistics=(Counts(),)),
     "longtail": Recipe(
-        sampler=Rare(), aggregator=Holders(), statistics=(Counts(),), stages=(OperatingPoint(),)
+        sampler=Rare(),
+        statistics=(Counts(),),
+        aggregator=Holders(),
+        server_optimizer=Momentum(momentum=0.5),
+        stages=(OperatingPoint(),),
     ),
     "head_retraining": Recipe(stages=(HeadRetraining(),)),
     "operating_point": Recipe(stages=(OperatingPoint(),)),

@@ -189,7 +189,7 @@ def test_an_operating_point_is_what_the_changed_model_does(bench: Bench) -> None
 
 def test_the_operating_point_with_the_best_value_is_chosen_and_the_smallest_change_of_equals() -> None:
     stage = OperatingPoint(
-        points=OperatingPoints(offsets=(-1.0, 0.0, 1.0), volumes_mm3=(0.0, 50.0)), cost=0.5
+        points=OperatingPoints(offsets=(-1.0, 0.0, 1.0), volumes_mm3=(0.0, 50.0)), cost=0.5, rare=0
     )
     dice = np.array(
         [[[2, 2], [4, 4], [4, 4]], [[1, 1], [2, 2], [9, 9]], [[9, 9], [0, 0], [9, 9]]], np.float32
@@ -202,6 +202,10 @@ def test_the_operating_point_with_the_best_value_is_chosen_and_the_smallest_chan
     offsets, volumes = stage.choose(sums)
     np.testing.assert_array_equal(offsets, [0, 1, 0])
     np.testing.assert_array_equal(volumes, [50, 50, 0])
+    readily = {**sums, "dice": dice[:, ::-1].copy(), "false": np.zeros_like(false)}
+    np.testing.assert_array_equal(stage.choose(readily)[0], [0, -1, 0])
+    np.testing.assert_array_equal(stage.model_copy(update={"rare": 8}).choose(readily)[0], [0, -1, 0])
+    np.testing.assert_array_equal(stage.model_copy(update={"rare": 50}).choose(readily)[0], [0, 0, 0])
 
 
 def test_head_retraining_finds_a_class_whose_row_was_lost(bench: Bench) -> None:

@@ -21,14 +21,15 @@ class OperatingPoint(Stage):
     """Gives each class the offset of its bias and the least volume with the greatest mean Dice minus ``cost`` times the share of
     false positives, over the sites' training patients.
 
-    A class that fewer than ``least`` patients show, or fewer do not, stays as it is. Of points that are as good, the one that
-    changes least is taken. The least volumes are no part of the network: they go with it, to every site that measures it and into
-    the published file.
-    """
+    A class that fewer than ``least`` patients show, or fewer do not, stays as it is. One that fewer than ``rare`` show is never
+    called less readily than it is: the few are known by heart, so that their sums make the class look stronger than it is in
+    new patients. Of points that are as good, the one that changes least is taken. The least volumes are no part of the network:
+    they go with it, to every site that measures it and into the published file."""
 
     name = "operating_point"
-    cost: Annotated[float, Field(ge=0.0)] = 0.3
+    cost: Annotated[float, Field(ge=0.0)] = 0.2
     least: Annotated[int, Field(ge=1)] = 3
+    rare: Annotated[int, Field(ge=0)] = 50
     from_share: Fraction = 0.0
     points: OperatingPoints = OperatingPoints()
 
@@ -61,7 +62,8 @@ class OperatingPoint(Stage):
         for place, (shown, absent) in enumerate(zip(sums["shown"], sums["absent"], strict=True)):
             if shown < self.least or absent < self.least:
                 continue
-            value = sums["dice"][place] / shown - self.cost * sums["false"][place] / absent
+            allowed = np.where((offsets < 0) & (shown < self.rare), np.inf, 0.0)[:, None]
+            value = sums["dice"][place] / shown - self.cost * sums["false"][place] / absent - allowed
             best = np.where(value >= value.max() - 1e-6, change, np.inf)
             row, column = np.unravel_index(int(np.argmin(best)), best.shape)
             chosen[:, place] = offsets[row], volumes[column]
