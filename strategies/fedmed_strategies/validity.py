@@ -13,6 +13,7 @@ from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
 from fedmed_strategies.corrections.dyn import Dyn
 from fedmed_strategies.filters.norm_bound import NormBound
+from fedmed_strategies.flower import Flower
 from fedmed_strategies.personal.layers import OwnHead
 from fedmed_strategies.pieces import Piece
 from fedmed_strategies.server_optimizers.momentum import Momentum
@@ -49,7 +50,19 @@ def _all(condition: bool, pieces: list[Piece]) -> list[Piece]:
     return pieces if condition else []
 
 
+def _servers_own(recipe: Recipe) -> list[Piece]:
+    weights = [] if recipe.weights.name == "by_patients" else [recipe.weights]
+    optimizer = [] if recipe.server_optimizer == Momentum() else [recipe.server_optimizer]
+    corrections = [c for c in recipe.corrections if c.name in {"scaffold", "dyn"}]
+    return [*weights, *recipe.filters, *optimizer, *corrections]
+
+
 PIECE_RULES: tuple[PieceRule, ...] = (
+    PieceRule(
+        what="a strategy of Flower's x what the server does otherwise",
+        offends=lambda r: _all(isinstance(r.aggregator, Flower), _servers_own(r)),
+        why="a strategy of Flower's does all of the server's part; only pieces that work at the sites go with it",
+    ),
     PieceRule(
         what="secure aggregation x a rule that compares updates",
         offends=lambda r: _all(r.secure, _each_update(r)),
@@ -144,7 +157,9 @@ def _silent_statistics(recipe: Recipe, experiment: Experiment) -> list[Piece]:
 
 
 def _in_the_clear(recipe: Recipe, experiment: Experiment) -> list[Piece]:
-    measured = [p for p in recipe.pieces() if p.measures]
+    measured = [
+        p for p in recipe.pieces() if p.measures or (isinstance(p, Flower) and "QFedAvg" in p.classes)
+    ]
     return _all(experiment.privacy is not None, measured)
 
 
