@@ -66,7 +66,8 @@ def test_it_runs(write_experiment, tmp_path: Path, name: str) -> None:
 
 def test_flowers_fedavg_is_ours_and_its_proximal_term_is_ours(write_experiment, tmp_path: Path) -> None:
     def last(name: str, settings: str = "") -> dict[str, np.ndarray]:
-        return run(write_experiment(rounds=2, extra=recipe(name, settings)), tmp_path / "runs" / name)
+        file = write_experiment(rounds=1, steps=4, extra=recipe(name, settings))
+        return run(file, tmp_path / "runs" / name)
 
     ours, prox = last("fedavg"), last("fedprox", "settings.prox.mu = 5.0")
     assert not same(ours, prox, 1e-4)
@@ -76,7 +77,7 @@ def test_flowers_fedavg_is_ours_and_its_proximal_term_is_ours(write_experiment, 
 
 @pytest.mark.parametrize("name", ["FedAdam", "FedAvgM"])
 def test_a_killed_run_ends_as_an_uninterrupted_one(write_experiment, tmp_path: Path, name: str) -> None:
-    file = write_experiment(rounds=8, steps=4, extra=recipe(f"flwr.{name}", SETTINGS[name]))
+    file = write_experiment(rounds=6, steps=4, extra=recipe(f"flwr.{name}", SETTINGS[name]))
     fedmed("simulate", file, "--runs", tmp_path / "whole")
     killed = kill_after_round(file, tmp_path / "killed", rounds=2)
     fedmed("resume", killed)
