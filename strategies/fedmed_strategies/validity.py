@@ -118,9 +118,11 @@ PIECE_RULES: tuple[PieceRule, ...] = (
     PieceRule(
         what="Bulyan, the median or the trimmed mean x weights",
         offends=lambda r: _all(
-            r.aggregator.name in {"bulyan", "median", "trimmed_mean"} and bool(r.weights.scalars), [r.weights]
+            r.aggregator.name in {"bulyan", "median", "trimmed_mean"}
+            and r.weights.name not in {"by_patients", "equal"},
+            [r.weights],
         ),
-        why="this rule counts all sites alike, so that weights that sites earn would do nothing",
+        why="this rule counts all sites alike, so that weights would do nothing",
     ),
     PieceRule(
         what="holder rows x a head of each site's own",
