@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
@@ -35,6 +39,7 @@ _REFUSED = {
 _ROBUST = {"FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"}
 _SET_HERE = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 _NUMBERS = {int: (int,), float: (int, float), bool: (bool,), float | None: (int, float)}
+_OURS = ("fraction_", "min_")
 _SENT_ANEW = "current_arrays"
 _PROXIMAL, _ROUND = "proximal-mu", "server-round"
 
@@ -84,8 +89,9 @@ class FlowerRound:
         )
         config = ConfigRecord()
         start = _record({name: self.parameters[name] for name in self._learned})
-        nodes: Any = _Nodes(len(self.scene.sites))
-        orders = self._strategy.configure_train(self.scene.round, start, config, nodes)
+        nodes: Any = SimpleNamespace(get_node_ids=lambda: range(1, len(self.scene.sites) + 1))
+        with _quietly():
+            orders = list(self._strategy.configure_train(self.scene.round, start, config, nodes))
         self._orders = {order.metadata.dst_node_id: order for order in orders}
         self._check_asked(dict(config))
 
@@ -119,7 +125,8 @@ class FlowerRound:
             reply.content["metrics"] = MetricRecord(told)
         name = PREFIX + self._piece.strategy
         try:
-            arrays, _ = self._strategy.aggregate_train(self.scene.round, self._replies)
+            with _quietly():
+                arrays, _ = self._strategy.aggregate_train(self.scene.round, self._replies)
         except AggregationError as error:
             raise QuorumError(f"'{name}' could not combine the answers: {error}") from error
         if arrays is None:
@@ -150,14 +157,19 @@ class FlowerRound:
             )
 
 
-class _Nodes:
-    """The sites, as a strategy may look them up before it draws from them."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def get_node_ids(self) -> Iterable[int]:
-        return range(1, self._count + 1)
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Flower's account of each round, which the history gives, and without what was there before in its searches for
+    garbage, of which some strategies make one for each array."""
+    log = logging.getLogger("flwr")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        log.setLevel(before)
 
 
 def _record(arrays: Arrays) -> Any:
@@ -189,7 +201,8 @@ def _made(name: str, piece: Flower, inner: Strategy | None) -> Strategy:
         )
     arguments = _arguments(name, kind, dict(piece.settings.get(name, {})), inner)
     try:
-        built: Strategy = kind(**arguments)
+        with _quietly():
+            built: Strategy = kind(**arguments)
     except ValueError as error:
         raise ConfigError(str(error), field=f"recipe.settings.{name}", fix="change its settings") from error
     return built
@@ -200,7 +213,7 @@ def _arguments(name: str, kind: Any, given: dict[str, Any], inner: Strategy | No
     place = f"recipe.settings.{name}"
     signature = inspect.signature(kind).parameters
     hints = get_type_hints(kind.__init__)
-    free = {key for key in signature if hints.get(key) in _NUMBERS and not _is_ours(key)}
+    free = {key for key in signature if hints.get(key) in _NUMBERS and not key.startswith(_OURS)}
     free |= {"strategy"} & set(signature)
     for key, value in given.items():
         if key in signature and key not in free:
@@ -224,10 +237,6 @@ def _arguments(name: str, kind: Any, given: dict[str, Any], inner: Strategy | No
                 f"'{PREFIX}{name}' needs '{key}'", field=f"{place}.{key}", fix=f"set {place}.{key}"
             )
     return given | {key: value for key, value in _SET_HERE.items() if key in signature}
-
-
-def _is_ours(key: str) -> bool:
-    return key.startswith(("fraction_", "min_"))
 
 
 def _levels(strategy: Strategy) -> Iterator[tuple[str, Strategy]]:
