@@ -5,12 +5,13 @@ Each rule is a condition and a sentence. A rule about pieces alone needs only th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
+from fedmed_common.params import is_statistic
 from fedmed_strategies.corrections.dyn import Dyn
 from fedmed_strategies.filters.norm_bound import NormBound
 from fedmed_strategies.flower import Flower
@@ -293,6 +294,20 @@ def refuse(recipe: Recipe, experiment: Experiment) -> None:
     for rule in EXPERIMENT_RULES:
         if offending := rule.offends(recipe, experiment):
             raise ConfigError(f"'{offending[0].name}': {rule.why}", field=rule.field, fix=rule.fix)
+
+
+def refuse_network(recipe: Recipe, sent: Sequence[str]) -> None:
+    """Refuse a network of which sites send what the recipe cannot protect. ``sent``: the arrays of an update.
+
+    Raises:
+        ConfigError: names the field and the fix.
+    """
+    if recipe.central_privacy is not None and any(is_statistic(name) for name in sent):
+        raise ConfigError(
+            "'central_privacy': running statistics of batch norms have no length, and would leave without noise",
+            field="model.norm",
+            fix="use 'group' or 'instance', or keep the norms at the sites with 'fedbn' or 'silobn'",
+        )
 
 
 def warnings(recipe: Recipe, experiment: Experiment) -> list[str]:

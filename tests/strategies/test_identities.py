@@ -198,3 +198,25 @@ def test_one_step_at_each_site_is_one_step_on_the_pooled_loss(seed: int, patient
     share = np.array(patients) / sum(patients)
     gradient = np.einsum("k,kij,kj->i", share, toy.hessians, start - toy.optima)
     np.testing.assert_allclose(toy.run(Recipe(), 1, start).w, start - toy.rate * gradient, rtol=0, atol=1e-12)
+
+
+def test_running_statistics_do_not_change_how_much_a_site_counts() -> None:
+    """Whatever they are: an update's length, and how near it is to others, are those of what is learned."""
+    draw = drawn(5)
+    start, updates = draw(), [draw() for _ in range(7)]
+    measured = {"norm.running_mean": np.zeros(2, np.float32), "norm.running_var": np.ones(2, np.float32)}
+    recipes = [recipe for recipe, _ in ORDERLESS.values()]
+    recipes += [
+        Recipe(weights=Fair(q=1.0)),
+        Recipe(central_privacy=CentralPrivacy(clipping_norm=0.1, noise_multiplier=0.0)),
+    ]
+    for recipe in recipes:
+        results = []
+        for extra in ({}, measured):
+            sites = [Site(name=f"s{n}", patients=10) for n in range(7)]
+            done = Round(recipe, scene(sites, start | extra), start | extra, {})
+            for number, (site, delta) in enumerate(zip(sites, updates, strict=True)):
+                wide = {name: np.full(2, 10.0**number, np.float32) for name in extra}
+                done.add(Answer(site=site, delta=delta | wide, scalars={"start_loss": 0.1 + number}))
+            results.append(done.finish()[0])
+        assert all(np.array_equal(results[0][name], results[1][name]) for name in start), recipe

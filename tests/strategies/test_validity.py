@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
+from fedmed_common.models import build_model
 from fedmed_strategies.aggregators.bulyan import Bulyan
 from fedmed_strategies.aggregators.coordinates import Median, TrimmedMean
 from fedmed_strategies.aggregators.geometric_median import GeometricMedian
@@ -23,15 +25,17 @@ from fedmed_strategies.filters.nearest_neighbours import NearestNeighbours
 from fedmed_strategies.filters.norm_bound import NormBound
 from fedmed_strategies.flower import Flower
 from fedmed_strategies.inputs.random_normalisation import RandomNormalisation
+from fedmed_strategies.layers import layers_of
 from fedmed_strategies.longtail.weighted import ClassBalanced
 from fedmed_strategies.personal.layers import OwnHead, OwnNorms
 from fedmed_strategies.personal.networks import Ditto, FineTuned, MeanRegularised
 from fedmed_strategies.presets import RECIPES
 from fedmed_strategies.recipe import Recipe
+from fedmed_strategies.server_half import shared
 from fedmed_strategies.server_optimizers.momentum import Momentum
 from fedmed_strategies.stages.operating_point import OperatingPoint
 from fedmed_strategies.statistics.counts import Counts
-from fedmed_strategies.validity import EXPERIMENT_RULES, PIECE_RULES, refuse, warnings
+from fedmed_strategies.validity import EXPERIMENT_RULES, PIECE_RULES, refuse, refuse_network, warnings
 from fedmed_strategies.weights.disco import Disco
 from fedmed_strategies.weights.fair import Fair
 from fedmed_strategies.weights.fixed import Equal
@@ -244,6 +248,16 @@ def test_experiments_that_a_recipe_does_not_allow(
 def test_every_rule_is_in_these_tables() -> None:
     assert {rule.what for rule in PIECE_RULES} == set(ids(PIECES))
     assert {rule.what for rule in EXPERIMENT_RULES} == set(ids(EXPERIMENTS))
+
+
+def test_central_privacy_sends_no_running_statistics() -> None:
+    network = build_model(experiment({"model": {"norm": "batch", "channels": [4, 8]}}))
+    layers = layers_of(network, (), 1)
+    for also, fine in ((Recipe(), False), (RECIPES["fedbn"], True), (RECIPES["silobn"], True)):
+        recipe = Recipe(central_privacy=CLIPPED) + also
+        with nullcontext() if fine else pytest.raises(ConfigError, match="leave without noise"):
+            refuse_network(recipe, shared(recipe, layers))
+    refuse_network(Recipe(), shared(Recipe(), layers))
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

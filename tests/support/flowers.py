@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,7 @@ def played(
 ) -> list[Parameters]:
     """What Flower's strategy makes of each round's updates, from what it made of the round before, in single precision."""
     results, at = list[Parameters](), start
+    gc.freeze()  # some strategies search for garbage after each array
     for number, updates in enumerate(rounds, 1):
         orders = strategy.configure_train(number, record(at), ConfigRecord(), Nodes(len(updates)))
         by_node = {order.metadata.dst_node_id: order for order in orders}
@@ -59,4 +61,5 @@ def played(
         assert new is not None
         at = {name: new[name].numpy().astype(np.float32) for name in at}
         results.append(at)
+    gc.unfreeze()
     return results

@@ -125,14 +125,15 @@ class Run:
         work = self._work(k, model, sent, about)
         halves = [half for piece in self.recipe.pieces() if (half := piece.at_site(work)) is not None]
         hessian, optimum = torch.from_numpy(toy.hessians[k]), torch.from_numpy(toy.optima[k])
-        optimizer = torch.optim.SGD(model.parameters(), lr=toy.rate, momentum=toy.momentum)
+        velocity = torch.zeros(len(start), dtype=torch.float64)
         for half in halves:
             half.begin()
         for step in range(1, toy.steps[k] + 1):
-            model.w.grad = (hessian @ (model.w.detach() - optimum)).clone()
+            model.w.grad = hessian @ (model.w.detach() - optimum)
             for half in halves:
                 half.gradients(step)
-            optimizer.step()
+            velocity = toy.momentum * velocity + model.w.grad
+            model.w.data -= toy.rate * velocity
         after = model.w.detach().numpy().copy()
         left = [half.finish({"w": after - self.w}) for half in halves]
         self.kept[k] = {name: array for one in left for name, array in one.memory.items()}

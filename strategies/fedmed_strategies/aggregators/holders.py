@@ -50,7 +50,6 @@ class Holders(Aggregator):
 class _Rows:
     def __init__(self, template: Arrays, scene: Scene, weights_of: _WeightsOf) -> None:
         self._scene, self._weights_of = scene, weights_of
-        self._before = int(scene.background)
         self._mean = MeanGathering(template)
         self._axes = {name: axis for name, axis in scene.layers.rows.items() if name in template}
         self._rows = {name: np.zeros(template[name].shape) for name in self._axes}
@@ -60,14 +59,16 @@ class _Rows:
         self._mean.add(update)
         weights = self._weights_of(update.site, self._scene.classes)
         self._weights += weights
-        each = np.concatenate([np.zeros(self._before), weights])
+        each = np.concatenate([np.zeros(int(self._scene.background)), weights])
         for name, axis in self._axes.items():
             self._rows[name] += _along(each, axis, update.delta[name].ndim) * update.delta[name]
 
     def result(self, total: float) -> Arrays:
         mean = self._mean.result(total)
-        held = np.concatenate([np.zeros(self._before, bool), self._weights > 0])
-        each = np.concatenate([np.ones(self._before), np.where(self._weights > 0, self._weights, 1.0)])
+        held = np.concatenate([np.zeros(int(self._scene.background), bool), self._weights > 0])
+        each = np.concatenate(
+            [np.ones(int(self._scene.background)), np.where(self._weights > 0, self._weights, 1.0)]
+        )
         for name, axis in self._axes.items():
             dimensions = mean[name].ndim
             rows = self._rows[name] / _along(each, axis, dimensions)
