@@ -7,6 +7,7 @@ import pytest
 from fedmed_common.config import RecipeChoice
 from fedmed_common.errors import ConfigError
 from fedmed_strategies.corrections.prox import Prox
+from fedmed_strategies.longtail.weighted import Focal
 from fedmed_strategies.presets import RECIPES, plain_of
 from fedmed_strategies.recipe import Recipe, resolve
 from fedmed_strategies.statistics.counts import Counts
@@ -97,13 +98,7 @@ def test_settings_reach_pieces_and_the_statistics_that_they_ask_for() -> None:
     assert RECIPES["logit_adjustment"].gathered() == (Counts(),)
 
 
-def is_mixed(recipe: Recipe) -> bool:
-    """Whether it has a loss, a sampler or inputs, and something besides."""
-    local = Recipe(losses=recipe.losses, sampler=recipe.sampler, inputs=recipe.inputs)
-    return Recipe() != local != recipe
-
-
-@pytest.mark.parametrize("name", sorted(name for name, recipe in RECIPES.items() if not is_mixed(recipe)))
+@pytest.mark.parametrize("name", sorted(RECIPES))
 def test_the_plain_one_keeps_what_is_local_alone(name: str) -> None:
     recipe = RECIPES[name]
     plain = resolve(plain_of(RecipeChoice(name=name)), RECIPES)
@@ -120,8 +115,13 @@ def test_the_plain_one_keeps_the_settings_of_what_is_local() -> None:
     )
 
 
-def test_a_local_piece_that_no_recipe_has_alone_is_said() -> None:
-    with pytest.raises(ConfigError, match="no recipe is 'random_normalisation' alone") as caught:
-        plain_of(RecipeChoice(name="fedrdn_sam"))
-    assert caught.value.fix == "name the losses and the sampler by their own recipes"
-    plain_of(RecipeChoice(name="fedrdn", also=("fedsam",)))
+def test_what_is_local_in_a_mixed_recipe_is_named_by_its_own() -> None:
+    assert plain_of(RecipeChoice(name="fedrdn_sam")) == RecipeChoice(name="fedavg", also=("fedrdn",))
+    assert plain_of(RecipeChoice(name="fedrdn", also=("fedrdn_sam",))).also == ("fedrdn",)
+
+
+def test_a_local_piece_that_no_recipe_has_alone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = RECIPES["median"] + Recipe(losses=(Focal(gamma=3.0),))
+    monkeypatch.setitem(RECIPES, "mixed", mixed)
+    with pytest.raises(ConfigError, match="no recipe is 'focal' alone, as 'mixed' has it"):
+        plain_of(RecipeChoice(name="mixed"))
