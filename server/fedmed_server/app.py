@@ -32,6 +32,7 @@ from fedmed_server.state import RunState, best_round, load_state, model_file, sa
 from fedmed_strategies.layers import layers_of
 from fedmed_strategies.presets import recipe_of
 from fedmed_strategies.server_half import shared
+from fedmed_strategies.validity import refuse_network
 
 _POLL_SECONDS, _DEPLOYED_POLL_SECONDS = 0.05, 0.25
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -119,6 +120,7 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     privacy.check(experiment, also=recipe.spent(experiment))
     state, model = _initial_state(request)
     layers = layers_of(model, experiment.model.head, experiment.plan.outputs)
+    refuse_network(recipe, shared(recipe, layers))
     channel = Channel(
         grid=grid,
         experiment=experiment,

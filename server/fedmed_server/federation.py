@@ -12,9 +12,11 @@ from fedmed_common import wire
 from fedmed_common.params import Parameters
 from fedmed_server.channel import Channel, Member
 from fedmed_server.exchange import Answer, Extras, exchange
+from fedmed_server.flower_strategies import FlowerRound
 from fedmed_server.history import SiteResult, missed
 from fedmed_server.state import RunState
 from fedmed_strategies import pieces, server_half
+from fedmed_strategies.flower import Flower
 from fedmed_strategies.pieces import Layers, Memory, Scene, Site, own, under
 from fedmed_strategies.recipe import Recipe
 from fedmed_strategies.statistics.base import Sizes, Statistic
@@ -46,8 +48,10 @@ class Federation:
             norm_limit=channel.experiment.federation.update_norm_limit,
         )
 
-    def round(self) -> server_half.Round:
+    def round(self) -> server_half.Round | FlowerRound:
         """Where answers become new parameters."""
+        if isinstance(self.recipe.aggregator, Flower):
+            return FlowerRound(self.recipe, self.scene, self.start, self.memory)
         return server_half.Round(self.recipe, self.scene, self.start, self.memory)
 
     def extras(self) -> Extras:
@@ -64,8 +68,14 @@ class Federation:
         """An admitted answer as the recipe's pieces see it."""
         assert answer.reply is not None  # noqa: S101
         site = next(site for site in self.scene.sites if site.name == answer.member.name)
+        reply = answer.reply
+        loss = reply.metrics.get("loss")
         return pieces.Answer(
-            site=site, delta=answer.reply.delta, sums=answer.reply.sums, scalars=answer.reply.scalars
+            site=site,
+            delta=reply.delta,
+            sums=reply.sums,
+            scalars=reply.scalars,
+            loss=None if loss is None or math.isnan(loss.value) else loss.value,
         )
 
 

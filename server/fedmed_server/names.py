@@ -11,6 +11,7 @@ from fedmed_common.lookup import find
 from fedmed_common.models import require_packages, start_model
 from fedmed_common.tasks import TASKS, losses_of
 from fedmed_common.weight_files import find_weights
+from fedmed_server import flower_strategies
 from fedmed_strategies.presets import recipe_of
 
 
@@ -24,6 +25,7 @@ def check_names(experiment: Experiment, file: Path) -> None:
         find(TASKS, experiment.task.name, field="task.name")
         find(losses_of(experiment.task), experiment.task.loss, field="task.loss")
         recipe = recipe_of(experiment)
+        flower_strategies.check(recipe)
         require_packages(experiment)
     except ConfigError as error:
         raise ConfigError(error.problem, file=file, field=error.field, fix=error.fix) from None

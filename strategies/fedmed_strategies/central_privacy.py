@@ -12,7 +12,7 @@ from pydantic import Field
 from fedmed_common.fields import Fraction, Positive
 from fedmed_common.params import is_statistic
 from fedmed_strategies.filters.norm_bound import bounded
-from fedmed_strategies.pieces import Arrays, Memory, Piece, Scene, Weighed
+from fedmed_strategies.pieces import Arrays, Memory, Piece, Weighed
 
 
 class CentralPrivacy(Piece):
@@ -73,8 +73,3 @@ class CentralPrivacy(Piece):
         share = (sum(within) + self.noise_of_shares * float(entropy.normal(1)[0])) / len(within)
         moved = length * math.exp(-self.adapts * (share - self.quantile))
         return {f"{self.name}/clipping_norm": np.array(max(self.least, moved))}
-
-    def refuse(self, scene: Scene) -> str:
-        """Why it cannot hold for this network; empty where it can."""
-        measured = [name for name in scene.layers.trained if is_statistic(name)]
-        return "running statistics of batch norms would leave without noise" if measured else ""

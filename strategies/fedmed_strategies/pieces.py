@@ -93,12 +93,14 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One site's part in a round: its update, and what its recipe's pieces sent beside it. ``loss``: its mean training loss."""
+    """One site's part in a round: its update, and what its recipe's pieces sent beside it. ``loss``: its mean training
+    loss, where the site says it."""
 
     site: Site
     delta: Arrays
     sums: Arrays = field(default_factory=dict)
     scalars: Mapping[str, float] = field(default_factory=dict)
+    loss: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)

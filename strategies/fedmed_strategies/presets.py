@@ -123,21 +123,36 @@ def plain_of(choice: RecipeChoice) -> RecipeChoice:
     """FedAvg with the same losses, sampler and inputs: what of a recipe's gain is not due to how it federates.
 
     Raises:
-        ConfigError: a name is unknown.
+        ConfigError: a name is unknown; or no recipe is what is local in one of them.
     """
-    kept = [name for name in (choice.name, *choice.also) if _is_local(RECIPES.get(name, Recipe()))]
     recipe = resolve(choice, RECIPES)
+    kept = [name for chosen in (choice.name, *choice.also) for name in _local_of(chosen)]
     local = {piece.name for piece in (*recipe.losses, recipe.sampler, recipe.inputs) if piece is not None}
-    covered = resolve(RecipeChoice(name="fedavg", also=tuple(kept)), RECIPES)
-    missing = local - {piece.name for piece in covered.pieces()}
-    if missing:
+    settings = {name: values for name, values in choice.settings.items() if name in local}
+    return RecipeChoice(name="fedavg", also=tuple(dict.fromkeys(kept)), settings=settings)
+
+
+def _local_of(name: str) -> tuple[str, ...]:
+    """The recipes that have what is local in this one, and nothing else."""
+    recipe = RECIPES.get(name, Recipe())
+    if _is_local(recipe):
+        return (name,)
+    alone = [Recipe(losses=(loss,)) for loss in recipe.losses]
+    alone += [Recipe(sampler=recipe.sampler), Recipe(inputs=recipe.inputs)]
+    found = {
+        each: other
+        for other, preset in RECIPES.items()
+        for each in range(len(alone))
+        if preset == alone[each]
+    }
+    lost = [one for each, one in enumerate(alone) if one != Recipe() and each not in found]
+    if lost:
         raise ConfigError(
-            f"no recipe is '{min(missing)}' alone",
+            f"no recipe is '{next(lost[0].pieces()).name}' alone, as '{name}' has it",
             field="recipe",
             fix="name the losses and the sampler by their own recipes",
         )
-    settings = {name: values for name, values in choice.settings.items() if name in local}
-    return RecipeChoice(name="fedavg", also=tuple(kept), settings=settings)
+    return tuple(found[each] for each, one in enumerate(alone) if one != Recipe())
 
 
 def _is_local(recipe: Recipe) -> bool:

@@ -16,6 +16,8 @@ from fedmed_common.lookup import find
 from fedmed_common.privacy import Spent
 from fedmed_strategies.aggregators.mean import Mean
 from fedmed_strategies.central_privacy import CentralPrivacy
+from fedmed_strategies.corrections.prox import Prox
+from fedmed_strategies.flower import PREFIX, Flower, flower_of
 from fedmed_strategies.pieces import (
     Aggregator,
     Correction,
@@ -157,13 +159,25 @@ class Recipe(Model):
 def resolve(choice: RecipeChoice, presets: Mapping[str, Recipe]) -> Recipe:
     """The recipe that an experiment asks for: presets added up, and settings of their pieces.
 
+    A name that begins with ``flwr.`` is that of a strategy of Flower's, which the server looks up.
+
     Raises:
         ConfigError: names the field and the fix.
     """
-    recipe = find(presets, choice.name, field="recipe.name")
+    settings: dict[str, Mapping[str, Any]] = dict(choice.settings)
+    if choice.name.startswith(PREFIX):
+        recipe = _of_flower(flower_of(choice.name.removeprefix(PREFIX), settings))
+    else:
+        recipe = find(presets, choice.name, field="recipe.name")
     for name in choice.also:
         recipe = recipe + find(presets, name, field="recipe.also")
-    return recipe.with_settings(choice.settings)
+    return recipe.with_settings(settings)
+
+
+def _of_flower(flower: Flower) -> Recipe:
+    mu = flower.proximal
+    drawn = (_made(Prox, {"mu": mu}, f"recipe.settings.{flower.strategy}"),) if mu else ()
+    return Recipe(aggregator=flower, corrections=drawn)
 
 
 def _replaced(value: Any, changed: Mapping[str, Piece]) -> Any:

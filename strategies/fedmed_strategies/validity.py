@@ -5,14 +5,16 @@ Each rule is a condition and a sentence. A rule about pieces alone needs only th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
+from fedmed_common.params import is_statistic
 from fedmed_strategies.corrections.dyn import Dyn
 from fedmed_strategies.filters.norm_bound import NormBound
+from fedmed_strategies.flower import Flower
 from fedmed_strategies.personal.layers import OwnHead
 from fedmed_strategies.pieces import Piece
 from fedmed_strategies.server_optimizers.momentum import Momentum
@@ -49,7 +51,19 @@ def _all(condition: bool, pieces: list[Piece]) -> list[Piece]:
     return pieces if condition else []
 
 
+def _servers_own(recipe: Recipe) -> list[Piece]:
+    weights = [] if recipe.weights.name == "by_patients" else [recipe.weights]
+    optimizer = [] if recipe.server_optimizer == Momentum() else [recipe.server_optimizer]
+    corrections = [c for c in recipe.corrections if c.name in {"scaffold", "dyn"}]
+    return [*weights, *recipe.filters, *optimizer, *corrections]
+
+
 PIECE_RULES: tuple[PieceRule, ...] = (
+    PieceRule(
+        what="a strategy of Flower's x what the server does otherwise",
+        offends=lambda r: _all(isinstance(r.aggregator, Flower), _servers_own(r)),
+        why="a strategy of Flower's does all of the server's part; only pieces that work at the sites go with it",
+    ),
     PieceRule(
         what="secure aggregation x a rule that compares updates",
         offends=lambda r: _all(r.secure, _each_update(r)),
@@ -105,9 +119,11 @@ PIECE_RULES: tuple[PieceRule, ...] = (
     PieceRule(
         what="Bulyan, the median or the trimmed mean x weights",
         offends=lambda r: _all(
-            r.aggregator.name in {"bulyan", "median", "trimmed_mean"} and bool(r.weights.scalars), [r.weights]
+            r.aggregator.name in {"bulyan", "median", "trimmed_mean"}
+            and r.weights.name not in {"by_patients", "equal"},
+            [r.weights],
         ),
-        why="this rule counts all sites alike, so that weights that sites earn would do nothing",
+        why="this rule counts all sites alike, so that weights would do nothing",
     ),
     PieceRule(
         what="holder rows x a head of each site's own",
@@ -144,7 +160,9 @@ def _silent_statistics(recipe: Recipe, experiment: Experiment) -> list[Piece]:
 
 
 def _in_the_clear(recipe: Recipe, experiment: Experiment) -> list[Piece]:
-    measured = [p for p in recipe.pieces() if p.measures]
+    measured = [
+        p for p in recipe.pieces() if p.measures or (isinstance(p, Flower) and "QFedAvg" in p.classes)
+    ]
     return _all(experiment.privacy is not None, measured)
 
 
@@ -276,6 +294,20 @@ def refuse(recipe: Recipe, experiment: Experiment) -> None:
     for rule in EXPERIMENT_RULES:
         if offending := rule.offends(recipe, experiment):
             raise ConfigError(f"'{offending[0].name}': {rule.why}", field=rule.field, fix=rule.fix)
+
+
+def refuse_network(recipe: Recipe, sent: Sequence[str]) -> None:
+    """Refuse a network of which sites send what the recipe cannot protect. ``sent``: the arrays of an update.
+
+    Raises:
+        ConfigError: names the field and the fix.
+    """
+    if recipe.central_privacy is not None and any(is_statistic(name) for name in sent):
+        raise ConfigError(
+            "'central_privacy': running statistics of batch norms have no length, and would leave without noise",
+            field="model.norm",
+            fix="use 'group' or 'instance', or keep the norms at the sites with 'fedbn' or 'silobn'",
+        )
 
 
 def warnings(recipe: Recipe, experiment: Experiment) -> list[str]:

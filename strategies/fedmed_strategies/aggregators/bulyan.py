@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fedmed_strategies.aggregators.robust import Together
 from fedmed_strategies.filters.distances import enough, squared_distances
-from fedmed_strategies.filters.krum import krum_scores
+from fedmed_strategies.filters.krum import by_score
 from fedmed_strategies.pieces import Aggregator, Arrays, Gathering, Memory, Scene, Weighed
 
 
@@ -38,10 +38,8 @@ class Bulyan(Aggregator):
     def _choose(self, squares: NDArray[np.float64]) -> list[int]:
         left, chosen = list(range(len(squares))), list[int]()
         while len(chosen) < len(squares) - 2 * self.hostile:
-            best = (
-                int(np.argmin(krum_scores(squares[np.ix_(left, left)], self.hostile))) if len(left) > 1 else 0
-            )
-            chosen.append(left.pop(best))
+            best = by_score(squares[np.ix_(left, left)], self.hostile)[0]
+            chosen.append(left.pop(int(best)))
         return sorted(chosen)
 
 

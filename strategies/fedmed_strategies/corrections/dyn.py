@@ -55,7 +55,7 @@ class Dyn(Correction):
             if not is_statistic(name)
         }
         moved = {
-            name: (array - drift[name] / self.alpha).astype(np.float32) if name in drift else array
+            name: (array - drift[name] / self.alpha).astype(array.dtype) if name in drift else array
             for name, array in parameters.items()
         }
         return moved, under(_SERVER, drift)

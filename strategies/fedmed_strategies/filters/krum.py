@@ -14,7 +14,7 @@ from fedmed_strategies.pieces import Filter, Weighed
 
 
 class MultiKrum(Filter):
-    """Keeps the updates with the lowest scores: the sum of squared distances to the n - f - 2 nearest others.
+    """Keeps the updates with the lowest scores: the sum of squared distances to the n - f - 2 nearest others, one at least.
 
     ``hostile``: f, of n answers; n >= 2 f + 3. ``kept``: how many; absent, n - f.
     """
@@ -31,8 +31,8 @@ class MultiKrum(Filter):
         """The updates that go on, in their order."""
         if self.hostile:
             enough(self.name, len(updates), 2 * self.hostile + 3, self.hostile)
-        scores = krum_scores(squared_distances([update.delta for update in updates]), self.hostile)
-        best = np.argsort(scores, kind="stable")[: self.kept or len(updates) - self.hostile]
+        squares = squared_distances([update.delta for update in updates])
+        best = by_score(squares, self.hostile)[: self.kept or len(updates) - self.hostile]
         return [updates[place] for place in sorted(best)]
 
 
@@ -43,9 +43,10 @@ class Krum(MultiKrum):
     kept: Annotated[int, Field(ge=1)] | None = 1
 
 
-def krum_scores(squares: NDArray[np.float64], hostile: int) -> NDArray[np.float64]:
-    """Of each update the sum of squared distances to its n - f - 2 nearest others, one at least where there are any."""
-    count = len(squares)
-    nearest = max(1, count - hostile - 2)
+def by_score(squares: NDArray[np.float64], hostile: int) -> NDArray[np.intp]:
+    """The updates' places, the best first. Of equal scores the one that is nearer to all others goes first, not the one that
+    answered first: two updates that are each other's one nearest always have the same score."""
     others = [np.sort(np.delete(row, place)) for place, row in enumerate(squares)]
-    return np.array([row[:nearest].sum() for row in others])
+    nearest = max(1, len(squares) - hostile - 2)
+    scores = [row[:nearest].sum() for row in others]
+    return np.lexsort(([row.sum() for row in others], scores))

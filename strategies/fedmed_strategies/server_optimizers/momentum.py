@@ -35,5 +35,5 @@ class Momentum(ServerOptimizer):
                     pace = np.float32(self.momentum) * before[name] + array
                 velocity[name] = pace
                 pace = pace if self.rate == 1.0 else np.float32(self.rate) * pace
-            moved[name] = np.add(parameters[name], pace, dtype=np.float32)
+            moved[name] = np.add(parameters[name], pace, dtype=parameters[name].dtype)
         return moved, under(f"{self.name}/velocity", velocity) if self.momentum else {}

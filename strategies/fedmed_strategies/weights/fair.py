@@ -40,7 +40,8 @@ class _Weigher:
 
     def weigh(self, answer: Answer) -> float:
         loss = answer.scalars["start_loss"] + _LEAST_LOSS
-        length = self._lipschitz * params.norm(answer.delta)
+        learned = {name: array for name, array in answer.delta.items() if not params.is_statistic(name)}
+        length = self._lipschitz * params.norm(learned)
         self._total += self._q * loss ** (self._q - 1) * length**2 + self._lipschitz * loss**self._q
         return float(self._lipschitz * loss**self._q)
 

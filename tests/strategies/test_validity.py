@@ -1,0 +1,275 @@
+"""The table of what cannot be combined: each rule's sentence, and beside it a combination that is fine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+from torch import nn
+
+from fedmed_common.config import Experiment
+from fedmed_common.errors import ConfigError
+from fedmed_strategies.aggregators.bulyan import Bulyan
+from fedmed_strategies.aggregators.coordinates import Median, TrimmedMean
+from fedmed_strategies.aggregators.geometric_median import GeometricMedian
+from fedmed_strategies.aggregators.holders import Holders
+from fedmed_strategies.central_privacy import CentralPrivacy
+from fedmed_strategies.corrections.dyn import Dyn
+from fedmed_strategies.corrections.prox import Prox
+from fedmed_strategies.corrections.scaffold import Scaffold
+from fedmed_strategies.filters.krum import Krum
+from fedmed_strategies.filters.nearest_neighbours import NearestNeighbours
+from fedmed_strategies.filters.norm_bound import NormBound
+from fedmed_strategies.flower import Flower
+from fedmed_strategies.inputs.random_normalisation import RandomNormalisation
+from fedmed_strategies.layers import layers_of
+from fedmed_strategies.longtail.weighted import ClassBalanced
+from fedmed_strategies.personal.layers import OwnHead, OwnNorms
+from fedmed_strategies.personal.networks import Ditto, FineTuned, MeanRegularised
+from fedmed_strategies.presets import RECIPES
+from fedmed_strategies.recipe import Recipe
+from fedmed_strategies.server_half import shared
+from fedmed_strategies.server_optimizers.momentum import Momentum
+from fedmed_strategies.stages.operating_point import OperatingPoint
+from fedmed_strategies.statistics.counts import Counts
+from fedmed_strategies.validity import EXPERIMENT_RULES, PIECE_RULES, refuse, refuse_network, warnings
+from fedmed_strategies.weights.disco import Disco
+from fedmed_strategies.weights.fair import Fair
+from fedmed_strategies.weights.fixed import Equal
+from fedmed_strategies.weights.gap import Gap
+
+Make = Callable[[], Recipe]
+CLIPPED = CentralPrivacy()
+DYN = {"weights": Equal(), "corrections": (Dyn(),)}
+
+PIECES: list[tuple[str, Make, Make]] = [
+    (
+        "a strategy of Flower's x what the server does otherwise",
+        lambda: Recipe(aggregator=Flower(strategy="FedAdam"), corrections=(Scaffold(),)),
+        lambda: Recipe(aggregator=Flower(strategy="FedAdam"), corrections=(Prox(),)),
+    ),
+    (
+        "a strategy of Flower's x what the server does otherwise",
+        lambda: Recipe(aggregator=Flower(strategy="FedAdam"), server_optimizer=Momentum(momentum=0.9)),
+        lambda: Recipe(aggregator=Flower(strategy="FedAdam"), personal=OwnNorms()),
+    ),
+    (
+        "secure aggregation x a rule that compares updates",
+        lambda: Recipe(secure=True, filters=(Krum(),)),
+        lambda: Recipe(secure=True, filters=(NormBound(),)),
+    ),
+    (
+        "secure aggregation x a rule that compares updates",
+        lambda: Recipe(secure=True, aggregator=Median()),
+        lambda: Recipe(secure=True, aggregator=Holders()),
+    ),
+    (
+        "secure aggregation x statistics of each site",
+        lambda: Recipe(secure=True, inputs=RandomNormalisation()),
+        lambda: Recipe(secure=True, losses=(ClassBalanced(),)),
+    ),
+    (
+        "secure aggregation x weights that need an update's length",
+        lambda: Recipe(secure=True, weights=Fair()),
+        lambda: Recipe(secure=True, weights=Gap()),
+    ),
+    (
+        "central privacy x a rule that is no weighted mean",
+        lambda: Recipe(central_privacy=CLIPPED, aggregator=TrimmedMean()),
+        lambda: Recipe(central_privacy=CLIPPED, server_optimizer=Momentum(momentum=0.9)),
+    ),
+    (
+        "central privacy x a rule that is no weighted mean",
+        lambda: Recipe(central_privacy=CLIPPED, filters=(NormBound(),)),
+        lambda: Recipe(central_privacy=CLIPPED),
+    ),
+    (
+        "central privacy x weights that answers change",
+        lambda: Recipe(central_privacy=CLIPPED, weights=Gap()),
+        lambda: Recipe(central_privacy=CLIPPED, weights=Equal()),
+    ),
+    (
+        "central privacy x sums beside the update",
+        lambda: Recipe(central_privacy=CLIPPED, weights=Equal(), corrections=(Scaffold(),)),
+        lambda: Recipe(central_privacy=CLIPPED, weights=Equal(), corrections=(Prox(),)),
+    ),
+    ("FedDyn x unequal weights", lambda: Recipe(corrections=(Dyn(),)), lambda: Recipe(**DYN)),
+    (
+        "FedDyn x a robust rule or another server optimizer",
+        lambda: Recipe(**DYN, server_optimizer=Momentum(rate=0.5)),
+        lambda: Recipe(**DYN, server_optimizer=Momentum(rate=1.0)),
+    ),
+    (
+        "FedDyn x a robust rule or another server optimizer",
+        lambda: Recipe(**DYN, filters=(NearestNeighbours(),)),
+        lambda: Recipe(**DYN, personal=OwnNorms()),
+    ),
+    (
+        "Bulyan, the median or the trimmed mean x weights",
+        lambda: Recipe(aggregator=Bulyan(), weights=Gap()),
+        lambda: Recipe(aggregator=GeometricMedian(), weights=Gap()),
+    ),
+    (
+        "Bulyan, the median or the trimmed mean x weights",
+        lambda: Recipe(aggregator=Median(), weights=Disco()),
+        lambda: Recipe(aggregator=Median(), weights=Equal()),
+    ),
+    (
+        "holder rows x a head of each site's own",
+        lambda: Recipe(aggregator=Holders(), personal=OwnHead()),
+        lambda: Recipe(aggregator=Holders(), personal=OwnNorms()),
+    ),
+    (
+        "a network of each site's own x stages",
+        lambda: Recipe(personal=MeanRegularised(), stages=(OperatingPoint(),)),
+        lambda: Recipe(personal=FineTuned(), stages=(OperatingPoint(),)),
+    ),
+    (
+        "a second network x corrections",
+        lambda: Recipe(personal=Ditto(), corrections=(Prox(),)),
+        lambda: Recipe(personal=MeanRegularised(), corrections=(Prox(),)),
+    ),
+]
+
+SGD = {"train": {"optimizer": "sgd", "momentum": 0.0}}
+PRIVATE = {"privacy": {"epsilon": 4.0, "sampling_rate": 0.5}, "model": {"norm": "group"}}
+NOISED = {"counts": {"epsilon": 1.0}}
+Case = tuple[str, Recipe, dict[str, Any], Recipe, dict[str, Any]]
+EXPERIMENTS: list[Case] = [
+    ("SCAFFOLD x Adam or momentum", RECIPES["scaffold"], {}, RECIPES["scaffold"], SGD),
+    (
+        "SCAFFOLD x Adam or momentum",
+        RECIPES["scaffold"],
+        {"train": {"optimizer": "sgd", "momentum": 0.9}},
+        RECIPES["feddyn"],
+        {"train": {"optimizer": "sgd", "momentum": 0.9}},
+    ),
+    (
+        "SCAFFOLD and FedDyn x few sites a round",
+        RECIPES["feddyn"],
+        {"federation": {"fraction": 0.4}},
+        RECIPES["feddyn"],
+        {"federation": {"fraction": 0.5}},
+    ),
+    (
+        "layers of each site's own x some sites a round",
+        RECIPES["fedbn"],
+        {"federation": {"fraction": 0.9}},
+        RECIPES["ditto"],
+        {"federation": {"fraction": 0.9}},
+    ),
+    ("privacy x what looks at who shows what", RECIPES["rare"], PRIVATE, RECIPES["focal"], PRIVATE),
+    (
+        "privacy x what looks at who shows what",
+        RECIPES["balanced_softmax"],
+        PRIVATE,
+        RECIPES["logit_adjustment"].with_settings(NOISED),
+        PRIVATE,
+    ),
+    (
+        "privacy x statistics without noise",
+        RECIPES["class_balanced"],
+        PRIVATE,
+        RECIPES["class_balanced"].with_settings(NOISED),
+        PRIVATE,
+    ),
+    ("privacy x losses in the clear", RECIPES["qffl"], PRIVATE, RECIPES["equal"], PRIVATE),
+    (
+        "privacy x losses in the clear",
+        Recipe(aggregator=Flower(strategy="QFedAvg")),
+        PRIVATE,
+        Recipe(aggregator=Flower(strategy="FedAdam")),
+        PRIVATE,
+    ),
+    ("privacy x a second training of the site", RECIPES["ditto"], PRIVATE, RECIPES["mr_mtl"], PRIVATE),
+    ("privacy x a second training of the site", RECIPES["fine_tuned"], PRIVATE, RECIPES["fedbn"], PRIVATE),
+    ("privacy x sharpness", RECIPES["fedsam"], PRIVATE, RECIPES["fedprox"], PRIVATE),
+    (
+        "several processes x what happens during training",
+        RECIPES["fedprox"],
+        {"train": {"processes": 2}},
+        RECIPES["fedadam"],
+        {"train": {"processes": 2}},
+    ),
+    (
+        "stages and moments x classification",
+        RECIPES["operating_point"],
+        {"task": {"name": "classification"}, "model": {"name": "resnet"}},
+        RECIPES["operating_point"],
+        {},
+    ),
+    ("FedNova x equal steps", RECIPES["fednova"], {}, RECIPES["fednova"], {"train": {"epochs": 1.0}}),
+]
+
+
+def experiment(changes: dict[str, Any]) -> Experiment:
+    """A small one; ``changes``: by table what is other."""
+    tables: dict[str, Any] = {
+        "name": "discs",
+        "rounds": 3,
+        "task": {"classes": ["disc"], "dimensions": 2},
+        "data": {"patch": [16, 16]},
+        "model": {},
+        "train": {},
+        "federation": {},
+    }
+    for table, fields in changes.items():
+        tables[table] = {**tables.get(table, {}), **fields}
+    return Experiment.model_validate(tables)
+
+
+def ids(cases: list[Any]) -> list[str]:
+    return [case[0] for case in cases]
+
+
+@pytest.mark.parametrize(("what", "wrong", "right"), PIECES, ids=ids(PIECES))
+def test_pieces_that_do_not_go_together(what: str, wrong: Make, right: Make) -> None:
+    (rule,) = [rule for rule in PIECE_RULES if rule.what == what]
+    with pytest.raises(ValueError, match=re.escape(rule.why)) as caught:
+        wrong()
+    assert "' cannot be in it: " in str(caught.value)
+    right()
+
+
+@pytest.mark.parametrize(("what", "wrong", "asked", "right", "instead"), EXPERIMENTS, ids=ids(EXPERIMENTS))
+def test_experiments_that_a_recipe_does_not_allow(
+    what: str, wrong: Recipe, asked: dict[str, Any], right: Recipe, instead: dict[str, Any]
+) -> None:
+    (rule,) = [rule for rule in EXPERIMENT_RULES if rule.what == what]
+    with pytest.raises(ConfigError, match=re.escape(rule.why)) as caught:
+        refuse(wrong, experiment(asked))
+    assert (caught.value.field, caught.value.fix) == (rule.field, rule.fix)
+    refuse(right, experiment(instead))
+
+
+def test_every_rule_is_in_these_tables() -> None:
+    assert {rule.what for rule in PIECE_RULES} == set(ids(PIECES))
+    assert {rule.what for rule in EXPERIMENT_RULES} == set(ids(EXPERIMENTS))
+
+
+def test_central_privacy_sends_no_running_statistics() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    layers = layers_of(network, ("2.*",), 2)
+    for also, fine in ((Recipe(), False), (RECIPES["fedbn"], True), (RECIPES["silobn"], True)):
+        recipe = Recipe(central_privacy=CLIPPED) + also
+        with nullcontext() if fine else pytest.raises(ConfigError, match="leave without noise"):
+            refuse_network(recipe, shared(recipe, layers))
+    refuse_network(Recipe(), shared(Recipe(), layers))
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_preset_is_allowed_by_some_experiment(name: str) -> None:
+    changes = {"scaffold": SGD, "fednova": {"train": {"epochs": 1.0}}}.get(name, {})
+    refuse(RECIPES[name], experiment(changes))
+
+
+def test_what_should_be_known_is_said() -> None:
+    assert warnings(Recipe(), experiment({})) == []
+    own = warnings(Recipe(personal=OwnHead()), experiment({}))
+    assert len(own) == 2
+    assert "never predict a class" in own[0]
+    secret = Recipe(secure=True, aggregator=Holders(), statistics=(Counts(),))
+    assert warnings(secret, experiment({})) == ["a class that one site holds alone has a sum of one site"]
