@@ -127,6 +127,11 @@ def apply_stages(channel: Channel, recipe: Recipe, roster: Sequence[Member], sta
     return state
 
 
+def stages_began(recipe: Recipe, best: int, number: int, rounds: int) -> bool:
+    """Whether a stage is due in round ``number`` that was not in the best round so far: the two are not to be compared."""
+    return any(best < stage.begins(rounds) <= number for stage in recipe.stages)
+
+
 def sizes_of(channel: Channel) -> Sizes:
     """What the shapes of statistics depend on."""
     from fedmed_strategies.layers import features_of

@@ -16,7 +16,7 @@ from fedmed_common.tasks import UNDECIDED, Decision
 from fedmed_server.channel import Channel, Member
 from fedmed_server.cohort import draw, share_of, too_few
 from fedmed_server.exchange import Extras, exchange
-from fedmed_server.federation import Federation, apply_stages, gather
+from fedmed_server.federation import Federation, apply_stages, gather, stages_began
 from fedmed_server.history import RoundDone, SiteResult, missed
 from fedmed_server.state import RunState
 from fedmed_strategies.pieces import under
@@ -87,7 +87,8 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
         evaluation = evaluate(channel, roster, new.model, number, "validation", new.decision)
         new = replace(new, missed=new.missed + missed(evaluation, f"evaluation of round {number}"))
         criterion = _criterion(channel, evaluation)
-        if criterion is not None and _is_better(channel, evaluation, state):
+        is_first = stages_began(recipe, state.best_round, number, channel.experiment.rounds)
+        if criterion is not None and (is_first or _is_better(channel, evaluation, state)):
             new = replace(new, best_round=number, best_parameters=new.model, best_decision=new.decision)
     finished = time.perf_counter()
     record = RoundDone(

@@ -21,7 +21,7 @@ from fedmed_strategies.inputs.random_normalisation import RandomNormalisation
 from fedmed_strategies.longtail.distilled import Conditional, Exclusion, Vacant
 from fedmed_strategies.longtail.logits import Calibrated, LogitAdjustment, Restricted
 from fedmed_strategies.longtail.rare import Rare
-from fedmed_strategies.longtail.weighted import ClassBalanced, Focal
+from fedmed_strategies.longtail.weighted import ClassBalanced, Focal, Rarity
 from fedmed_strategies.personal.layers import OwnHead, OwnNorms, OwnStatistics, Represented
 from fedmed_strategies.personal.networks import Ditto, FineTuned, MeanRegularised
 from fedmed_strategies.recipe import Recipe, resolve
@@ -67,6 +67,7 @@ RECIPES: dict[str, Recipe] = {
     # rare classes, and classes that some sites lack
     "focal": Recipe(losses=(Focal(),)),
     "class_balanced": Recipe(losses=(ClassBalanced(),)),
+    "rarity": Recipe(losses=(Rarity(),)),
     "logit_adjustment": Recipe(losses=(LogitAdjustment(),)),
     "balanced_softmax": Recipe(losses=(LogitAdjustment(prior="site", floor=-20.0),)),
     "fedlc": Recipe(losses=(Calibrated(),)),
@@ -77,6 +78,7 @@ RECIPES: dict[str, Recipe] = {
     "rare": Recipe(sampler=Rare()),
     "holders": Recipe(aggregator=Holders(), statistics=(Counts(),)),
     "longtail": Recipe(
+        losses=(Rarity(),),
         sampler=Rare(),
         statistics=(Counts(),),
         aggregator=Holders(),

@@ -265,6 +265,17 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
         fix="leave it out",
     ),
     ExperimentRule(
+        what="a loss in the place of the task's x a task's loss that was chosen",
+        offends=lambda r, e: _all(
+            e.task.loss != ("dice_ce" if e.task.name == "segmentation" else "cross_entropy")
+            or (e.task.name != "segmentation" and any(p.name == "rarity" for p in r.losses)),
+            [p for p in r.losses if p.name in {"focal", "rarity"}],
+        ),
+        field="task.loss",
+        why="it takes the place of Dice and cross entropy of a segmentation, or of a classification's cross entropy",
+        fix="leave task.loss out; 'rarity' is for segmentation only",
+    ),
+    ExperimentRule(
         what="FedNova x equal steps",
         offends=lambda r, e: _all(e.train.epochs is None and r.weights.name == "nova", [r.weights]),
         field="train.steps",

@@ -15,7 +15,7 @@ from fedmed_common.loading import load_experiment
 from fedmed_server import history
 from fedmed_server.app import RunRequest
 from fedmed_server.history import RoundDone, RunEnded
-from fedmed_server.state import RunState, load_state
+from fedmed_server.state import RunState, decision_of, load_state, model_file
 from fedmed_simulations.checks import check_experiment
 from fedmed_simulations.engines import run_inline
 from fedmed_simulations.federation import make_homes
@@ -130,3 +130,20 @@ def test_what_stays_at_the_sites_is_not_sent_and_differs_between_them(
     personal = recipe_of(experiment).personal
     assert personal is not None
     assert len({path.read_bytes() for path in kept}) == 3
+
+
+def test_the_best_round_is_one_whose_stages_were_applied_and_the_file_says_what_they_chose(
+    ask: Ask, tmp_path: Path
+) -> None:
+    experiment = ask("operating_point", rounds=5)
+    state = run(experiment, tmp_path / "run")
+    assert state.best_round in {4, 5}
+    assert state.released is not None
+    assert set(state.decision) == set(state.best_decision) == {"least_mm3"}
+    for name, decision in (("last", state.decision), ("best", state.best_decision)):
+        (said,) = decision_of(model_file(tmp_path / "run", name)).values()
+        np.testing.assert_array_equal(said, decision["least_mm3"])
+    bias = next(name for name in state.parameters if name.startswith("head") and name.endswith("bias"))
+    assert {name for name in state.parameters if np.any(state.model[name] != state.parameters[name])} <= {
+        bias
+    }

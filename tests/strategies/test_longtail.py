@@ -17,7 +17,7 @@ from fedmed_common.tasks.losses_voxelwise import dice_focal
 from fedmed_strategies.longtail.distilled import Conditional, Exclusion, Vacant, ramp
 from fedmed_strategies.longtail.logits import Calibrated, LogitAdjustment, Restricted
 from fedmed_strategies.longtail.rare import Rare
-from fedmed_strategies.longtail.weighted import ClassBalanced, Focal
+from fedmed_strategies.longtail.weighted import ClassBalanced, Focal, Rarity
 from fedmed_strategies.pieces import Layers, Piece, SiteHalf, Work
 
 SampleLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -113,6 +113,26 @@ def test_a_sample_weighs_as_the_classes_that_it_shows() -> None:
     weights /= weights.mean()
     expected = dice_ce(logits, label, known) * torch.tensor([weights[:2].mean(), weights.min()]).float()
     torch.testing.assert_close(recast(logits, label, known), expected)
+
+
+def test_a_class_weighs_by_its_rarity_in_both_terms() -> None:
+    logits, label, known = batch()
+    recast = half(Rarity(most=4.0), work(down=counts(100, 25, 1))).recast(cross_entropy)
+    weights = torch.tensor([1.0, 1.0, 2.0, 4.0])
+    log_probability = logits.log_softmax(1)
+    true = log_probability.gather(1, label[:, None])[:, 0]
+    crossed = -(true * weights[label]).mean((1, 2))
+    probability = log_probability.exp()
+    terms, shares = torch.zeros(2), torch.zeros(2)
+    for c in (1, 2, 3):
+        truth = label == c
+        overlap = 2 * (probability[:, c] * truth).sum((1, 2)) / (probability[:, c] + truth).sum((1, 2))
+        there = truth.flatten(1).any(1)
+        terms += weights[c] * there * (1 - overlap)
+        shares += weights[c] * there
+    torch.testing.assert_close(recast(logits, label, known), terms / shares + crossed)
+    even = half(Rarity(power=0.0), work(down=counts(100, 25, 1))).recast(cross_entropy)
+    torch.testing.assert_close(even(logits, label, known), dice_ce(logits, label, known))
 
 
 def test_focal_takes_the_place_of_cross_entropy() -> None:

@@ -161,6 +161,13 @@ EXPERIMENTS: list[Case] = [
         RECIPES["ditto"],
         {"federation": {"fraction": 0.9}},
     ),
+    (
+        "a loss in the place of the task's x a task's loss that was chosen",
+        RECIPES["rarity"],
+        {"task": {"classes": ["disc"], "dimensions": 2, "loss": "tversky"}},
+        RECIPES["class_balanced"],
+        {"task": {"classes": ["disc"], "dimensions": 2, "loss": "tversky"}},
+    ),
     ("privacy x what looks at who shows what", RECIPES["rare"], PRIVATE, RECIPES["focal"], PRIVATE),
     (
         "privacy x what looks at who shows what",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def over_labelled_voxels(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A loss that does not ask where a voxel lies, as one that leaves out unlabelled voxels; 0 of a sample without any other."""
 
     @wraps(loss)
-    def sparse(logits: Tensor, label: Tensor, annotated: Tensor, **settings: float) -> Tensor:
+    def sparse(logits: Tensor, label: Tensor, annotated: Tensor, **settings: Any) -> Tensor:
         labelled = label != UNLABELLED
         if bool(labelled.all()):
             return loss(logits, label, annotated, **settings)
@@ -48,12 +49,15 @@ def over_labelled_voxels(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @over_labelled_voxels
-def dice_ce(logits: Tensor, label: Tensor, annotated: Tensor) -> Tensor:
-    """Dice plus cross entropy, equally weighted."""
+def dice_ce(logits: Tensor, label: Tensor, annotated: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    """Dice plus cross entropy, equally weighted.
+
+    ``weights`` ``(C,)``: by output what a voxel of it weighs in the cross entropy, and its class in the mean of the Dice terms.
+    """
     truth_BN = visible(label, annotated)
     probability_BCN, log_true_BN = _likelihood(logits, truth_BN)
-    return _dice(probability_BCN, log_true_BN, truth_BN) + _cross_entropy(
-        probability_BCN, log_true_BN, truth_BN, annotated
+    return _dice(probability_BCN, log_true_BN, truth_BN, weights) + _cross_entropy(
+        probability_BCN, log_true_BN, truth_BN, annotated, weights
     )
 
 
@@ -89,7 +93,9 @@ def _likelihood(logits: Tensor, truth_BN: Tensor) -> tuple[Tensor, Tensor]:
     return log_probability.exp(), log_probability.gather(1, truth_BN[:, None])[:, 0]
 
 
-def _dice(probability_BCN: Tensor, log_true_BN: Tensor, truth_BN: Tensor) -> Tensor:
+def _dice(
+    probability_BCN: Tensor, log_true_BN: Tensor, truth_BN: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Sums over a boolean one-hot, not a scatter, whose sums come out differently from run to run on a GPU."""
     classes = torch.arange(1, probability_BCN.shape[1], device=truth_BN.device)
     mask_BKN = truth_BN[:, None] == classes[:, None]
@@ -97,14 +103,22 @@ def _dice(probability_BCN: Tensor, log_true_BN: Tensor, truth_BN: Tensor) -> Ten
     present = voxels > 0
     both = (log_true_BN.exp()[:, None] * mask_BKN).sum(2)
     overlap = 2 * both / (probability_BCN.sum(2)[:, 1:] + voxels).where(present, 1.0)
-    return ((1 - overlap) * present).sum(1) / present.sum(1).clamp(min=1)
+    if weights is None:
+        return ((1 - overlap) * present).sum(1) / present.sum(1).clamp(min=1)
+    shares = present * weights[1:]
+    return ((1 - overlap) * shares).sum(1) / shares.sum(1).clamp(min=torch.finfo(shares.dtype).tiny)
 
 
 def _cross_entropy(
-    probability_BCN: Tensor, log_true_BN: Tensor, truth_BN: Tensor, annotated: Tensor
+    probability_BCN: Tensor,
+    log_true_BN: Tensor,
+    truth_BN: Tensor,
+    annotated: Tensor,
+    weights: Tensor | None = None,
 ) -> Tensor:
+    each = 1.0 if weights is None else weights[truth_BN]
     if bool(annotated.all()):
-        return -log_true_BN.mean(1)
+        return -(log_true_BN * each).mean(1)
     hidden = ~annotated.to(truth_BN.device)
     hidden_BN = (probability_BCN[:, 1:] * hidden[..., None]).sum(1)
     log_hidden = (
@@ -113,7 +127,7 @@ def _cross_entropy(
         .masked_fill(~hidden.any(1, keepdim=True), -torch.inf)
     )
     merged = torch.logaddexp(log_true_BN, log_hidden)
-    return -merged.where(truth_BN == 0, log_true_BN).mean(1)
+    return -(merged.where(truth_BN == 0, log_true_BN) * each).mean(1)
 
 
 def merged(logits: Tensor, annotated: Tensor) -> tuple[Tensor, Tensor]:

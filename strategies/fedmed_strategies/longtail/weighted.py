@@ -61,6 +61,50 @@ class _Weighed(SiteHalf):
         return mean.where(shown.any(1), weights.min())
 
 
+class Rarity(Loss):
+    """Dice and cross entropy in which class c weighs min(most, (N_max / N_c)^power), the background 1.
+
+    N_c counts all sites' training patients who show class c, N_max the commonest class's. The weights are of voxels in the cross
+    entropy, and of the classes' terms in Dice. Counts of patients, not of voxels, keep them within ``most``.
+    """
+
+    name = "rarity"
+    source = (
+        "Cui et al. 2019, 'Class-balanced loss based on effective number of samples', CVPR, section 3, with counts of "
+        "patients"
+    )
+    power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    most: Annotated[float, Field(ge=1.0)] = 10.0
+
+    @property
+    def statistics(self) -> tuple[StatisticPiece, ...]:
+        """Counts of everyone's patients."""
+        return (Counts(),)
+
+    def at_site(self, work: Work) -> SiteHalf:
+        """Takes the loss's place."""
+        counts = np.maximum(counts_of(work.down), 1.0)
+        weights = np.minimum((counts.max() / counts) ** self.power, self.most)
+        return _Rarity(np.concatenate([[1.0], weights]))
+
+
+class _Rarity(SiteHalf):
+    def __init__(self, weights: NDArray[np.float64]) -> None:
+        self._weights = weights
+
+    def recast(self, loss: SampleLoss) -> SampleLoss:
+        import torch
+
+        from fedmed_common.tasks.losses import dice_ce
+
+        def weighed(logits: Tensor, target: Tensor, annotated: Tensor) -> Tensor:
+            weights = torch.as_tensor(self._weights, dtype=logits.dtype, device=logits.device)
+            recast: Tensor = dice_ce(logits, target, annotated, weights=weights)
+            return recast
+
+        return weighed
+
+
 class Focal(Loss):
     """Focal loss in the place of cross entropy: with Dice for a segmentation, as ``task.loss = 'dice_focal'``."""
 

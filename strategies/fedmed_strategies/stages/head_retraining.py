@@ -37,7 +37,7 @@ class HeadRetraining(Stage):
     ridge: Positive = 0.01
     least: Annotated[int, Field(ge=1)] = 2
     temper: Fraction = 0.0
-    from_share: Fraction = 0.0
+    from_share: Fraction = 0.8
     moments: Moments = Moments()
 
     @property

@@ -38,7 +38,8 @@ class Counts(Statistic):
 
     def sensitivity(self, sizes: Sizes) -> float:
         """The root of the ones that a patient can add."""
-        return float(np.sqrt(min(self.most_classes, sizes.classes) + sizes.classes))
+        shown = sizes.classes if self.epsilon is None else min(self.most_classes, sizes.classes)
+        return float(np.sqrt(shown + sizes.classes))
 
     def releasable(self, sums: Arrays, least_patients: int) -> Arrays:
         """A count that is positive and small is said to be ``least_patients``: a yes, and no more."""

@@ -60,7 +60,7 @@ class Moments(Statistic):
 
     def sensitivity(self, sizes: Sizes) -> float:
         """Of a one, a mean and an outer product for each class that a patient counts for."""
-        classes = min(self.most_classes, sizes.outputs)
+        classes = sizes.outputs if self.epsilon is None else min(self.most_classes, sizes.outputs)
         return float(np.sqrt(classes * (1 + self.bound**2 + self.bound**4)))
 
     def _add(

@@ -23,9 +23,12 @@ class OperatingPoints(Statistic):
 
     name = "operating_points"
     with_model = True
-    offsets: tuple[float, ...] = Field((-4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0), min_length=1)
+    offsets: tuple[float, ...] = Field(
+        (-5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0), min_length=1
+    )
     volumes_mm3: tuple[float, ...] = Field(
-        (0.0, 50.0, 100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0, 6400.0), min_length=1
+        (0.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 6000.0, 8000.0, 12000.0, 16000.0, 24000.0, 32000.0),
+        min_length=1,
     )
 
     def zeros(self, sizes: Sizes) -> Arrays:
