@@ -223,20 +223,9 @@ class Piece(Model):
         """Its part in a site's training; None where it has none."""
         return None
 
-    def settle(
-        self,
-        parameters: Arrays,
-        step: Arrays,
-        sums: Arrays,
-        answers: Sequence[Reported],
-        scene: Scene,
-        memory: Memory,
-    ) -> tuple[Arrays, Memory]:
-        """After the server's step: the new parameters, and what is kept.
-
-        ``step``: the mean update; ``sums``: of this piece over the answers; ``answers``: without their updates.
-        """
-        return parameters, {}
+    def settle(self, done: Done) -> tuple[Arrays, Memory]:
+        """After the server's step: the new parameters, and what is kept."""
+        return done.parameters, {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +235,21 @@ class Reported:
     site: Site
     share: float
     scalars: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A round after the server's step, as each piece may settle it.
+
+    ``parameters``: the new ones; ``step``: the combined update; ``sums``: of the pieces over the answers; ``answers``: without
+    their updates; ``memory``: what is kept so far."""
+
+    parameters: Arrays
+    step: Arrays
+    sums: Arrays
+    answers: Sequence[Reported]
+    scene: Scene
+    memory: Memory
 
 
 class Loss(Piece):

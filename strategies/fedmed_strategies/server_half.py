@@ -9,6 +9,7 @@ import numpy as np
 from fedmed_strategies.pieces import (
     Answer,
     Arrays,
+    Done,
     Gathering,
     Layers,
     Memory,
@@ -101,7 +102,15 @@ class Round:
             for answer, weight in self._reported
         ]
         for piece in self.recipe.pieces():
-            parameters, kept = piece.settle(parameters, step, self._sums, answers, self.scene, memory)
+            done = Done(
+                parameters=parameters,
+                step=step,
+                sums=self._sums,
+                answers=answers,
+                scene=self.scene,
+                memory=memory,
+            )
+            parameters, kept = piece.settle(done)
             memory |= kept
         return parameters, memory
 

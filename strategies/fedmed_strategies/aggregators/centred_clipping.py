@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -14,9 +13,9 @@ from fedmed_strategies.aggregators.robust import Together, shares
 from fedmed_strategies.pieces import (
     Aggregator,
     Arrays,
+    Done,
     Gathering,
     Memory,
-    Reported,
     Scene,
     Weighed,
     own,
@@ -49,18 +48,10 @@ class CentredClipping(Aggregator):
 
         return Together(combine)
 
-    def settle(
-        self,
-        parameters: Arrays,
-        step: Arrays,
-        sums: Arrays,
-        answers: Sequence[Reported],
-        scene: Scene,
-        memory: Memory,
-    ) -> tuple[Arrays, Memory]:
+    def settle(self, done: Done) -> tuple[Arrays, Memory]:
         """The centre of the next round."""
-        learned = {name: array for name, array in step.items() if not is_statistic(name)}
-        return parameters, under(f"{self.name}/centre", learned)
+        learned = {name: array for name, array in done.step.items() if not is_statistic(name)}
+        return done.parameters, under(f"{self.name}/centre", learned)
 
     def _moved(self, middle: Memory, parts: list[Arrays], share: list[float]) -> Memory:
         total = {name: array.copy() for name, array in middle.items()}

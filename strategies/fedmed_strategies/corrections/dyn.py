@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from fedmed_common.fields import Positive
@@ -11,10 +9,9 @@ from fedmed_common.params import is_statistic
 from fedmed_strategies.pieces import (
     Arrays,
     Correction,
+    Done,
     Left,
     Memory,
-    Reported,
-    Scene,
     SiteHalf,
     Work,
     own,
@@ -38,25 +35,17 @@ class Dyn(Correction):
         """Adds both terms to each step's gradient."""
         return _Site(work, self.alpha)
 
-    def settle(
-        self,
-        parameters: Arrays,
-        step: Arrays,
-        sums: Arrays,
-        answers: Sequence[Reported],
-        scene: Scene,
-        memory: Memory,
-    ) -> tuple[Arrays, Memory]:
+    def settle(self, done: Done) -> tuple[Arrays, Memory]:
         """The new h, and the parameters moved by it."""
-        before, share = own(memory, _SERVER), len(answers) / len(scene.sites)
+        before, share = own(done.memory, _SERVER), len(done.answers) / len(done.scene.sites)
         drift = {
             name: before.get(name, np.zeros(array.shape)) - self.alpha * share * array.astype(np.float64)
-            for name, array in step.items()
+            for name, array in done.step.items()
             if not is_statistic(name)
         }
         moved = {
             name: (array - drift[name] / self.alpha).astype(array.dtype) if name in drift else array
-            for name, array in parameters.items()
+            for name, array in done.parameters.items()
         }
         return moved, under(_SERVER, drift)
 

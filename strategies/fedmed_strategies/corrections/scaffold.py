@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from fedmed_common.params import is_statistic
 from fedmed_strategies.pieces import (
     Arrays,
     Correction,
+    Done,
     Left,
     Memory,
-    Reported,
     Scene,
     SiteHalf,
     Work,
@@ -46,19 +44,11 @@ class Scaffold(Correction):
         """Corrects each step."""
         return _Site(work)
 
-    def settle(
-        self,
-        parameters: Arrays,
-        step: Arrays,
-        sums: Arrays,
-        answers: Sequence[Reported],
-        scene: Scene,
-        memory: Memory,
-    ) -> tuple[Arrays, Memory]:
+    def settle(self, done: Done) -> tuple[Arrays, Memory]:
         """The new c."""
-        control, change = own(memory, _CONTROL), own(sums, _CONTROL)
-        every = np.float32(len(scene.sites))
-        return parameters, under(
+        control, change = own(done.memory, _CONTROL), own(done.sums, _CONTROL)
+        every = np.float32(len(done.scene.sites))
+        return done.parameters, under(
             _CONTROL, {name: control.get(name, np.float32(0)) + change[name] / every for name in change}
         )
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmed_common.params import is_statistic
-from fedmed_strategies.pieces import Arrays, Left, Memory, Reported, Scene, SiteHalf, Work, own, under
+from fedmed_strategies.pieces import Arrays, Done, Left, Memory, Scene, SiteHalf, Work, own, under
 from fedmed_strategies.weights.reported import Carried, normalised
 
 
@@ -41,28 +41,22 @@ class Contribution(Carried):
         """Measures both."""
         return _Site(work)
 
-    def settle(
-        self,
-        parameters: Arrays,
-        step: Arrays,
-        sums: Arrays,
-        answers: Sequence[Reported],
-        scene: Scene,
-        memory: Memory,
-    ) -> tuple[Arrays, Memory]:
+    def settle(self, done: Done) -> tuple[Arrays, Memory]:
         """The weights of the next round, once sites have had a round to be compared in."""
-        kept = {name: array for name, array in memory.items() if name.startswith(f"{self.name}/cosines/")}
-        errors = {name: float(value) for name, value in own(memory, f"{self.name}/error").items()}
-        for answer in answers:
+        kept = {
+            name: array for name, array in done.memory.items() if name.startswith(f"{self.name}/cosines/")
+        }
+        errors = {name: float(value) for name, value in own(done.memory, f"{self.name}/error").items()}
+        for answer in done.answers:
             name = answer.site.name
             if answer.scalars["error_without"] > 0:
                 before = kept.get(f"{self.name}/cosines/{name}", np.zeros(2))
                 kept[f"{self.name}/cosines/{name}"] = before + np.array([answer.scalars["cosine"], 1.0])
                 errors[name] = answer.scalars["error_without"]
-        last = {f"last/{answer.site.name}": np.array(answer.share) for answer in answers}
-        shares = self._shares(kept, errors, scene) or self.shares(scene, memory)
+        last = {f"last/{answer.site.name}": np.array(answer.share) for answer in done.answers}
+        shares = self._shares(kept, errors, done.scene) or self.shares(done.scene, done.memory)
         about = under(self.name, {**last, **{f"error/{name}": np.array(e) for name, e in errors.items()}})
-        return parameters, {**kept, **about, **self.kept(shares)}
+        return done.parameters, {**kept, **about, **self.kept(shares)}
 
     def _shares(self, cosines: Arrays, errors: Mapping[str, float], scene: Scene) -> dict[str, float]:
         """Empty where not all sites have been compared."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from fedmed_strategies.pieces import Arrays, Left, Memory, Reported, Scene, SiteHalf, Work
+from fedmed_strategies.pieces import Arrays, Done, Left, Memory, SiteHalf, Work
 from fedmed_strategies.weights.reported import Carried, normalised
 
 
@@ -29,27 +29,19 @@ class Gap(Carried):
         """Measures the gap."""
         return _Site(work)
 
-    def settle(
-        self,
-        parameters: Arrays,
-        step: Arrays,
-        sums: Arrays,
-        answers: Sequence[Reported],
-        scene: Scene,
-        memory: Memory,
-    ) -> tuple[Arrays, Memory]:
+    def settle(self, done: Done) -> tuple[Arrays, Memory]:
         """The weights of the next round."""
-        shares = self.shares(scene, memory)
-        gaps = {answer.site.name: answer.scalars["gap"] for answer in answers}
+        shares = self.shares(done.scene, done.memory)
+        gaps = {answer.site.name: answer.scalars["gap"] for answer in done.answers}
         widest = max((abs(gap) for gap in gaps.values()), default=0.0)
         if widest > 0:
-            size = self.step * (1 - scene.round / scene.rounds)
+            size = self.step * (1 - done.scene.round / done.scene.rounds)
             raised = {
                 name: min(1.0, max(0.0, share + size * gaps.get(name, 0.0) / widest))
                 for name, share in shares.items()
             }
             shares = normalised(raised) or shares
-        return parameters, self.kept(shares)
+        return done.parameters, self.kept(shares)
 
 
 class _Site(SiteHalf):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from fedmed_strategies.pieces import Arrays, Left, Memory, Reported, Scene, SiteHalf, Work, own
+from fedmed_strategies.pieces import Arrays, Done, Left, Memory, SiteHalf, Work, own
 from fedmed_strategies.weights.reported import Carried, normalised
 
 _MEMORY = 5
@@ -36,21 +36,13 @@ class Pid(Carried):
         """Measures the loss."""
         return _Site(work)
 
-    def settle(
-        self,
-        parameters: Arrays,
-        step: Arrays,
-        sums: Arrays,
-        answers: Sequence[Reported],
-        scene: Scene,
-        memory: Memory,
-    ) -> tuple[Arrays, Memory]:
+    def settle(self, done: Done) -> tuple[Arrays, Memory]:
         """The weights of the next round."""
-        losses = own(memory, f"{self.name}/losses")
-        for answer in answers:
+        losses = own(done.memory, f"{self.name}/losses")
+        for answer in done.answers:
             before = losses.get(answer.site.name, np.zeros(0))
             losses[answer.site.name] = np.append(before, answer.scalars["global_loss"])[-_MEMORY:]
-        patients = normalised({site.name: float(site.patients) for site in scene.sites})
+        patients = normalised({site.name: float(site.patients) for site in done.scene.sites})
         falls = {name: _fall(losses.get(name)) for name in patients}
         sums_of = {name: float(np.sum(losses.get(name, 0.0))) for name in patients}
         terms = (
@@ -60,7 +52,7 @@ class Pid(Carried):
         )
         shares = {name: sum(weight * term[name] for weight, term in terms) for name in patients}
         kept = {f"{self.name}/losses/{name}": values for name, values in losses.items()}
-        return parameters, {**kept, **self.kept(normalised(shares) or patients)}
+        return done.parameters, {**kept, **self.kept(normalised(shares) or patients)}
 
 
 def _fall(losses: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None) -> float:
