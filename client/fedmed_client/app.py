@@ -28,7 +28,7 @@ from fedmed_client.engine.parallel import train_together
 from fedmed_client.evaluate import measurements
 from fedmed_client.keeping import Keeping
 from fedmed_client.ledger import Budget, Ledger, Reservation
-from fedmed_client.method import Method
+from fedmed_client.method import Method, changed_inputs, own_normalisation
 from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.statistics import summed
 from fedmed_client.train import Course, Update, train
@@ -141,7 +141,7 @@ def _once(home: SiteHome, order: wire.Order, started: float | None) -> wire.Repl
 
 def _timed(reply: wire.Reply, started: float | None) -> wire.Reply:
     """With how long it took; of private training (None) without, for that would tell how many patients were drawn."""
-    if started is None:
+    if started is None or reply.epsilon_spent is not None:
         return reply
     return replace(reply, seconds={**reply.seconds, "site": time.perf_counter() - started})
 
@@ -257,7 +257,11 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         policy.check_noise(home.site.policy, statistic.noise_multiplier)
         spent.append(_reserve(home, order, promise or limit, *statistic.spent))
 
-    with numerics(bench.experiment, bench.device, home.site.device.threads):
+    arrays = own_normalisation(cohort) if recipe.inputs is not None else {}
+    with (
+        numerics(bench.experiment, bench.device, home.site.device.threads),
+        changed_inputs(bench.model, recipe, arrays),
+    ):
         if statistic.with_model:
             params.to_model(order.parameters, bench.model)
         bench.model.eval()

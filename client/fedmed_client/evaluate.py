@@ -65,6 +65,6 @@ def _tuned(home: SiteHome, order: wire.Order, bench: Bench, steps: int) -> Param
     seed = seed_for(bench.experiment.seed, order.round, home.site.name)
     entropy = [int(value) for value in seed.entropy]  # type: ignore[union-attr]
     tuning = np.random.SeedSequence([*entropy, _TUNING_SEED])
-    course = Course(round=order.round, seed=tuning, steps=steps)
+    course = Course(round=order.round, seed=tuning, steps=steps, rate=bench.experiment.train.learning_rate)
     train(bench, sampler, order.parameters, course, lambda _step: pulse.beat())
     return params.from_model(bench.model)

@@ -21,6 +21,7 @@ from fedmed_common.errors import CheckpointError
 from fedmed_common.files import remove_leftovers, write_atomically
 
 _NEWEST, _RUNS = 3, 16
+_FIRST = "first"
 Memory = dict[str, NDArray[Any]]
 
 
@@ -41,7 +42,7 @@ class Keeping:
         earlier = [number for number in rounds if number < round_number]
         if earlier:
             return self._read(max(earlier))
-        if rounds:
+        if rounds and round_number > self._first():
             raise CheckpointError(
                 f"{self._place}: what the site kept before round {round_number} is gone; the oldest is of round {min(rounds)}\n"
                 "  fix: the run cannot go on from so far back; start a new one"
@@ -53,7 +54,9 @@ class Keeping:
         if not memory:
             return
         self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._path(round_number)
+        first, path = self._place / _FIRST, self._path(round_number)
+        if not first.exists():
+            write_atomically(first, str(round_number).encode(), mode=0o600)
         remove_leftovers(path)
         write_atomically(path, save(memory), mode=0o600)
         self._forget({round_number, *self._needed(best)})
@@ -64,6 +67,11 @@ class Keeping:
 
     def _path(self, round_number: int) -> Path:
         return self._place / f"{round_number:09}.safetensors"
+
+    def _first(self) -> int:
+        """The first round that the site trained in: before it there was nothing to keep."""
+        first = self._place / _FIRST
+        return int(first.read_text()) if first.exists() else 0
 
     def _rounds(self) -> list[int]:
         return sorted(int(path.stem) for path in self._place.glob("*.safetensors"))

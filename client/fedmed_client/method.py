@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedmed_client.data.cohort import Cohort
 from fedmed_client.data.samplers import Sampler
 from fedmed_client.keeping import Keeping, Memory
-from fedmed_client.train import Update, learning_rate
+from fedmed_client.train import Update
 from fedmed_client.workbench import Bench, SiteHome, seed_for
 from fedmed_common import wire
 from fedmed_common.params import Parameters
@@ -107,11 +107,12 @@ class Method:
         experiment, device = self.bench.experiment, self.bench.device
         settings, count = experiment.train, self.sampler.patients
         presence, annotated = _presence(self.cohort)
+        personal = self.recipe.personal
+        anchor = self._start(keep_own=personal is not None and personal.mode == "layers")
         return Work(
             model=self.bench.model,
             anchor={
-                name: torch.from_numpy(np.array(self.order.parameters[name])).to(device)
-                for name in self.layers.trained
+                name: torch.from_numpy(np.array(anchor[name])).to(device) for name in self.layers.trained
             },
             layers=self.layers,
             kind="segmentation" if experiment.task.name == "segmentation" else experiment.task.labels,
@@ -121,7 +122,7 @@ class Method:
             round=self.order.round,
             rounds=experiment.rounds,
             steps=settings.steps_of(count),
-            rate=learning_rate(settings, self.order.round, experiment.rounds),
+            rate=settings.rate_in(self.order.round, experiment.rounds),
             momentum=settings.momentum if settings.optimizer == "sgd" else 0.0,
             down=self.order.down,
             memory=self.memory,

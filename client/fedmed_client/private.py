@@ -23,7 +23,7 @@ from fedmed_client import pulse
 from fedmed_client.data.samplers import Sampler
 from fedmed_client.engine.compiling import said_by_its_field
 from fedmed_client.engine.memory import channels_last, checkpointed
-from fedmed_client.train import learning_rate, make_optimizer, shaping_of
+from fedmed_client.train import make_optimizer, shaping_of
 from fedmed_client.workbench import Bench
 from fedmed_common import entropy, params, privacy
 from fedmed_common.config import Experiment
@@ -125,9 +125,7 @@ def train(
     settings = bench.experiment.train
     params.to_model(start, bench.model)
     bench.model.train()
-    optimizer = make_optimizer(
-        bench.model, settings, learning_rate(settings, round_number, bench.experiment.rounds)
-    )
+    optimizer = make_optimizer(bench.model, settings, settings.rate_in(round_number, bench.experiment.rounds))
     parameters = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
     buffers = {name: buffer.clone() for name, buffer in bench.model.named_buffers()}
     cuda = [bench.device.index or 0] if bench.device.type == "cuda" else []

@@ -39,13 +39,16 @@ class Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """One training of a round. ``halves``: what the recipe's pieces do meanwhile; ``steps``: in the place of those of
-    ``train``."""
+    """One training of a round. ``halves``: what the recipe's pieces do meanwhile.
+
+    ``steps``, ``rate``: in the place of what ``train`` says.
+    """
 
     round: int
     seed: np.random.SeedSequence
     halves: Sequence[SiteHalf] = ()
     steps: int | None = None
+    rate: float | None = None
 
 
 def train(
@@ -67,7 +70,7 @@ def train(
     params.to_model(start, bench.model)
     bench.model.train()
     network = team.prepared(bench.trained_network)
-    rate = learning_rate(settings, course.round, bench.experiment.rounds)
+    rate = course.rate or settings.rate_in(course.round, bench.experiment.rounds)
     stepper = _Stepper(bench, network, make_optimizer(bench.model, settings, rate), team, course.halves)
     count = course.steps or settings.steps_of(sampler.patients)
     for half in course.halves:
@@ -116,13 +119,6 @@ def make_optimizer(model: torch.nn.Module, settings: Training, rate: float) -> t
         )
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, rate, weight_decay=settings.weight_decay)
-
-
-def learning_rate(settings: Training, round_number: int, rounds: int) -> float:
-    """The round's learning rate; cosine falls from the full rate in round 1 towards zero after the last."""
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (round_number - 1) / rounds))
 
 
 def _batches(

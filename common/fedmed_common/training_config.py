@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -49,6 +50,12 @@ class Training(Model):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="CPU threads of one site; 0: all cores"
     )
+
+    def rate_in(self, round_number: int, rounds: int) -> float:
+        """The round's learning rate; cosine falls from the full rate in round 1 towards zero after the last."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (round_number - 1) / rounds))
 
     def steps_of(self, patients: int) -> int:
         """The steps of a round at a site with so many training patients: one at least."""

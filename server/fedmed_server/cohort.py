@@ -12,11 +12,11 @@ from importlib.metadata import version
 import numpy as np
 
 from fedmed_common import wire
-from fedmed_common.config import Experiment
+from fedmed_common.config import Experiment, Federation
 from fedmed_common.errors import QuorumError
 from fedmed_server.channel import Channel, Member
 from fedmed_server.exchange import exchange
-from fedmed_server.history import SiteFacts
+from fedmed_server.history import SiteFacts, SiteResult
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +76,21 @@ def too_few(problem: str) -> QuorumError:
     return QuorumError(
         f"{problem}\n  fix: see to these sites; 'fedmed resume' then goes on from the last finished round"
     )
+
+
+def check_quorum(federation: Federation, results: Sequence[SiteResult], what: str) -> None:
+    """Refuse to go on with fewer usable answers than the experiment asks for.
+
+    Raises:
+        QuorumError: names the sites, and why each has given none.
+    """
+    usable = sum(result.outcome == "ok" for result in results)
+    needed = max(federation.minimum_sites, share_of(len(results), federation.quorum))
+    if usable < needed:
+        problems = "; ".join(result.problem() for result in results if result.outcome != "ok")
+        raise too_few(
+            f"{what}: {usable} of {len(results)} sites gave a usable answer, {needed} are needed. {problems}"
+        )
 
 
 def share_of(sites: int, share: float) -> int:

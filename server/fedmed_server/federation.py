@@ -11,6 +11,7 @@ import numpy as np
 from fedmed_common import wire
 from fedmed_common.params import Parameters
 from fedmed_server.channel import Channel, Member
+from fedmed_server.cohort import check_quorum
 from fedmed_server.exchange import Answer, Extras, exchange
 from fedmed_server.flower_strategies import FlowerRound
 from fedmed_server.history import SiteResult, missed
@@ -89,7 +90,7 @@ def scene_of(channel: Channel, roster: Sequence[Member], state: RunState, number
         sites=tuple(_site(member, state.memory) for member in roster if member.facts.patients["train"]),
         round=number,
         rounds=experiment.rounds,
-        rate=experiment.train.learning_rate,
+        rate=experiment.train.rate_in(max(1, number), experiment.rounds),
         seed=experiment.seed,
     )
 
@@ -100,6 +101,7 @@ def gather(channel: Channel, recipe: Recipe, roster: Sequence[Member], state: Ru
         if statistic.with_model or any(name.startswith(f"{statistic.name}/") for name in state.memory):
             continue
         by_site, results = _ask(channel, statistic, roster, state.parameters, state.round)
+        check_quorum(channel.experiment.federation, results, f"the statistic '{statistic.name}'")
         kept = statistic.kept(_total(by_site))
         if statistic.of_each_site:
             for site, sums in by_site.items():
@@ -116,6 +118,9 @@ def apply_stages(channel: Channel, recipe: Recipe, roster: Sequence[Member], sta
         statistic = stage.statistic
         assert isinstance(statistic, Statistic) and channel.model is not None  # noqa: S101
         by_site, results = _ask(channel, statistic, roster, state.model, state.round)
+        check_quorum(
+            channel.experiment.federation, results, f"the statistic '{statistic.name}' of round {state.round}"
+        )
         scene = scene_of(channel, roster, state, state.round)
         released, decision = stage.apply(state.model, _total(by_site), scene, channel.model)
         state = replace(

@@ -14,7 +14,7 @@ from fedmed_common.metrics import class_mean, merge, score_called
 from fedmed_common.params import Parameters
 from fedmed_common.tasks import UNDECIDED, Decision
 from fedmed_server.channel import Channel, Member
-from fedmed_server.cohort import draw, share_of, too_few
+from fedmed_server.cohort import check_quorum, draw
 from fedmed_server.exchange import Extras, exchange
 from fedmed_server.federation import Federation, apply_stages, gather, stages_began
 from fedmed_server.history import RoundDone, SiteResult, missed
@@ -65,7 +65,7 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
             failpoints.reach("aggregating", round=number, site=answer.member.name)
         del answer
     lost = missed(trained, f"training of round {number}")
-    _check_quorum(channel, trained, number)
+    check_quorum(channel.experiment.federation, trained, f"round {number}")
     before = time.perf_counter()
     changed, memory = collecting.finish()
     parameters = {**state.parameters, **changed}
@@ -135,17 +135,6 @@ def _order(channel: Channel, kind: wire.Kind, number: int) -> wire.Order:
     return wire.Order(
         kind=kind, run=channel.run, round=number, attempt=0, experiment=channel.experiment.order_text()
     )
-
-
-def _check_quorum(channel: Channel, results: Sequence[SiteResult], number: int) -> None:
-    usable = sum(result.outcome == "ok" for result in results)
-    federation = channel.experiment.federation
-    needed = max(federation.minimum_sites, share_of(len(results), federation.quorum))
-    if usable < needed:
-        problems = "; ".join(result.problem() for result in results if result.outcome != "ok")
-        raise too_few(
-            f"round {number}: {usable} of {len(results)} sites gave a usable update, {needed} are needed. {problems}"
-        )
 
 
 def _criterion(channel: Channel, evaluation: Sequence[SiteResult]) -> float | None:

@@ -18,7 +18,7 @@ from fedmed_strategies.pieces import Arrays, Memory, Piece, Weighed
 class CentralPrivacy(Piece):
     """Clips each site's update to C, and adds noise of standard deviation z C max_k p_k to their weighted mean.
 
-    Guarantee: what all rounds release is differentially private for neighbours with and without one site's update, by the
+    Guarantee: what all rounds release is differentially private for neighbours in which one site's update is 0, by the
     Gaussian mechanism with noise multiplier z, once a round in which the site is drawn. Assumed: the server and its noise are
     trusted, and weights do not depend on what sites hold. max_k p_k C is by how much one site can move a weighted mean: with
     equal weights C / n, with others more.

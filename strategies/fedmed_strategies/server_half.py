@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fedmed_common.errors import QuorumError
 from fedmed_strategies.pieces import (
     Answer,
     Arrays,
@@ -112,6 +113,12 @@ class Round:
             )
             parameters, kept = piece.settle(done)
             memory |= kept
+        for name, array in {**parameters, **memory}.items():
+            if not np.isfinite(array).all():
+                raise QuorumError(
+                    f"the round's answers make '{name}' infinite or no number; nothing of them is kept\n"
+                    "  fix: see which site's updates or numbers are odd, and leave it out; 'fedmed resume' does the round again"
+                )
         return parameters, memory
 
     def _combined(self) -> Arrays:

@@ -133,11 +133,16 @@ PIECE_RULES: tuple[PieceRule, ...] = (
         why="where every site keeps its own head, there are no rows to average",
     ),
     PieceRule(
-        what="a network of each site's own x stages",
+        what="a network or layers of each site's own x stages",
+        offends=lambda r: _all(r.personal is not None, list(r.stages)),
+        why="what is measured is not the global network alone, and the stage looks at that one and changes it",
+    ),
+    PieceRule(
+        what="a robust rule or central privacy x stages",
         offends=lambda r: _all(
-            r.personal is not None and r.personal.mode in {"beside", "instead"}, list(r.stages)
+            r.central_privacy is not None or any(p.sees_each_update for p in r.pieces()), list(r.stages)
         ),
-        why="what is measured is each site's own network, and the stage would change the global one",
+        why="one site's sums would change what is published, past the rule that keeps its update from doing so",
     ),
     PieceRule(
         what="a second network x corrections",
@@ -146,6 +151,31 @@ PIECE_RULES: tuple[PieceRule, ...] = (
             list(r.corrections),
         ),
         why="it would be unclear which of the two networks is corrected",
+    ),
+    PieceRule(
+        what="SCAFFOLD and FedDyn x a network in the place of the global one",
+        offends=lambda r: _all(
+            r.personal is not None and r.personal.mode == "instead",
+            [c for c in r.corrections if c.name in {"scaffold", "dyn"}],
+        ),
+        why="their formulas are for training that begins at the global model",
+    ),
+    PieceRule(
+        what="losses and samplers x a second training",
+        offends=lambda r: _all(
+            r.personal is not None and r.personal.mode in {"beside", "tuned"},
+            [*r.losses, *([] if r.sampler is None else [r.sampler])],
+        ),
+        why="the site's own network is trained with the task's loss and sampler alone, and that one is measured",
+    ),
+    PieceRule(
+        what="FedCE x another step than the mean",
+        offends=lambda r: _all(
+            r.weights.name == "contribution"
+            and (bool(r.filters) or r.aggregator.name != "mean" or r.server_optimizer != Momentum()),
+            [r.weights],
+        ),
+        why="sites work out from the global model what the round would have been without them, which holds for the mean alone",
     ),
 )
 
@@ -193,6 +223,25 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
         field="federation.fraction",
         why="what a site keeps for it grows stale where fewer than half of the sites train in a round",
         fix="set federation.fraction to 0.5 or more",
+    ),
+    ExperimentRule(
+        what="FedCE x some sites a round",
+        offends=lambda r, e: _all(
+            e.federation.fraction < 1.0 and r.weights.name == "contribution", [r.weights]
+        ),
+        field="federation.fraction",
+        why="a site that was not drawn cannot tell one round's change of the global model from several",
+        fix="set federation.fraction = 1.0",
+    ),
+    ExperimentRule(
+        what="operating points x what predictions are made of besides",
+        offends=lambda r, e: _all(
+            e.task.crf is not None or e.model.prompted,
+            [stage for stage in r.stages if stage.name == "operating_point"],
+        ),
+        field="recipe",
+        why="it is chosen on the network's own probabilities, which a conditional random field or prompts change afterwards",
+        fix="leave task.crf out, and take a network without prompts",
     ),
     ExperimentRule(
         what="layers of each site's own x some sites a round",

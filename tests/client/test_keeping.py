@@ -38,10 +38,19 @@ def test_the_best_round_stays_and_what_nobody_needs_goes(tmp_path: Path) -> None
 
 def test_a_server_that_went_back_too_far_is_told_so(tmp_path: Path) -> None:
     kept = Keeping(tmp_path, "run")
-    for number in range(3, 8):
+    for number in range(2, 8):
         kept.write(number, memory(number), best=0)
-    with pytest.raises(CheckpointError, match=r"before round 3 is gone.*\n  fix: "):
-        kept.before(3)
+    with pytest.raises(CheckpointError, match=r"before round 4 is gone.*\n  fix: "):
+        kept.before(4)
+
+
+def test_the_first_round_of_a_site_can_be_done_again(tmp_path: Path) -> None:
+    kept = Keeping(tmp_path, "run")
+    for _ in range(2):
+        assert kept.before(5) == {}
+        kept.write(5, memory(5), best=0)
+    assert kept.before(2) == {}
+    assert kept.before(6)["own/a"] == 5
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from fedmed_strategies.filters.norm_bound import NormBound
 from fedmed_strategies.flower import Flower
 from fedmed_strategies.inputs.random_normalisation import RandomNormalisation
 from fedmed_strategies.layers import layers_of
-from fedmed_strategies.longtail.weighted import ClassBalanced
+from fedmed_strategies.longtail.weighted import ClassBalanced, Focal
 from fedmed_strategies.personal.layers import OwnHead, OwnNorms
 from fedmed_strategies.personal.networks import Ditto, FineTuned, MeanRegularised
 from fedmed_strategies.presets import RECIPES
@@ -36,6 +36,7 @@ from fedmed_strategies.server_optimizers.momentum import Momentum
 from fedmed_strategies.stages.operating_point import OperatingPoint
 from fedmed_strategies.statistics.counts import Counts
 from fedmed_strategies.validity import EXPERIMENT_RULES, PIECE_RULES, refuse, refuse_network, warnings
+from fedmed_strategies.weights.contribution import Contribution
 from fedmed_strategies.weights.disco import Disco
 from fedmed_strategies.weights.fair import Fair
 from fedmed_strategies.weights.fixed import Equal
@@ -123,9 +124,29 @@ PIECES: list[tuple[str, Make, Make]] = [
         lambda: Recipe(aggregator=Holders(), personal=OwnNorms()),
     ),
     (
-        "a network of each site's own x stages",
-        lambda: Recipe(personal=MeanRegularised(), stages=(OperatingPoint(),)),
-        lambda: Recipe(personal=FineTuned(), stages=(OperatingPoint(),)),
+        "a network or layers of each site's own x stages",
+        lambda: Recipe(personal=OwnNorms(), stages=(OperatingPoint(),)),
+        lambda: Recipe(aggregator=Holders(), stages=(OperatingPoint(),)),
+    ),
+    (
+        "a robust rule or central privacy x stages",
+        lambda: Recipe(filters=(Krum(),), stages=(OperatingPoint(),)),
+        lambda: Recipe(weights=Equal(), stages=(OperatingPoint(),)),
+    ),
+    (
+        "SCAFFOLD and FedDyn x a network in the place of the global one",
+        lambda: Recipe(personal=MeanRegularised(), corrections=(Scaffold(),)),
+        lambda: Recipe(personal=MeanRegularised(), corrections=(Prox(),)),
+    ),
+    (
+        "losses and samplers x a second training",
+        lambda: Recipe(personal=FineTuned(), losses=(Focal(),)),
+        lambda: Recipe(personal=MeanRegularised(), losses=(Focal(),)),
+    ),
+    (
+        "FedCE x another step than the mean",
+        lambda: Recipe(weights=Contribution(), server_optimizer=Momentum(momentum=0.9)),
+        lambda: Recipe(weights=Contribution(), corrections=(Prox(),)),
     ),
     (
         "a second network x corrections",
@@ -167,6 +188,20 @@ EXPERIMENTS: list[Case] = [
         {"task": {"classes": ["disc"], "dimensions": 2, "loss": "tversky"}},
         RECIPES["class_balanced"],
         {"task": {"classes": ["disc"], "dimensions": 2, "loss": "tversky"}},
+    ),
+    (
+        "FedCE x some sites a round",
+        RECIPES["fedce"],
+        {"federation": {"fraction": 0.9}},
+        RECIPES["feddg_ga"],
+        {"federation": {"fraction": 0.9}},
+    ),
+    (
+        "operating points x what predictions are made of besides",
+        RECIPES["operating_point"],
+        {"task": {"classes": ["disc"], "dimensions": 2, "crf": {}}},
+        RECIPES["head_retraining"],
+        {"task": {"classes": ["disc"], "dimensions": 2, "crf": {}}},
     ),
     ("privacy x what looks at who shows what", RECIPES["rare"], PRIVATE, RECIPES["focal"], PRIVATE),
     (

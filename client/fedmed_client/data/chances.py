@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from fedmed_client.data.cohort import Case
 from fedmed_strategies.pieces import Sampler
 
+_MOST = 20.0
+"""How many times more often than another a patient is drawn at most, whatever the server says is rare."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chances:
@@ -41,5 +44,6 @@ def chances_of(
         [np.any([np.array(cases[n].present) & cases[n].annotated for n in own], axis=0) for own in patients],
         bool,
     )
-    edges = np.cumsum(sampler.patient_weights(shows, down))
+    weights = sampler.patient_weights(shows, down)
+    edges = np.cumsum(np.maximum(weights, weights.max() / _MOST))
     return Chances(patients=edges / edges[-1], classes=sampler.class_weights(shows, down))

@@ -25,10 +25,12 @@ from fedmed_simulations.compare.settings import (
     changed,
     check_groups,
 )
+from fedmed_strategies.presets import recipe_of
 
 _SAME = (
     "name", "seed", "task.name", "task.classes", "task.labels", "task.dimensions", "task.surface_metrics",
     "data.channels", "data.spacing_mm", "data.crop_to_foreground", "data.splits", "federation", "simulation",
+    "train.epochs",
 )  # fmt: skip
 """What decides on whom and how is measured, and how much is trained: no candidate may change it."""
 
@@ -202,6 +204,14 @@ def _check_same(competitor: Competitor, first: Experiment, file: Path) -> None:
             raise ConfigError(problem, file=file, field=place, fix=fix)
 
 
+def _stages_begin(experiment: Experiment) -> list[int]:
+    """The rounds from which on its recipe's stages are applied; that a recipe is wrong is said elsewhere."""
+    try:
+        return [stage.begins(experiment.rounds) for stage in recipe_of(experiment).stages]
+    except ConfigError:
+        return []
+
+
 def _unlike(experiment: Experiment, first: Experiment) -> tuple[str, str] | None:
     """What keeps two experiments from being compared, and the fix."""
     for field in _SAME:
@@ -217,6 +227,12 @@ def _unlike(experiment: Experiment, first: Experiment) -> tuple[str, str] | None
         return (
             f"{experiment.rounds} rounds are evaluated {evaluated} times; what counts is the mean of the last {LAST}",
             "more rounds, or a smaller federation.evaluate_every",
+        )
+    begins = _stages_begin(experiment)
+    if begins and last_rounds(experiment)[0] < max(begins):
+        return (
+            f"its stages begin after round {max(begins)}, and what counts begins with round {last_rounds(experiment)[0]}",
+            "a smaller federation.evaluate_every, or an earlier from_share of the stage",
         )
     return None
 

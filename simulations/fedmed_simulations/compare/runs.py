@@ -25,6 +25,7 @@ from fedmed_simulations.compare.plan import Arm, Configuration, last_rounds
 from fedmed_simulations.compare.sites import Sites, forget
 from fedmed_simulations.engines import ENGINES, Engine
 from fedmed_simulations.run import how_it_ended, incidents_told
+from fedmed_strategies.presets import recipe_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +141,7 @@ class Runner:
         weights = experiment.transfer.weights
         what = {
             "experiment": experiment.order_text(),
+            "recipe": recipe_of(experiment).model_dump(mode="json"),
             "weights": "" if weights is None else _content(weights),
             "baseline": baseline,
             "engine": self.engine,

@@ -37,6 +37,8 @@ class _Site(SiteHalf):
         if not moving:
             return
         length = torch.stack([p.grad.norm() for p in moving.values() if p.grad is not None]).norm()
+        if not bool(length.isfinite()):
+            return
         scale = self._rho / length.clamp(min=1e-12)
         with torch.no_grad():
             for name, parameter in moving.items():

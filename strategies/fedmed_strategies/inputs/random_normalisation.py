@@ -19,7 +19,7 @@ class RandomNormalisation(Input):
     """(x - mean_j) / deviation_j, j a site drawn anew for each image; in evaluation the site's own.
 
     The statistics are two numbers a channel of each site; all sites are sent them, without names and in no order that tells
-    whose they are but to the site itself. A site without a place among them, as one that came later, takes their mean.
+    whose they are but to the site itself.
     """
 
     name = "random_normalisation"
@@ -38,16 +38,6 @@ class RandomNormalisation(Input):
         rows = sorted(tuple(map(tuple, normalisation(sums))) for sums in _by_site(memory).values())
         means, deviations = (np.array([row[part] for row in rows], np.float32) for part in (0, 1))
         return {f"{self.name}/means": means, f"{self.name}/deviations": deviations}
-
-    def down_to(self, site: str, memory: Memory, scene: Scene) -> Arrays:
-        """The site's own; of a site that is not among them, the sites' mean."""
-        known = _by_site(memory)
-        all_pairs = [normalisation(sums) for sums in known.values()]
-        mean, deviation = normalisation(known[site]) if site in known else np.mean(all_pairs, axis=0)
-        return {
-            f"{self.name}/mean": np.asarray(mean, np.float32),
-            f"{self.name}/deviation": np.asarray(deviation, np.float32),
-        }
 
     def change(self, image: Tensor, arrays: Mapping[str, NDArray[Any]], *, training: bool) -> Tensor:
         """The normalised image ``(B, C, *S)``. Which site, torch's own generator says."""

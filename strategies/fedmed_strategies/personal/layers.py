@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedmed_common.fields import Fraction
 from fedmed_common.params import is_statistic
 from fedmed_strategies.pieces import Layers, Personal, SiteHalf, Work
 
@@ -47,7 +48,7 @@ class Represented(OwnHead):
 
     name = "represented"
     source = "Collins et al. 2021, 'Exploiting shared representations for personalized federated learning', ICML, algorithm 1"
-    head_share: float = 0.5
+    head_share: Fraction = 0.5
 
     def at_site(self, work: Work) -> SiteHalf:
         """Holds back the gradients of what stands still."""

@@ -40,7 +40,8 @@ class MeanRegularised(Personal):
 
 
 class FineTuned(Personal):
-    """Before the global model is measured at a site, the site trains it for ``steps`` more on its own patients."""
+    """Before the global model is measured at a site, the site trains it for ``steps`` more on its own patients, at the full
+    learning rate."""
 
     name = "fine_tuned"
     mode = "tuned"

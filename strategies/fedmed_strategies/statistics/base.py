@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmed_common import privacy
-from fedmed_common.fields import Positive
 from fedmed_common.privacy import Spent
 from fedmed_common.tasks import Case
 from fedmed_strategies.pieces import Arrays, Memory, StatisticPiece, under
+
+MOST_EPSILON = 10.0
+"""With more, noise hides nothing, and small counts would leave as they are."""
 
 Pixels = Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]
 
@@ -53,7 +55,7 @@ class Statistic(StatisticPiece):
     :meth:`sensitivity`, sigma the least that keeps epsilon; the site charges it to its ledger before it is drawn. With
     ``[privacy]`` a statistic without noise is refused."""
 
-    epsilon: Positive | None = None
+    epsilon: Annotated[float, Field(gt=0.0, le=MOST_EPSILON)] | None = None
     delta: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-5
     with_model: ClassVar[bool] = False
     """Whether it looks at what the order's model makes of patients."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from fedmed_common.site_config import UNLABELLED
 from fedmed_common.tasks import Case
 from fedmed_strategies.pieces import Arrays
-from fedmed_strategies.statistics.base import Patient, Sizes, Statistic, without_few
+from fedmed_strategies.statistics.base import Patient, Sizes, Statistic
 
 _TINY = 1e-30
 
@@ -50,10 +50,14 @@ class OperatingPoints(Statistic):
         }
 
     def releasable(self, sums: Arrays, least_patients: int) -> Arrays:
-        """Without classes that few patients show, or few do not."""
-        return without_few(
-            without_few(sums, "shown", ("dice",), least_patients), "absent", ("false",), least_patients
+        """Nothing of a class that few patients show, or few do not: what is left of the one would tell of the other."""
+        few = np.any(
+            [(sums[name] > 0) & (sums[name] < least_patients) for name in ("shown", "absent")], axis=0
         )
+        return {
+            name: np.where(few.reshape(-1, *[1] * (array.ndim - 1)), np.float32(0), array)
+            for name, array in sums.items()
+        }
 
     def sensitivity(self, sizes: Sizes) -> float:
         """A Dice or a yes for each offset and volume, and a one, of both kinds where a patient's cases differ."""

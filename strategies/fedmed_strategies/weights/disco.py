@@ -12,10 +12,10 @@ from fedmed_strategies.weights.fixed import Summed
 
 
 class Disco(Weights):
-    """p_k ~ max(n_k / n - a d_k + b, 0), d_k the Kullback-Leibler divergence of the site's classes from the uniform distribution.
+    """p_k ~ max(n_k / n - a d_k + b, 0), d_k the site's share of all sites' divergences from the uniform distribution.
 
-    A site's classes are counted in training patients who show them, and a hidden count as 1; a site that shows none is as far
-    from uniform as can be. Where all weights become 0, sites count by patients."""
+    The divergence is Kullback and Leibler's. A site's classes are counted in training patients who show them, and a hidden
+    count as 1; a site that shows none is as far from uniform as can be. Where all weights become 0, sites count by patients."""
 
     name = "disco"
     source = "Ye et al. 2023, 'FedDisco: federated learning with discrepancy-aware collaboration', ICML, equation 6"
@@ -25,8 +25,10 @@ class Disco(Weights):
     def begin(self, scene: Scene, memory: Memory) -> Weigher:
         """The weigher of one round, of shares among all sites that can train."""
         patients = sum(site.patients for site in scene.sites)
+        apart = {site.name: discrepancy(site, scene.classes) for site in scene.sites}
+        together = sum(apart.values()) or 1.0
         shares = {
-            site.name: max(site.patients / patients - self.a * discrepancy(site, scene.classes) + self.b, 0.0)
+            site.name: max(site.patients / patients - self.a * apart[site.name] / together + self.b, 0.0)
             for site in scene.sites
         }
         if not any(shares.values()):

@@ -21,9 +21,9 @@ class Fair(Weights):
 
     name = "fair"
     source = "Li et al. 2020, 'Fair resource allocation in federated learning', ICLR, algorithm 2"
-    q: Annotated[float, Field(ge=0.0, le=100.0)] = 0.1
+    q: Annotated[float, Field(ge=0.0, le=5.0)] = 0.1
     measures = True
-    scalars: ClassVar[Mapping[str, tuple[float, float]]] = {"start_loss": (0.0, 1e9)}
+    scalars: ClassVar[Mapping[str, tuple[float, float]]] = {"start_loss": (0.0, 1e4)}
 
     def at_site(self, work: Work) -> SiteHalf:
         """Measures F_k."""

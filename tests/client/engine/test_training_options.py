@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from fedmed_client.engine.compiling import compiled
-from fedmed_client.train import Course, Update, learning_rate, make_optimizer, train
+from fedmed_client.train import Course, Update, make_optimizer, train
 from fedmed_client.workbench import Bench, bench_for, numerics, seed_for
 from fedmed_common import params
 from fedmed_common.config import Experiment
@@ -31,6 +31,7 @@ class Drawn:
     patch: tuple[int, ...]
     too_large: frozenset[int] = frozenset()
     taken: int = field(default=0)
+    patients: int = 1
 
     def batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
         image = rng.normal(size=(BATCH, 1, *self.patch)).astype(np.float32)
@@ -85,7 +86,7 @@ def test_without_options_training_is_the_plain_loop_to_the_last_bit(optimizer: s
     asked = experiment(optimizer=optimizer)
     model, task = build_model(asked), build_task(asked)
     start = params.from_model(model)
-    steps = make_optimizer(model, asked.train, learning_rate(asked.train, 1, asked.rounds))
+    steps = make_optimizer(model, asked.train, asked.train.rate_in(1, asked.rounds))
     rng, sampler, total = np.random.default_rng(SEED), Drawn(asked.data.patch), 0.0
     rng.integers(2**63)
     with numerics(asked, torch.device("cpu")):
