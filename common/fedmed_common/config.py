@@ -8,7 +8,7 @@ Both are frozen and validated on construction; ``loading`` reads them from TOML.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -132,6 +132,16 @@ class RecipeChoice(Model):
     settings: dict[Name, dict[Name, bool | int | float | str | tuple[float, ...] | None]] = Field(
         default_factory=dict, description="as settings.prox.mu = 0.1"
     )
+
+    @field_validator("settings")
+    @classmethod
+    def _printable(cls, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Words in it are shown to people who decide: none begins a line of its own or steers a terminal."""
+        for values in settings.values():
+            for name, value in values.items():
+                if isinstance(value, str) and (len(value) > 200 or not value.isprintable()):
+                    raise ValueError(f"'{name}' is not a short word that can be printed")
+        return settings
 
     @property
     def label(self) -> str:
