@@ -28,7 +28,7 @@ from fedmed_client.engine.parallel import train_together
 from fedmed_client.evaluate import measurements
 from fedmed_client.keeping import Keeping
 from fedmed_client.ledger import Budget, Ledger, Reservation
-from fedmed_client.method import Method, changed_inputs, own_normalisation
+from fedmed_client.method import Method, Result, changed_inputs, own_normalisation
 from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.statistics import summed
 from fedmed_client.train import Course, Update, train
@@ -187,13 +187,10 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
 
     with numerics(bench.experiment, bench.device, home.site.device.threads):
         result = method.train(home.site.name, train_it)
-    Keeping(home.folder, order.run).write(order.round, result.left.memory, order.best)
-    return _reply(
+    return _trained(
         home,
         order,
-        delta=result.update.delta,
-        sums=result.left.sums,
-        scalars=result.left.scalars,
+        result,
         metrics=policy.permitted(home.site.policy, {"loss": result.update.loss}),
         seconds={"train": time.perf_counter() - before},
     )
@@ -222,15 +219,14 @@ def _train_privately(
         independence.check(bench, order.parameters, sampler.of_patient(0, entropy.generator()))
         spent = _reserve(home, order, _promise(bench.experiment, order), cost)
         result = method.train(home.site.name, train_it)
+    return _trained(home, order, result, epsilon_spent=spent)
+
+
+def _trained(home: SiteHome, order: wire.Order, result: Result, **fields: object) -> wire.Reply:
+    """Keep what the recipe keeps here, durably; then the reply with what it sends."""
     Keeping(home.folder, order.run).write(order.round, result.left.memory, order.best)
-    return _reply(
-        home,
-        order,
-        delta=result.update.delta,
-        sums=result.left.sums,
-        scalars=result.left.scalars,
-        epsilon_spent=spent,
-    )
+    sent = result.left
+    return _reply(home, order, delta=result.update.delta, sums=sent.sums, scalars=sent.scalars, **fields)
 
 
 def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from fedmed_client import pulse
 from fedmed_client.keeping import Keeping
 from fedmed_client.method import changed_inputs, own_normalisation, with_own
 from fedmed_client.train import Course, train
-from fedmed_client.workbench import COHORTS, Bench, SiteHome, bench_for, numerics, seed_for
+from fedmed_client.workbench import COHORTS, Bench, SiteHome, bench_for, branch, numerics, seed_for
 from fedmed_common import params, wire
 from fedmed_common.params import Parameters
 from fedmed_strategies.personal.networks import FineTuned
@@ -63,8 +61,7 @@ def _tuned(home: SiteHome, order: wire.Order, bench: Bench, steps: int) -> Param
     if sampler is None:
         return order.parameters
     seed = seed_for(bench.experiment.seed, order.round, home.site.name)
-    entropy = [int(value) for value in seed.entropy]  # type: ignore[union-attr]
-    tuning = np.random.SeedSequence([*entropy, _TUNING_SEED])
+    tuning = branch(seed, _TUNING_SEED)
     course = Course(round=order.round, seed=tuning, steps=steps, rate=bench.experiment.train.learning_rate)
     train(bench, sampler, order.parameters, course, lambda _step: pulse.beat())
     return params.from_model(bench.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from fedmed_client.data.cohort import Cohort
 from fedmed_client.data.samplers import Sampler
 from fedmed_client.keeping import Keeping, Memory
 from fedmed_client.train import Update
-from fedmed_client.workbench import Bench, SiteHome, seed_for
+from fedmed_client.workbench import Bench, SiteHome, branch, seed_for
 from fedmed_common import wire
 from fedmed_common.params import Parameters
 from fedmed_strategies.layers import layers_of
-from fedmed_strategies.pieces import Layers, Left, Piece, SiteHalf, Work, own, under
+from fedmed_strategies.pieces import Layers, Left, SiteHalf, Work, add_up, own, under
 from fedmed_strategies.presets import recipe_of
 from fedmed_strategies.recipe import Recipe
 from fedmed_strategies.server_half import shared, sums_of
@@ -27,6 +27,9 @@ from fedmed_strategies.server_half import shared, sums_of
 _OWN = "own"
 _MEASURED_BATCHES = 8
 _SECOND_SEED = 0x0D17
+
+_NORMALISED: dict[str, dict[str, NDArray[Any]]] = {}
+"""By cohort, so that its images are read through once and not with every order."""
 
 Train = Callable[[Parameters, Sequence[SiteHalf], np.random.SeedSequence], Update]
 """(what to start from, pieces at work, seed) -> what training changed."""
@@ -51,7 +54,6 @@ class Method:
     cohort: Cohort
     sampler: Sampler
     memory: Memory
-    halves: list[tuple[Piece, SiteHalf]] = field(default_factory=list)
 
     @classmethod
     def of(cls, home: SiteHome, bench: Bench, order: wire.Order, cohort: Cohort, sampler: Sampler) -> Method:
@@ -77,16 +79,17 @@ class Method:
         personal, seed = self.recipe.personal, self._seed(site)
         mode = personal.mode if personal is not None else ""
         work = self._work(site)
-        self.halves = [
-            (piece, half)
+        halves = [
+            half
             for piece in self.recipe.pieces()
             if not (mode == "beside" and piece is personal) and (half := piece.at_site(work)) is not None
         ]
         start = self._start(keep_own=mode in {"layers", "instead"})
-        with changed_inputs(self.bench.model, self.recipe, self._arrays(site)):
-            update = train(start, [half for _, half in self.halves], seed)
+        with changed_inputs(self.bench.model, self.recipe, self._arrays()):
+            update = train(start, halves, seed)
             whole = self._against_global(update.delta, start)
-            left = self._left({name: whole[name] for name in shared(self.recipe, self.layers)})
+            delta = {name: whole[name] for name in shared(self.recipe, self.layers)}
+            left = self._left(halves, delta)
             kept = dict(left.memory)
             if personal is not None and mode == "layers":
                 kept |= under(_OWN, {name: self._value(name) for name in personal.keeps(self.layers)})
@@ -94,10 +97,8 @@ class Method:
                 kept |= under(_OWN, self._values())
             elif personal is not None and mode == "beside":
                 half = personal.at_site(self._work(site))
-                second = np.random.SeedSequence([*_entropy(seed), _SECOND_SEED])
-                train(self._start(keep_own=True), [half] if half is not None else [], second)
+                train(self._start(keep_own=True), [] if half is None else [half], branch(seed, _SECOND_SEED))
                 kept |= under(_OWN, self._values())
-        delta = {name: whole[name] for name in shared(self.recipe, self.layers)}
         return Result(
             update=Update(delta=delta, loss=update.loss),
             left=Left(sums=left.sums, scalars=left.scalars, memory=kept),
@@ -129,10 +130,10 @@ class Method:
             measure=lambda: self._loss(site),
         )
 
-    def _left(self, delta: Parameters) -> Left:
+    def _left(self, halves: Sequence[SiteHalf], delta: Parameters) -> Left:
         """What all pieces leave, the sums in the order in which the server expects them."""
         sums, scalars, memory = dict[str, NDArray[Any]](), dict[str, float](), Memory()
-        for _, half in self.halves:
+        for half in halves:
             left = half.finish(delta)
             sums |= left.sums
             scalars |= left.scalars
@@ -166,7 +167,7 @@ class Method:
     def _seed(self, site: str) -> np.random.SeedSequence:
         return seed_for(self.bench.experiment.seed, self.order.round, site)
 
-    def _arrays(self, site: str) -> dict[str, NDArray[Any]]:
+    def _arrays(self) -> dict[str, NDArray[Any]]:
         return {**self.order.down, **own_normalisation(self.cohort)} if self.recipe.inputs is not None else {}
 
     def _loss(self, site: str) -> float:
@@ -221,14 +222,16 @@ def own_normalisation(cohort: Cohort) -> dict[str, NDArray[Any]]:
     from fedmed_strategies.statistics.base import Sizes
     from fedmed_strategies.statistics.channels import Channels
 
+    if cohort.manifest_hash in _NORMALISED:
+        return _NORMALISED[cohort.manifest_hash]
     statistic, channels = Channels(), cohort.cases[0].image.shape[0]
     sizes = Sizes(classes=len(cohort.classes), outputs=0, channels=channels)
     total = statistic.zeros(sizes)
     for patient in patients_of(cohort.of("train") or cohort.cases):
-        for name, array in statistic.of_patient(patient, sizes).items():
-            total[name] = total[name] + array
+        add_up(total, statistic.of_patient(patient, sizes))
     mean, deviation = normalisation(total)
-    return under(RandomNormalisation.name, {"mean": mean, "deviation": deviation})
+    found = under(RandomNormalisation.name, {"mean": mean, "deviation": deviation})
+    return _NORMALISED.setdefault(cohort.manifest_hash, found)
 
 
 def _presence(cohort: Cohort) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -237,7 +240,3 @@ def _presence(cohort: Cohort) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         np.array([counts.get(name, 0) for name in cohort.classes], np.int64),
         np.array([name in counts for name in cohort.classes], bool),
     )
-
-
-def _entropy(seed: np.random.SeedSequence) -> list[int]:
-    return [int(value) for value in seed.entropy]  # type: ignore[union-attr]

@@ -16,8 +16,8 @@ from fedmed_client.workbench import Bench
 from fedmed_common import entropy
 from fedmed_common.params import Parameters
 from fedmed_common.site_config import UNLABELLED
-from fedmed_strategies.layers import features_of, last_layer, layers_of
-from fedmed_strategies.statistics.base import Patient, Sizes, Statistic
+from fedmed_strategies.layers import last_layer, layers_of, sizes_of
+from fedmed_strategies.statistics.base import Patient, Statistic
 
 _AT_ONCE = 8
 
@@ -33,7 +33,7 @@ def summed(
 
     With noise, ``reserve`` is called before it is drawn. The model on the bench is the order's, in evaluation mode.
     """
-    sizes = sizes_of(bench)
+    sizes = sizes_of(bench.experiment, bench.model)
     total = {name: array.astype(np.float64) for name, array in statistic.zeros(sizes).items()}
     for patient in patients_of(cases, bench):
         part = statistic.of_patient(patient, sizes)
@@ -49,18 +49,6 @@ def summed(
         name: (array + deviation * entropy.normal(array.size).numpy().reshape(array.shape)).astype(np.float32)
         for name, array in total.items()
     }
-
-
-def sizes_of(bench: Bench) -> Sizes:
-    """What the shapes of statistics depend on."""
-    plan = bench.experiment.plan
-    layers = layers_of(bench.model, bench.experiment.model.head, plan.outputs)
-    return Sizes(
-        classes=len(bench.experiment.task.classes),
-        outputs=plan.outputs,
-        channels=plan.in_channels,
-        features=features_of(bench.model, layers),
-    )
 
 
 def patients_of(cases: Sequence[Case], bench: Bench | None = None) -> Iterator[Patient]:

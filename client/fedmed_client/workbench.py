@@ -152,6 +152,11 @@ def seed_for(seed: int, round_number: int, site: str) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed, round_number, name])
 
 
+def branch(seed: np.random.SeedSequence, number: int) -> np.random.SeedSequence:
+    """Another seed, for a second training out of the same order."""
+    return np.random.SeedSequence([*(int(value) for value in seed.entropy), number])  # type: ignore[union-attr]
+
+
 @contextmanager
 def numerics(experiment: Experiment, device: torch.device, most_threads: int = 0) -> Iterator[None]:
     """Threads, determinism and precision of one order's arithmetic; the caller's settings come back afterwards.

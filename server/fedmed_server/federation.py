@@ -18,9 +18,9 @@ from fedmed_server.history import SiteResult, missed
 from fedmed_server.state import RunState
 from fedmed_strategies import pieces, server_half
 from fedmed_strategies.flower import Flower
-from fedmed_strategies.pieces import Layers, Memory, Scene, Site, own, under
+from fedmed_strategies.pieces import Layers, Memory, Scene, Site, add_up, own, under
 from fedmed_strategies.recipe import Recipe
-from fedmed_strategies.statistics.base import Sizes, Statistic
+from fedmed_strategies.statistics.base import Statistic
 
 _NOISE_SPAN = 12.0
 """So many standard deviations of its noise may a statistic lie beyond what its patients can add."""
@@ -137,24 +137,12 @@ def stages_began(recipe: Recipe, best: int, number: int, rounds: int) -> bool:
     return any(best < stage.begins(rounds) <= number for stage in recipe.stages)
 
 
-def sizes_of(channel: Channel) -> Sizes:
-    """What the shapes of statistics depend on."""
-    from fedmed_strategies.layers import features_of
-
-    plan = channel.experiment.plan
-    known = channel.model is not None and channel.layers is not None
-    return Sizes(
-        classes=len(channel.experiment.task.classes),
-        outputs=plan.outputs,
-        channels=plan.in_channels,
-        features=features_of(channel.model, channel.layers) if known else 0,  # type: ignore[arg-type]
-    )
-
-
 def _ask(
     channel: Channel, statistic: Statistic, roster: Sequence[Member], parameters: Parameters, number: int
 ) -> tuple[dict[str, Parameters], list[SiteResult]]:
     """By site that answered, its sums."""
+    from fedmed_strategies.layers import sizes_of
+
     order = wire.Order(
         kind=wire.Kind.STATISTICS,
         run=channel.run,
@@ -163,7 +151,7 @@ def _ask(
         experiment=channel.experiment.order_text(),
         statistic=statistic.name,
     )
-    sizes = sizes_of(channel)
+    sizes = sizes_of(channel.experiment, channel.model)
     zeros = under(statistic.name, statistic.zeros(sizes))
     members = [member for member in roster if member.facts.patients["train"]]
     most = max((member.facts.patients["train"] for member in members), default=0)
@@ -188,8 +176,7 @@ def _total(by_site: dict[str, Parameters]) -> Parameters:
     """The sum over sites, in the roster's order."""
     total: Parameters = {}
     for sums in by_site.values():
-        for name, array in sums.items():
-            total[name] = total[name] + array if name in total else array
+        add_up(total, sums)
     return total
 
 

@@ -36,7 +36,6 @@ _REFUSED = {
     "DifferentialPrivacyClientSideFixedClipping": _AT_CLIENTS,
     "DifferentialPrivacyClientSideAdaptiveClipping": _AT_CLIENTS,
 }
-_ROBUST = {"FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"}
 _SET_HERE = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
 _NUMBERS = {int: (int,), float: (int, float), bool: (bool,), float | None: (int, float)}
 _OURS = ("fraction_", "min_")
@@ -83,7 +82,7 @@ class FlowerRound:
         _restore(self._strategy, self.memory)
         statistics = {name: array for name, array in self.parameters.items() if is_statistic(name)}
         self._learned = [name for name in self.parameters if name not in statistics]
-        robust = bool(_ROBUST & set(self._piece.classes))
+        robust = self._piece.robust
         self._statistics: Gathering = (
             Together(lambda _updates, _parts: {}) if robust else MeanGathering(statistics)
         )

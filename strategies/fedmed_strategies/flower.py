@@ -14,6 +14,8 @@ PREFIX = "flwr."
 
 Settings = dict[str, bool | int | float | str | tuple[float, ...] | None]
 
+_ROBUST = {"FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"}
+
 
 class Flower(Aggregator):
     """A class of ``flwr.serverapp.strategy``, which does all of the server's part in a round.
@@ -27,6 +29,11 @@ class Flower(Aggregator):
     sees_each_update = True
     strategy: str
     settings: dict[str, Settings] = Field(default_factory=dict)
+
+    @property
+    def robust(self) -> bool:
+        """Whether its rule is one against hostile sites."""
+        return bool(_ROBUST & set(self.classes))
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -10,8 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedmed_common import params
+from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
 from fedmed_strategies.pieces import Layers
+from fedmed_strategies.statistics.base import Sizes
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _ROWS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -74,7 +76,21 @@ def _row_axis(module: nn.Module, outputs: int) -> int | None:
     return None
 
 
-def features_of(model: nn.Module, layers: Layers) -> int:
+def sizes_of(experiment: Experiment, model: nn.Module | None) -> Sizes:
+    """What the shapes of statistics of an experiment depend on. Without its network, no features are known."""
+    plan = experiment.plan
+    features = 0
+    if model is not None:
+        features = _features_of(model, layers_of(model, experiment.model.head, plan.outputs))
+    return Sizes(
+        classes=len(experiment.task.classes),
+        outputs=plan.outputs,
+        channels=plan.in_channels,
+        features=features,
+    )
+
+
+def _features_of(model: nn.Module, layers: Layers) -> int:
     """How many numbers the last layer sees of a voxel; 0 where it is not one matrix."""
     try:
         layer = last_layer(model, layers)

@@ -307,6 +307,8 @@ class StatisticPiece(Piece):
 
     of_each_site: ClassVar[bool] = False
     """Whether the server keeps every site's, and not only their sum."""
+    told_to_sites: ClassVar[bool] = True
+    """Whether the sum is sent to the sites; where not, the piece that asks for it sends what it makes of every site's."""
 
 
 class Weigher(Protocol):
@@ -418,6 +420,12 @@ class MeanGathering:
             return mean
         scale = np.float32(self._weights / total)
         return {name: array if is_statistic(name) else array * scale for name, array in mean.items()}
+
+
+def add_up(total: Memory, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Add the arrays to those of the same names, in place of these; a name that is new begins with what is added."""
+    for name, array in arrays.items():
+        total[name] = total[name] + array if name in total else array
 
 
 def own(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Memory:

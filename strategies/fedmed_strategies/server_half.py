@@ -17,6 +17,7 @@ from fedmed_strategies.pieces import (
     Reported,
     Scene,
     Weighed,
+    add_up,
     own,
 )
 from fedmed_strategies.recipe import Recipe
@@ -28,7 +29,7 @@ def down(recipe: Recipe, memory: Memory, scene: Scene) -> Arrays:
     for piece in recipe.pieces():
         sent |= piece.down(memory, scene)
         for statistic in piece.statistics:
-            if not statistic.of_each_site or statistic.name == "counts":
+            if statistic.told_to_sites:
                 sent |= {
                     f"{statistic.name}/{name}": array for name, array in own(memory, statistic.name).items()
                 }
@@ -74,8 +75,7 @@ class Round:
         """Add one answer. An update whose weight is 0 moves nothing."""
         weight = self._weigher.weigh(answer)
         self._reported.append((_without_arrays(answer), weight))
-        for name, array in answer.sums.items():
-            self._sums[name] = self._sums[name] + array if name in self._sums else array
+        add_up(self._sums, answer.sums)
         update = Weighed(delta=answer.delta, weight=weight, site=answer.site)
         if self.recipe.central_privacy is not None:
             update, within = self.recipe.central_privacy.clip(update, self._clip)

@@ -71,9 +71,7 @@ PIECE_RULES: tuple[PieceRule, ...] = (
     ),
     PieceRule(
         what="secure aggregation x statistics of each site",
-        offends=lambda r: _all(
-            r.secure, [s for s in r.gathered() if s.of_each_site and s.name == "channels"]
-        ),
+        offends=lambda r: _all(r.secure, [s for s in r.gathered() if not s.told_to_sites]),
         why="under secure aggregation nobody sees a site's own statistics, and this sends them to all",
     ),
     PieceRule(
@@ -140,7 +138,9 @@ PIECE_RULES: tuple[PieceRule, ...] = (
     PieceRule(
         what="a robust rule or central privacy x stages",
         offends=lambda r: _all(
-            r.central_privacy is not None or any(p.sees_each_update for p in r.pieces()), list(r.stages)
+            r.central_privacy is not None
+            or any(p.robust if isinstance(p, Flower) else p.sees_each_update for p in r.pieces()),
+            list(r.stages),
         ),
         why="one site's sums would change what is published, past the rule that keeps its update from doing so",
     ),

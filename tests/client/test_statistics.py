@@ -11,11 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fedmed_client.statistics import patients_of, sizes_of, summed
+from fedmed_client.statistics import patients_of, summed
 from fedmed_client.workbench import Bench, bench_for
 from fedmed_common import params
 from fedmed_common.config import Experiment
-from fedmed_strategies.layers import last_layer, layers_of
+from fedmed_strategies.layers import last_layer, layers_of, sizes_of
 from fedmed_strategies.pieces import Scene
 from fedmed_strategies.stages.head_retraining import HeadRetraining
 from fedmed_strategies.stages.operating_point import OperatingPoint
@@ -93,7 +93,7 @@ def test_a_sum_of_two_sites_is_that_of_both_together(statistic: Statistic, bench
 
 @pytest.mark.parametrize("statistic", ALL, ids=lambda one: one.name)
 def test_no_patient_adds_more_than_the_sensitivity(statistic: Statistic, bench: Bench) -> None:
-    sizes = sizes_of(bench)
+    sizes = sizes_of(bench.experiment, bench.model)
     few = {"most_classes": 1} if "most_classes" in type(statistic).model_fields else {}
     for asked in (statistic, type(statistic)(epsilon=4.0, **few)):
         for case in cases(4, 2):
@@ -125,7 +125,7 @@ def test_classes_of_few_patients_stay(bench: Bench) -> None:
 
 def test_noise_has_the_declared_deviation_and_comes_after_the_reservation(bench: Bench) -> None:
     noisy, reserved = Counts(epsilon=1.0), list[int]()
-    of, sizes = cases(6, 2), sizes_of(bench)
+    of, sizes = cases(6, 2), sizes_of(bench.experiment, bench.model)
     plain = sums_of(Counts(), bench, of)["presence"]
     drawn = np.array(
         [summed(noisy, bench, of, 5, lambda: reserved.append(1))["presence"] - plain for _ in range(400)]

@@ -17,6 +17,7 @@ class Channels(Statistic):
 
     name = "channels"
     of_each_site = True
+    told_to_sites = False
     bound: Positive = 10.0
 
     def zeros(self, sizes: Sizes) -> Arrays:

@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from fedmed_common import params
-from fedmed_strategies.pieces import Answer, Arrays, Left, Memory, Scene, SiteHalf, Weigher, Weights, Work
+from fedmed_strategies.pieces import Answer, Memory, Scene, SiteHalf, Weigher, Weights, Work
+from fedmed_strategies.weights.reported import StartLoss
 
 _LEAST_LOSS = 1e-10
 
@@ -27,7 +28,7 @@ class Fair(Weights):
 
     def at_site(self, work: Work) -> SiteHalf:
         """Measures F_k."""
-        return _Site(work)
+        return StartLoss(work, "start_loss")
 
     def begin(self, scene: Scene, memory: Memory) -> Weigher:
         """The weigher of one round."""
@@ -47,15 +48,3 @@ class _Weigher:
 
     def total(self) -> float:
         return self._total
-
-
-class _Site(SiteHalf):
-    def __init__(self, work: Work) -> None:
-        self._work, self._loss = work, 0.0
-
-    def begin(self) -> None:
-        assert self._work.measure is not None  # noqa: S101
-        self._loss = self._work.measure()
-
-    def finish(self, delta: Arrays) -> Left:
-        return Left(scalars={"start_loss": self._loss})

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from fedmed_strategies.pieces import Arrays, Done, Left, Memory, SiteHalf, Work, own
-from fedmed_strategies.weights.reported import Carried, normalised
+from fedmed_strategies.pieces import Arrays, Done, Memory, SiteHalf, Work, own
+from fedmed_strategies.weights.reported import Carried, StartLoss, normalised
 
 _MEMORY = 5
 
@@ -34,7 +34,7 @@ class Pid(Carried):
 
     def at_site(self, work: Work) -> SiteHalf:
         """Measures the loss."""
-        return _Site(work)
+        return StartLoss(work, "global_loss")
 
     def settle(self, done: Done) -> tuple[Arrays, Memory]:
         """The weights of the next round."""
@@ -57,15 +57,3 @@ class Pid(Carried):
 
 def _fall(losses: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None) -> float:
     return 0.0 if losses is None or len(losses) < 2 else max(0.0, float(losses[-2] - losses[-1]))
-
-
-class _Site(SiteHalf):
-    def __init__(self, work: Work) -> None:
-        self._work, self._loss = work, 0.0
-
-    def begin(self) -> None:
-        assert self._work.measure is not None  # noqa: S101
-        self._loss = self._work.measure()
-
-    def finish(self, delta: Arrays) -> Left:
-        return Left(scalars={"global_loss": self._loss})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedmed_strategies.pieces import Arrays, Memory, Scene, Weigher, Weights, own
+from fedmed_strategies.pieces import Arrays, Left, Memory, Scene, SiteHalf, Weigher, Weights, Work, own
 from fedmed_strategies.weights.fixed import Summed
 
 
@@ -39,3 +39,19 @@ def normalised(raw: Mapping[str, float]) -> dict[str, float]:
     if abs(total - 1.0) < 1e-12:
         return dict(raw)
     return {name: value / total for name, value in raw.items()} if total > 0 else {}
+
+
+class StartLoss(SiteHalf):
+    """Says under ``name`` the loss of the round's global model on some of the site's training patients."""
+
+    def __init__(self, work: Work, name: str) -> None:
+        self._work, self._name, self._loss = work, name, 0.0
+
+    def begin(self) -> None:
+        """Measure it before the first step."""
+        assert self._work.measure is not None  # noqa: S101
+        self._loss = self._work.measure()
+
+    def finish(self, delta: Arrays) -> Left:
+        """Send it."""
+        return Left(scalars={self._name: self._loss})
