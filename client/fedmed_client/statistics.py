@@ -34,7 +34,8 @@ def summed(
     With noise, ``reserve`` is called before it is drawn. The model on the bench is the order's, in evaluation mode.
     """
     sizes = sizes_of(bench.experiment, bench.model)
-    total = {name: array.astype(np.float64) for name, array in statistic.zeros(sizes).items()}
+    declared = statistic.zeros(sizes)
+    total = {name: array.astype(np.float64) for name, array in (declared | statistic.aside(sizes)).items()}
     for patient in patients_of(cases, bench):
         part = statistic.of_patient(patient, sizes)
         for name in total:
@@ -42,12 +43,15 @@ def summed(
         pulse.beat()
     if statistic.epsilon is None:
         plain = {name: array.astype(np.float32) for name, array in total.items()}
-        return statistic.releasable(plain, least_patients)
+        releasable = statistic.releasable(plain, least_patients)
+        return {name: releasable[name] for name in declared}
     reserve()
     deviation = statistic.noise_multiplier * statistic.sensitivity(sizes)
     return {
-        name: (array + deviation * entropy.normal(array.size).numpy().reshape(array.shape)).astype(np.float32)
-        for name, array in total.items()
+        name: (total[name] + deviation * entropy.normal(array.size).numpy().reshape(array.shape)).astype(
+            np.float32
+        )
+        for name, array in declared.items()
     }
 
 

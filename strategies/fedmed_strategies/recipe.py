@@ -138,20 +138,21 @@ class Recipe(Model):
         return _made(Recipe, fields, "recipe.also")
 
     def with_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> Recipe:
-        """The recipe with other settings of pieces that it has, by the pieces' names.
+        """The recipe with other settings of pieces that it has, and of the statistics that these ask for, by their names.
 
         Raises:
             ConfigError: it has no such piece, or the piece no such setting, or it is out of bounds.
         """
         own = {piece.name: piece for piece in self.pieces()}
         asked = {statistic.name: statistic for statistic in self.gathered()}
+        staged = {stage.statistic.name: stage.statistic for stage in self.stages}
         changed: dict[str, Piece] = {}
         for name, values in settings.items():
-            piece = find({**asked, **own}, name, field="recipe.settings")
+            piece = find({**staged, **asked, **own}, name, field="recipe.settings")
             fields = {**{field: getattr(piece, field) for field in type(piece).model_fields}, **values}
             changed[name] = _made(type(piece), fields, f"recipe.settings.{name}")
         fields = {axis: _replaced(getattr(self, axis), changed) for axis in type(self).model_fields}
-        new = tuple(piece for name, piece in changed.items() if name not in own)
+        new = tuple(piece for name, piece in changed.items() if name in asked and name not in own)
         fields["statistics"] = (*fields["statistics"], *new)
         return _made(Recipe, fields, "recipe.settings")
 
@@ -183,7 +184,11 @@ def _of_flower(flower: Flower) -> Recipe:
 def _replaced(value: Any, changed: Mapping[str, Piece]) -> Any:
     if isinstance(value, tuple):
         return tuple(_replaced(piece, changed) for piece in value)
-    return changed.get(value.name, value) if isinstance(value, Piece) else value
+    if not isinstance(value, Piece):
+        return value
+    piece = changed.get(value.name, value)
+    inner = {field: _replaced(part, changed) for field, part in piece if isinstance(part, Piece)}
+    return piece.model_copy(update=inner) if inner else piece
 
 
 def _made(kind: type[M], fields: Mapping[str, Any], field: str) -> M:

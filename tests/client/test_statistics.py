@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from fedmed_client.statistics import patients_of, summed
 from fedmed_client.workbench import Bench, bench_for
@@ -100,7 +104,9 @@ def test_no_patient_adds_more_than_the_sensitivity(statistic: Statistic, bench: 
             wild = replace(case, image=case.image * 1e4)
             for patient in patients_of([case, wild], bench):
                 part = asked.of_patient(patient, sizes)
-                squares = [float(np.square(array, dtype=np.float64).sum()) for array in part.values()]
+                squares = [
+                    float(np.square(part[name], dtype=np.float64).sum()) for name in asked.zeros(sizes)
+                ]
                 assert np.sqrt(sum(squares)) <= asked.sensitivity(sizes) * (1 + 1e-6)
 
 
@@ -121,6 +127,50 @@ def test_classes_of_few_patients_stay(bench: Bench) -> None:
     assert not points["dice"][1].any()
     assert points["shown"].tolist() == [6, 0]
     assert not sums_of(Channels(), bench, of[:4], least=5)["mean"].any()
+
+
+def test_no_two_dice_of_a_row_differ_by_few_patients() -> None:
+    """Columns take 0, 1, 2, 5 and 9 of ten patients out; of four patients nothing is said."""
+    statistic = OperatingPoints(offsets=(0.0, 1.0), volumes_mm3=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0))
+    called = np.array([[[10, 10, 9, 8, 5, 1], [4, 4, 3, 3, 2, 0]]], np.float32)
+    dice = 0.5 * called
+    few = {"shown": np.full(1, 10.0, np.float32), "absent": np.full(1, 10.0, np.float32)}
+    sums = {"dice": dice, "called": called, "false": np.zeros_like(dice), **few}
+    told = statistic.releasable(sums, 5)["dice"]
+    np.testing.assert_array_equal(told, [[[5, 5, 2.5, 2.5, 2.5, 0], [0, 0, 0, 0, 0, 0]]])
+    np.testing.assert_array_equal(statistic.releasable(sums, 1)["dice"], dice)
+
+
+def test_what_is_aside_stays(bench: Bench) -> None:
+    assert OperatingPoints().aside(sizes_of(bench.experiment, bench.model))
+    for statistic in (OperatingPoints(), OperatingPoints(epsilon=1.0)):
+        found = summed(statistic, bench, cases(6, 2), 5, lambda: None)
+        assert set(found) == {"dice", "false", "shown", "absent"}
+
+
+@given(
+    called=arrays(np.float32, (1, 3, 8), elements=st.integers(0, 12).map(float)),
+    least=st.integers(1, 6),
+)
+def test_what_is_told_of_volumes_is_of_sets_that_differ_by_many(
+    called: NDArray[np.float32], least: int
+) -> None:
+    """With a Dice of 1 each, a sum is a number of patients: any two that differ do so by many, and none is too great."""
+    called = -np.sort(-called, axis=-1)
+    full = np.full(1, 12.0, np.float32)
+    sums = {"dice": called, "called": called, "false": called, "shown": full, "absent": full}
+    told = OperatingPoints().releasable(sums, least)["dice"]
+    assert (told <= called).all()
+    for row in told[0]:
+        numbers = np.unique(np.append(row, 0.0))
+        assert (np.diff(numbers) >= least).all()
+
+
+@pytest.mark.parametrize("field", ["offsets", "volumes_mm3"])
+def test_points_are_in_order_and_not_too_many(field: str) -> None:
+    for wrong in ((1.0, 0.0), (0.0, 0.0), tuple(float(value) for value in range(51)), ()):
+        with pytest.raises(ValidationError):
+            OperatingPoints(**{field: wrong})
 
 
 def test_noise_has_the_declared_deviation_and_comes_after_the_reservation(bench: Bench) -> None:

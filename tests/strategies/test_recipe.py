@@ -11,6 +11,7 @@ from fedmed_strategies.longtail.weighted import Focal
 from fedmed_strategies.presets import RECIPES, plain_of
 from fedmed_strategies.recipe import Recipe, resolve
 from fedmed_strategies.statistics.counts import Counts
+from fedmed_strategies.statistics.operating_points import OperatingPoints
 from fedmed_strategies.weights.fixed import ByPatients
 
 CONFLICTS = [
@@ -96,6 +97,21 @@ def test_settings_reach_pieces_and_the_statistics_that_they_ask_for() -> None:
     assert [getattr(piece, "tau", None) for piece in recipe.losses] == [2.0]
     assert recipe.gathered() == (Counts(epsilon=0.5),)
     assert RECIPES["logit_adjustment"].gathered() == (Counts(),)
+
+
+def test_settings_reach_the_statistic_of_a_stage() -> None:
+    choice = RecipeChoice(
+        name="longtail",
+        settings={
+            "operating_points": {"epsilon": 2.0},
+            "operating_point": {"cost": 0.1},
+            "counts": {"epsilon": 1.0},
+        },
+    )
+    recipe = resolve(choice, RECIPES)
+    (stage,) = recipe.stages
+    assert (stage.statistic, stage.cost) == (OperatingPoints(epsilon=2.0), 0.1)
+    assert {statistic.name: statistic.epsilon for statistic in recipe.gathered()} == {"counts": 1.0}
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

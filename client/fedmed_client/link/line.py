@@ -21,7 +21,7 @@ from flwr.app import Message
 from fedmed_client.link import diagnose, reach
 from fedmed_client.link.flower import AT_ONCE, Fleet, LinkForgotten, NotYet, RunOver, ServerBusy, Upload
 from fedmed_client.link.messages import Announced, Fetched, inflate
-from fedmed_client.link.pace import Pace, waits
+from fedmed_client.link.pace import AGAIN_SHARE, Pace, waits
 from fedmed_client.link.problems import MAY_PASS
 from fedmed_client.link.reach import Reach
 from fedmed_client.link.status import Standing, Status
@@ -246,8 +246,10 @@ class Line:
         return self._is_patient and isinstance(problem, MAY_PASS)
 
     def _keep_beating(self) -> None:
-        while not self._stop.wait(self._pace.until_beat(self._lease_seconds)):
+        wait_seconds = self._pace.until_beat(self._lease_seconds)
+        while not self._stop.wait(wait_seconds):
             self._lease_seconds = self._pace.lease_seconds()
+            wait_seconds = self._pace.until_beat(self._lease_seconds)
             try:
                 self._fleet.beat(self._lease_seconds)
             except LinkForgotten:
@@ -255,3 +257,4 @@ class Line:
             except (FedmedError, RuntimeError) as problem:  # the latter of connections that are being renewed
                 # The calls of the work meet the same problem, and weigh it.
                 _log.info("a beat failed: %s", type(problem).__name__)
+                wait_seconds *= AGAIN_SHARE

@@ -14,6 +14,8 @@ PUT_OFF_SECONDS = 30.0
 RETURN = 0.9
 LONGEST_INTERVAL_SECONDS = 60.0
 LEASE_SECONDS, BEAT_SHARES, LEASE_INTERVALS = 15.0, (2 / 3, 14 / 15), 3.0
+AGAIN_SHARE = 0.25
+"""Of the time until the next beat, when one has failed: two leases without any, and the site counts as gone."""
 
 
 class Pace:

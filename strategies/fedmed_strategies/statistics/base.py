@@ -62,11 +62,15 @@ class Statistic(StatisticPiece):
 
     @abstractmethod
     def zeros(self, sizes: Sizes) -> Arrays:
-        """Its arrays without any patient, by name."""
+        """Its arrays without any patient, by name: what leaves."""
+
+    def aside(self, sizes: Sizes) -> Arrays:
+        """Further sums, likewise, that never leave: only what may be said of the others depends on them."""
+        return {}
 
     @abstractmethod
     def of_patient(self, patient: Patient, sizes: Sizes) -> Arrays:
-        """What one patient adds. Its Euclidean length over all arrays is at most :meth:`sensitivity`."""
+        """What one patient adds to all of them. Over those that leave, its Euclidean length is at most :meth:`sensitivity`."""
 
     @abstractmethod
     def sensitivity(self, sizes: Sizes) -> float:
@@ -84,7 +88,8 @@ class Statistic(StatisticPiece):
         return (Spent(noise_multiplier=sigma, sampling_rate=1.0, steps=1),) if sigma else ()
 
     def releasable(self, sums: Arrays, least_patients: int) -> Arrays:
-        """What may leave of sums without noise, where what fewer than ``least_patients`` are in may not."""
+        """What may leave of sums without noise, where what fewer than ``least_patients`` are in may not; of those aside, nothing
+        does, whatever this gives."""
         return sums
 
     def kept(self, sums: Arrays) -> Memory:

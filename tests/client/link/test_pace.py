@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedmed_client.link.line import Line, Stopped
 from fedmed_client.link.pace import (
+    AGAIN_SHARE,
+    BEAT_SHARES,
     LEASE_SECONDS,
     LONGEST_INTERVAL_SECONDS,
     LONGEST_SLOW_SECONDS,
@@ -134,7 +137,7 @@ def test_waits_grow_to_their_bound_and_no_two_sites_wait_alike() -> None:
 
 
 class Scripted(ThreadingHTTPServer):
-    """Answers ``pull-messages`` as it is told, and every other call well; ``asked``: the calls."""
+    """Answers ``pull-messages`` and beats as it is told, and every other call well; ``asked``: the calls."""
 
     daemon_threads = True
 
@@ -143,6 +146,7 @@ class Scripted(ThreadingHTTPServer):
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self.asked: list[str] = []
         self.pulls: list[tuple[int, str]] = []
+        self.beats: list[tuple[int, str]] = []
         self.interval = ""
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -150,6 +154,10 @@ class Scripted(ThreadingHTTPServer):
         self.asked.append(call)
         if call == "pull-messages" and self.pulls:
             return (*self.pulls.pop(0), b"")
+        if call == "send-node-heartbeat":
+            if self.beats:
+                return (*self.beats.pop(0), b"")
+            return 200, PROTOBUF_MEDIA_TYPE, SendNodeHeartbeatResponse(success=True).SerializeToString()
         content = ActivateNodeResponse(node_id=1) if call == "activate-node" else PullMessagesResponse()
         return 200, PROTOBUF_MEDIA_TYPE, content.SerializeToString()
 
@@ -230,3 +238,34 @@ def test_a_server_that_is_busy_is_asked_again_without_a_new_link(
     assert asked == [
         "activate-node", "pull-messages", "pull-messages", *between, "pull-messages", "deactivate-node",
     ]  # fmt: skip
+
+
+class _Skipping(threading.Event):
+    """Does not let the beats wait; ``waits``: the seconds that they would have waited."""
+
+    def __init__(self, beats: int) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+        self._beats, self.all = beats, threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if threading.current_thread().name != "beat":
+            return super().wait(timeout)
+        self.waits.append(timeout or 0.0)
+        if len(self.waits) > self._beats:
+            self.all.set()
+            return super().wait()
+        return self.is_set()
+
+
+def test_a_beat_that_fails_is_soon_followed_by_the_next(scripted: Scripted, offline: Any) -> None:
+    stop = _Skipping(beats=4)
+    scripted.beats = [(200, JSON)] * 2
+    line = _opened(offline.join(), scripted, stop)
+    assert stop.all.wait(30)
+    stop.set()
+    line.close()
+    shares = [wait / LEASE_SECONDS for wait in stop.waits]
+    is_soon = [share <= AGAIN_SHARE * BEAT_SHARES[1] for share in shares]
+    assert is_soon == [False, True, True, False, False]
+    assert all(share >= BEAT_SHARES[0] for share, soon in zip(shares, is_soon, strict=True) if not soon)
