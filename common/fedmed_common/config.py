@@ -291,6 +291,12 @@ class Experiment(Model):
             spacing_mm=self.data.spacing_mm,
         )
 
+    @property
+    def evaluation_rounds(self) -> tuple[int, ...]:
+        """The rounds after which the model is measured: every so many, and the last."""
+        every = self.federation.evaluate_every
+        return tuple(dict.fromkeys((*range(every, self.rounds + 1, every), self.rounds)))
+
     def order_text(self) -> str:
         """What sites are told of the experiment, as canonical JSON: no folder and no tracking address of this machine."""
         return self.model_dump_json(exclude={"simulation": True, "tracking": True, "transfer": {"weights"}})

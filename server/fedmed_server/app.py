@@ -51,6 +51,7 @@ class RunRequest:
     only these are asked, and the run goes on without those that do not come, as far as the quorum allows. Where it does not,
     such a run is interrupted, for sites come back; a simulation has failed. ``is_revoked(site)``: as in :class:`Channel`.
     ``on_state``: given each round's state once its checkpoint is written, before the history knows of it.
+    ``evaluated``: the rounds after which the model is measured; None: as the experiment says.
     ``on_loaded``: told what became of the file that the weights start from, and how much of the network is trained.
     """
 
@@ -60,6 +61,7 @@ class RunRequest:
     sites: int | None = None
     expected: tuple[str, ...] | None = None
     is_revoked: Callable[[str], bool] = never
+    evaluated: frozenset[int] | None = None
     watch: Callable[[str, str], None] = _ignore
     on_round: Callable[[RoundDone], None] = lambda _record: None
     on_state: Callable[[RunState], None] = lambda _state: None
@@ -133,6 +135,7 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
         trained=shared(recipe, layers),
         layers=layers,
         model=model,
+        evaluated=request.evaluated,
     )
     _heal_history(file, state)
     roll = call_roll(channel, request.sites)

@@ -59,7 +59,8 @@ class Channel:
     of the sites that the run was launched with; None in a simulation, whose sites say their names themselves.
     ``is_revoked(site)``: the consortium has shut it out, so that nothing is asked of it, taken from it or waited for.
     ``trained``: names of the arrays that a site's update holds; None: all. ``layers``, ``model``: what is known of the network,
-    and one of its kind, whose own values do not matter."""
+    and one of its kind, whose own values do not matter. ``evaluated``: the rounds after which the model is measured; None: as the
+    experiment says."""
 
     grid: Grid
     experiment: Experiment
@@ -72,6 +73,11 @@ class Channel:
     trained: tuple[str, ...] | None = None
     layers: Layers | None = None
     model: Module | None = None
+    evaluated: frozenset[int] | None = None
+
+    def evaluates(self, number: int) -> bool:
+        """Whether the model is measured after the round."""
+        return number in (self.experiment.evaluation_rounds if self.evaluated is None else self.evaluated)
 
     def updated(self, parameters: Parameters) -> Parameters:
         """The part of the parameters that an update changes, in their order."""

@@ -38,14 +38,14 @@ class Extras:
     """What a recipe adds to an exchange.
 
     ``down``: arrays that all sites are sent, ``down_to(site)``: that one is sent besides. ``sums``: arrays like those that a site
-    answers with, each at most ``sums_limit`` long together; ``scalars``: its numbers, and between what they lie. ``private``: a
-    statistic comes with noise.
+    answers with, together at most ``sums_limit(training patients)`` long; ``scalars``: its numbers, and between what they lie.
+    ``private``: a statistic comes with noise.
     """
 
     down: Parameters = field(default_factory=dict)
     down_to: Callable[[str], Parameters] = lambda _site: {}
     sums: Parameters = field(default_factory=dict)
-    sums_limit: float = math.inf
+    sums_limit: Callable[[int], float] = lambda _patients: math.inf
     scalars: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     private: bool = False
 
@@ -301,7 +301,7 @@ class _Exchange:
             steps=self._channel.experiment.train.steps_of(_patients(part.member, order)),
             template=self._template,
             sums=self._extras.sums,
-            sums_limit=self._extras.sums_limit,
+            sums_limit=self._extras.sums_limit(part.member.facts.patients["train"]),
             scalars=self._extras.scalars,
             norm_limit=self._channel.experiment.federation.update_norm_limit,
             private=self._extras.private

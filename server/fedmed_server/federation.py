@@ -61,7 +61,7 @@ class Federation:
             down=server_half.down(self.recipe, self.memory, self.scene),
             down_to=lambda site: server_half.down_to(self.recipe, site, self.memory, self.scene),
             sums=server_half.sums_of(self.recipe, self.start),
-            sums_limit=self.norm_limit * max(1.0, 1.0 / self.scene.rate),
+            sums_limit=lambda _patients: self.norm_limit * max(1.0, 1.0 / self.scene.rate),
             scalars=self.recipe.scalars(),
         )
 
@@ -154,12 +154,11 @@ def _ask(
     sizes = sizes_of(channel.experiment, channel.model)
     zeros = under(statistic.name, statistic.zeros(sizes))
     members = [member for member in roster if member.facts.patients["train"]]
-    most = max((member.facts.patients["train"] for member in members), default=0)
     count = sum(array.size for array in zeros.values())
     noise = statistic.noise_multiplier * _NOISE_SPAN * math.sqrt(max(count, 1))
     extras = Extras(
         sums=zeros,
-        sums_limit=statistic.sensitivity(sizes) * (most + noise) * (1 + 1e-5),
+        sums_limit=lambda patients: statistic.sensitivity(sizes) * (patients + noise) * (1 + 1e-5),
         private=statistic.epsilon is not None,
     )
     by_site, results = dict[str, Parameters](), list[SiteResult]()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class FlowerRound:
             reply.content["metrics"] = MetricRecord(told)
         name = PREFIX + self._piece.strategy
         try:
-            with _quietly():
+            with _quietly(), _numpy_from_entropy():
                 arrays, _ = self._strategy.aggregate_train(self.scene.round, self._replies)
         except AggregationError as error:
             raise QuorumError(f"'{name}' could not combine the answers: {error}") from error
@@ -154,6 +155,17 @@ class FlowerRound:
                 field="recipe.name",
                 fix="use a recipe of fedmed's",
             )
+
+
+@contextmanager
+def _numpy_from_entropy() -> Iterator[None]:
+    """numpy's global generator, from which Flower draws noise, in a state that only chance knows; the former one afterwards."""
+    before = np.random.get_state()
+    np.random.set_state(("MT19937", np.frombuffer(os.urandom(4 * 624), np.uint32), 624, 0, 0.0))
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 @contextmanager

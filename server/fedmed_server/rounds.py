@@ -82,7 +82,7 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
     )
     evaluation: tuple[SiteResult, ...] = ()
     criterion: float | None = None
-    if number % channel.experiment.federation.evaluate_every == 0 or number == channel.experiment.rounds:
+    if channel.evaluates(number):
         new = apply_stages(channel, recipe, roster, new)
         evaluation = evaluate(channel, roster, new.model, number, "validation", new.decision)
         new = replace(new, missed=new.missed + missed(evaluation, f"evaluation of round {number}"))

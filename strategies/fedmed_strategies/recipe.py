@@ -95,12 +95,11 @@ class Recipe(Model):
 
     def spent(self, experiment: Experiment) -> tuple[Spent, ...]:
         """What its statistics cost each patient of a site over a run, with those that a crash may have asked for twice."""
-        federation, rounds = experiment.federation, experiment.rounds
+        rounds = experiment.rounds
         spare = experiment.privacy.spare_rounds if experiment.privacy else 0
-        evaluated = {*range(federation.evaluate_every, rounds + 1, federation.evaluate_every), rounds}
         spent = [cost for statistic in self.gathered() for cost in statistic.spent * (1 + spare)]
         for stage in self.stages:
-            times = sum(number >= stage.begins(rounds) for number in evaluated) + spare
+            times = sum(number >= stage.begins(rounds) for number in experiment.evaluation_rounds) + spare
             assert isinstance(stage.statistic, Statistic)  # noqa: S101
             spent += stage.statistic.spent * times
         return tuple(spent)

@@ -91,13 +91,17 @@ class Round:
         """The new parameters, and what the server keeps for the next round.
 
         Raises:
-            ZeroDivisionError: no answer moves anything.
-            QuorumError: too few answers for a robust rule.
+            QuorumError: no answer moves anything, too few are there for a robust rule, or what they make is no number.
         """
+        weights = sum(weight for _, weight in self._reported)
+        if not weights > 0:
+            raise QuorumError(
+                f"no answer of round {self.scene.round} counts: '{self.recipe.weights.name}' gives each a weight of 0\n"
+                "  fix: ask more sites in a round (federation.fraction), or see to the recipe's weights"
+            )
         step = self._noisy(self._combined())
         parameters, kept = self.recipe.server_optimizer.step(self.parameters, step, self.memory, self.scene)
         memory = {**self.memory, **kept}
-        weights = sum(weight for _, weight in self._reported)
         answers = [
             Reported(site=answer.site, share=weight / weights, scalars=answer.scalars)
             for answer, weight in self._reported

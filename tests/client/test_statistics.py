@@ -23,7 +23,7 @@ from fedmed_strategies.layers import last_layer, layers_of, sizes_of
 from fedmed_strategies.pieces import Scene
 from fedmed_strategies.stages.head_retraining import HeadRetraining
 from fedmed_strategies.stages.operating_point import OperatingPoint
-from fedmed_strategies.statistics.base import Statistic
+from fedmed_strategies.statistics.base import Statistic, clipped
 from fedmed_strategies.statistics.channels import Channels
 from fedmed_strategies.statistics.confusion import Confusion
 from fedmed_strategies.statistics.counts import Counts
@@ -283,3 +283,8 @@ def test_head_retraining_finds_a_class_whose_row_was_lost(bench: Bench) -> None:
     untouched = {"patients": np.array([9, 9, 1], np.float32)}
     kept, _ = HeadRetraining().apply(parameters, {**sums, **untouched}, scene, bench.model)
     np.testing.assert_array_equal(kept[layer.weight][2], parameters[layer.weight][2])
+
+
+def test_a_feature_that_is_no_number_adds_nothing() -> None:
+    vectors = np.array([[np.nan, np.inf, 3.0], [1.0, -np.inf, 4.0]])
+    np.testing.assert_allclose(clipped(vectors, 1.0), [[0, 0, 0.6], [1, 0, 0.8]])

@@ -135,6 +135,19 @@ def test_one_that_wraps_another(flower: None, tmp_path: Path, name: str, inner: 
     assert adaptive == ("Adaptive" in name)
 
 
+def test_its_noise_is_not_that_of_a_seed_that_somebody_knows(flower: None, tmp_path: Path) -> None:
+    numbers = {"clipping_norm": 0.3, "noise_multiplier": 1.0, "num_sampled_clients": 7}
+    name = "DifferentialPrivacyServerSideFixedClipping"
+    recipe = recipe_of(name, **{name: {"strategy": "FedAvg", **numbers}})
+    found, left = [], []
+    for _ in range(2):
+        np.random.seed(1)
+        found += through_checkpoints(tmp_path, recipe, ROUNDS[:1])
+        left.append(np.random.random())
+    assert not np.array_equal(found[0]["conv.weight"], found[1]["conv.weight"])
+    assert left[0] == left[1]
+
+
 def test_without_what_was_kept_the_rounds_would_be_others(flower: None, tmp_path: Path) -> None:
     recipe = recipe_of("FedAdam", FedAdam={"eta": 0.02})
     whole = through_checkpoints(tmp_path, recipe, ROUNDS)

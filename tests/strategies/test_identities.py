@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quadratics import Quadratics
 
+from fedmed_common.errors import QuorumError
 from fedmed_common.params import Parameters
 from fedmed_strategies.aggregators.bulyan import Bulyan
 from fedmed_strategies.aggregators.centred_clipping import CentredClipping
@@ -220,3 +221,16 @@ def test_running_statistics_do_not_change_how_much_a_site_counts() -> None:
                 done.add(Answer(site=site, delta=delta | wide, scalars={"start_loss": 0.1 + number}))
             results.append(done.finish()[0])
         assert all(np.array_equal(results[0][name], results[1][name]) for name in start), recipe
+
+
+def test_a_round_in_which_nobody_counts_is_said() -> None:
+    """Of two sites the one with few patients of a single class weighs nothing, and is the only one drawn."""
+    start = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    sites = [
+        Site(name="even", patients=90, counts=np.full(3, 30.0)),
+        Site(name="odd", patients=10, counts=np.array([10.0, 0.0, 0.0])),
+    ]
+    collecting = Round(Recipe(weights=Disco(a=1.0, b=0.0)), scene(sites, start), start, {})
+    collecting.add(Answer(site=sites[1], delta=start))
+    with pytest.raises(QuorumError, match="no answer of round 1 counts: 'disco' gives each a weight of 0"):
+        collecting.finish()

@@ -74,10 +74,4 @@ def arms(competitor: Competitor, sites: Iterable[str]) -> tuple[Arm, ...]:
 
 def last_rounds(experiment: Experiment) -> tuple[int, ...]:
     """The last evaluation rounds, whose mean is what counts."""
-    every = experiment.federation.evaluate_every
-    due = [
-        number
-        for number in range(1, experiment.rounds + 1)
-        if number % every == 0 or number == experiment.rounds
-    ]
-    return tuple(due[-LAST:])
+    return experiment.evaluation_rounds[-LAST:]

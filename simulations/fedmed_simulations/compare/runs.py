@@ -131,6 +131,7 @@ class Runner:
             sites=len(homes),
             on_round=on_round,
             on_state=on_state,
+            evaluated=frozenset(last_rounds(run.experiment)),
         )
         with incidents_told(homes, self.console):
             ENGINES[self.engine](homes, request)

@@ -109,6 +109,7 @@ def without_few(sums: Arrays, count: str, names: Sequence[str], least_patients: 
 
 
 def clipped(values: NDArray[Any], length: float) -> NDArray[Any]:
-    """The vectors ``(D, N)``, each ``length`` long at most."""
+    """The vectors ``(D, N)``, each ``length`` long at most; what is no number in one is 0."""
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     norms = np.linalg.norm(values, axis=0, keepdims=True)
     return np.asarray(values * np.minimum(1.0, length / np.maximum(norms, 1e-12)))
