@@ -18,9 +18,10 @@ from fedmed_common.errors import ConfigError, QuorumError
 from fedmed_common.lookup import find
 from fedmed_common.params import is_statistic
 from fedmed_strategies.aggregators.robust import Together
+from fedmed_strategies.combining import Gathering, MeanGathering, Weighed
 from fedmed_strategies.corrections.prox import Prox
 from fedmed_strategies.flower import PREFIX, Flower
-from fedmed_strategies.pieces import Answer, Arrays, Gathering, MeanGathering, Memory, Scene, Weighed
+from fedmed_strategies.pieces import Answer, Arrays, Memory, Scene
 from fedmed_strategies.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from fedmed_common.fields import Fraction, Positive
 from fedmed_common.params import is_statistic
+from fedmed_strategies.combining import Weighed
 from fedmed_strategies.filters.norm_bound import bounded
-from fedmed_strategies.pieces import Arrays, Memory, Piece, Weighed
+from fedmed_strategies.pieces import Arrays, Memory, Piece
 
 
 class CentralPrivacy(Piece):

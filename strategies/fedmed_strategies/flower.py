@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from fedmed_strategies.pieces import Aggregator
+from fedmed_strategies.combining import Aggregator
 
 PREFIX = "flwr."
 """What the names of such recipes begin with, as ``flwr.FedAdam``."""

@@ -16,21 +16,10 @@ from fedmed_common.lookup import find
 from fedmed_common.privacy import Spent
 from fedmed_strategies.aggregators.mean import Mean
 from fedmed_strategies.central_privacy import CentralPrivacy
+from fedmed_strategies.combining import Aggregator, Filter, ServerOptimizer, Weights
 from fedmed_strategies.corrections.prox import Prox
 from fedmed_strategies.flower import PREFIX, Flower, flower_of
-from fedmed_strategies.pieces import (
-    Aggregator,
-    Correction,
-    Filter,
-    Input,
-    Loss,
-    Personal,
-    Piece,
-    Sampler,
-    ServerOptimizer,
-    Stage,
-    Weights,
-)
+from fedmed_strategies.pieces import Correction, Input, Loss, Personal, Piece, Sampler, Stage
 from fedmed_strategies.server_optimizers.momentum import Momentum
 from fedmed_strategies.statistics.base import Statistic
 from fedmed_strategies.validity import refuse_pieces

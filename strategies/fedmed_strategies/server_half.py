@@ -7,19 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedmed_common.errors import QuorumError
-from fedmed_strategies.pieces import (
-    Answer,
-    Arrays,
-    Done,
-    Gathering,
-    Layers,
-    Memory,
-    Reported,
-    Scene,
-    Weighed,
-    add_up,
-    own,
-)
+from fedmed_strategies.combining import Gathering, Weighed
+from fedmed_strategies.pieces import Answer, Arrays, Done, Layers, Memory, Reported, Scene, add_up, own
 from fedmed_strategies.recipe import Recipe
 
 

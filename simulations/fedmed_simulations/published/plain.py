@@ -14,10 +14,11 @@ from fedmed_common import params
 from fedmed_common.errors import ConfigError
 from fedmed_common.params import Parameters
 from fedmed_strategies.aggregators.mean import Mean
+from fedmed_strategies.combining import ServerOptimizer
 from fedmed_strategies.corrections.dyn import Dyn
 from fedmed_strategies.corrections.prox import Prox
 from fedmed_strategies.corrections.scaffold import Scaffold
-from fedmed_strategies.pieces import Answer, Layers, Memory, Scene, ServerOptimizer, Site, SiteHalf, Work
+from fedmed_strategies.pieces import Answer, Layers, Memory, Scene, Site, SiteHalf, Work
 from fedmed_strategies.recipe import Recipe
 from fedmed_strategies.server_half import Round, down, down_to
 from fedmed_strategies.weights.fixed import ByPatients, Equal

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmed_strategies.aggregators.robust import Together
+from fedmed_strategies.combining import Aggregator, Gathering, Weighed
 from fedmed_strategies.filters.distances import enough, squared_distances
 from fedmed_strategies.filters.krum import by_score
-from fedmed_strategies.pieces import Aggregator, Arrays, Gathering, Memory, Scene, Weighed
+from fedmed_strategies.pieces import Arrays, Memory, Scene
 
 
 class Bulyan(Aggregator):

@@ -10,17 +10,8 @@ from pydantic import Field
 from fedmed_common.fields import Positive
 from fedmed_common.params import is_statistic, norm
 from fedmed_strategies.aggregators.robust import Together, shares
-from fedmed_strategies.pieces import (
-    Aggregator,
-    Arrays,
-    Done,
-    Gathering,
-    Memory,
-    Scene,
-    Weighed,
-    own,
-    under,
-)
+from fedmed_strategies.combining import Aggregator, Gathering, Weighed
+from fedmed_strategies.pieces import Arrays, Done, Memory, Scene, own, under
 
 
 class CentredClipping(Aggregator):

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmed_strategies.aggregators.robust import by_coordinate
-from fedmed_strategies.pieces import Aggregator, Arrays, Gathering, Memory, Scene
+from fedmed_strategies.combining import Aggregator, Gathering
+from fedmed_strategies.pieces import Arrays, Memory, Scene
 
 
 class Median(Aggregator):

@@ -11,7 +11,8 @@ from pydantic import Field
 from fedmed_common.fields import Positive
 from fedmed_common.params import norm
 from fedmed_strategies.aggregators.robust import Together, shares, weighted
-from fedmed_strategies.pieces import Aggregator, Arrays, Gathering, Memory, Scene, Weighed
+from fedmed_strategies.combining import Aggregator, Gathering, Weighed
+from fedmed_strategies.pieces import Arrays, Memory, Scene
 
 
 class GeometricMedian(Aggregator):

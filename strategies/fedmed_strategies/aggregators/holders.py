@@ -9,16 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedmed_strategies.pieces import (
-    Aggregator,
-    Arrays,
-    Gathering,
-    MeanGathering,
-    Memory,
-    Scene,
-    Site,
-    Weighed,
-)
+from fedmed_strategies.combining import Aggregator, Gathering, MeanGathering, Weighed
+from fedmed_strategies.pieces import Arrays, Memory, Scene, Site
 
 _WeightsOf = Callable[[Site, tuple[str, ...]], NDArray[np.float64]]
 

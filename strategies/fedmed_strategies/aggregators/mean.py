@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedmed_strategies.pieces import Aggregator, Arrays, Gathering, MeanGathering, Memory, Scene
+from fedmed_strategies.combining import Aggregator, Gathering, MeanGathering
+from fedmed_strategies.pieces import Arrays, Memory, Scene
 
 
 class Mean(Aggregator):

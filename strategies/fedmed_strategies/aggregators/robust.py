@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmed_common.params import is_statistic
-from fedmed_strategies.pieces import Arrays, Weighed
+from fedmed_strategies.combining import Weighed
+from fedmed_strategies.pieces import Arrays
 
 Combine = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 """(stacked values ``(n, N)``, shares ``(n,)``) -> ``(N,)``."""

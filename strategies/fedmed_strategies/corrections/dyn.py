@@ -6,17 +6,7 @@ import numpy as np
 
 from fedmed_common.fields import Positive
 from fedmed_common.params import is_statistic
-from fedmed_strategies.pieces import (
-    Arrays,
-    Correction,
-    Done,
-    Left,
-    Memory,
-    SiteHalf,
-    Work,
-    own,
-    under,
-)
+from fedmed_strategies.pieces import Arrays, Correction, Done, Left, Memory, SiteHalf, Work, own, under
 
 _SITE, _SERVER = "dyn/own", "dyn/drift"
 

@@ -5,18 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedmed_common.params import is_statistic
-from fedmed_strategies.pieces import (
-    Arrays,
-    Correction,
-    Done,
-    Left,
-    Memory,
-    Scene,
-    SiteHalf,
-    Work,
-    own,
-    under,
-)
+from fedmed_strategies.pieces import Arrays, Correction, Done, Left, Memory, Scene, SiteHalf, Work, own, under
 
 _CONTROL, _OWN = "scaffold/control", "scaffold/own"
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedmed_strategies.combining import Filter, Weighed
 from fedmed_strategies.filters.distances import enough, squared_distances
-from fedmed_strategies.pieces import Filter, Weighed
 
 
 class MultiKrum(Filter):

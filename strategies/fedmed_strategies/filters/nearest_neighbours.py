@@ -8,8 +8,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from fedmed_strategies.combining import Filter, MeanGathering, Weighed
 from fedmed_strategies.filters.distances import enough, squared_distances
-from fedmed_strategies.pieces import Filter, MeanGathering, Weighed
 
 
 class NearestNeighbours(Filter):

@@ -8,7 +8,8 @@ import numpy as np
 
 from fedmed_common.fields import Positive
 from fedmed_common.params import is_statistic, norm
-from fedmed_strategies.pieces import Arrays, Filter, Weighed
+from fedmed_strategies.combining import Filter, Weighed
+from fedmed_strategies.pieces import Arrays
 
 
 class NormBound(Filter):

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from fedmed_common.fields import Positive
 from fedmed_common.params import is_statistic
-from fedmed_strategies.pieces import Arrays, Memory, Scene, ServerOptimizer, own, under
+from fedmed_strategies.combining import ServerOptimizer
+from fedmed_strategies.pieces import Arrays, Memory, Scene, own, under
 
 
 class Momentum(ServerOptimizer):

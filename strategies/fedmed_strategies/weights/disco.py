@@ -7,7 +7,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from fedmed_strategies.pieces import Memory, Scene, Site, Weigher, Weights
+from fedmed_strategies.combining import Weigher, Weights
+from fedmed_strategies.pieces import Memory, Scene, Site
 from fedmed_strategies.weights.fixed import Summed
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from fedmed_common import params
-from fedmed_strategies.pieces import Answer, Memory, Scene, SiteHalf, Weigher, Weights, Work
+from fedmed_strategies.combining import Weigher, Weights
+from fedmed_strategies.pieces import Answer, Memory, Scene, SiteHalf, Work
 from fedmed_strategies.weights.reported import StartLoss
 
 _LEAST_LOSS = 1e-10

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedmed_strategies.pieces import Answer, Memory, Scene, Weigher, Weights
+from fedmed_strategies.combining import Weigher, Weights
+from fedmed_strategies.pieces import Answer, Memory, Scene
 
 
 class Summed:

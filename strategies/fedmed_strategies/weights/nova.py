@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from fedmed_strategies.pieces import Answer, Arrays, Left, Memory, Scene, SiteHalf, Weigher, Weights, Work
+from fedmed_strategies.combining import Weigher, Weights
+from fedmed_strategies.pieces import Answer, Arrays, Left, Memory, Scene, SiteHalf, Work
 
 
 class Nova(Weights):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedmed_strategies.pieces import Arrays, Left, Memory, Scene, SiteHalf, Weigher, Weights, Work, own
+from fedmed_strategies.combining import Weigher, Weights
+from fedmed_strategies.pieces import Arrays, Left, Memory, Scene, SiteHalf, Work, own
 from fedmed_strategies.weights.fixed import Summed
 
 
