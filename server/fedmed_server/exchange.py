@@ -301,7 +301,7 @@ class _Exchange:
             steps=self._channel.experiment.train.steps_of(_patients(part.member, order)),
             template=self._template,
             sums=self._extras.sums,
-            sums_limit=self._extras.sums_limit(part.member.facts.patients["train"]),
+            sums_limit=self._extras.sums_limit(part.member.facts.patients.get("train", 0)),
             scalars=self._extras.scalars,
             norm_limit=self._channel.experiment.federation.update_norm_limit,
             private=self._extras.private
