@@ -20,9 +20,10 @@ class CentralPrivacy(Piece):
     """Clips each site's update to C, and adds noise of standard deviation z C max_k p_k to their weighted mean.
 
     Guarantee: what all rounds release is differentially private for neighbours in which one site's update is 0, by the
-    Gaussian mechanism with noise multiplier z, once a round in which the site is drawn. Assumed: the server and its noise are
-    trusted, and weights do not depend on what sites hold. max_k p_k C is by how much one site can move a weighted mean: with
-    equal weights C / n, with others more.
+    Gaussian mechanism with noise multiplier z, once a round in which the site is drawn. A round that a crash ends between its
+    noise and its checkpoint is done again, and counts twice. Assumed: the server and its noise are trusted, and weights do not
+    depend on what sites hold. max_k p_k C is by how much one site can move a weighted mean: with equal weights C / n, with
+    others more.
 
     With ``adapts``, C follows the ``quantile`` of the updates' lengths: C <- max(least, C exp(-adapts (b - quantile))), b the
     share of updates no longer than C, with noise of deviation ``noise_of_shares`` / n on it, which is a release by itself."""

@@ -195,6 +195,8 @@ class Piece(Model):
     """What ``looks_at_presence`` says, unless the settings matter."""
     measures: ClassVar[bool] = False
     """Whether a site measures its loss for it, beyond training."""
+    beyond_steps: ClassVar[str] = ""
+    """What a site computes for it besides the steps that every strategy takes."""
     scalars: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """The numbers that a site sends in the clear, and between what they lie."""
 

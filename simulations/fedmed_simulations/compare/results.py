@@ -19,6 +19,7 @@ from fedmed_simulations.compare.statistics import (
     wilcoxon,
 )
 from fedmed_simulations.compare.study import Choice, Study
+from fedmed_strategies.presets import recipe_of
 
 FEW_SEEDS = 5
 
@@ -116,6 +117,12 @@ def _notes(study: Study, versions: int) -> tuple[str, ...]:
     ]
     if comparison.pooled_steps == "total":
         notes.append("Pooled training took as many steps as all sites together.")
+    notes += [
+        f"Beyond the steps that all take, '{competitor.name}' has {piece.beyond_steps} ('{piece.name}')."
+        for competitor in study.competitors
+        for piece in recipe_of(competitor.configurations[0].experiment).pieces()
+        if piece.beyond_steps
+    ]
     if len(comparison.seeds) < FEW_SEEDS:
         notes.append(
             f"{len(comparison.seeds)} seeds are few: where seeds differ much, such an interval is too short. Take {FEW_SEEDS} or "

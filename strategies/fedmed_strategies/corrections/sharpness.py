@@ -16,6 +16,7 @@ class Sharpness(Correction):
 
     name = "sharpness"
     source = "Caldarola et al. 2022, 'Improving generalization in federated learning by seeking flat minima', ECCV, section 4.1"
+    beyond_steps = "a second pass in every step"
     rho: Positive = 0.05
 
     def at_site(self, work: Work) -> SiteHalf:

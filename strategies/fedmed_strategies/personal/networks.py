@@ -19,6 +19,7 @@ class Ditto(Personal):
     name = "ditto"
     source = "Li et al. 2021, 'Ditto: fair and robust federated learning through personalization', ICML, algorithm 1"
     mode = "beside"
+    beyond_steps = "as many steps again, for a second network"
     strength: Annotated[float, Field(ge=0.0)] = 0.1
 
     def at_site(self, work: Work) -> SiteHalf:
@@ -45,4 +46,5 @@ class FineTuned(Personal):
 
     name = "fine_tuned"
     mode = "tuned"
+    beyond_steps = "further steps before each measurement"
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 20

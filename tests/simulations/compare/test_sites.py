@@ -143,13 +143,17 @@ def test_each_seed_can_have_a_federation_of_its_own(write_comparison) -> None:
 
 
 def test_a_comparison_on_a_balanced_test_federation(write_comparison) -> None:
-    file = write_comparison('[test]\nfederation = "held"', seeds="[1]", rounds=5, steps=1)
+    asked = (
+        '[test]\nfederation = "held"\n[[candidates]]\nname = "flat"\nchanges = { "recipe.name" = "fedsam" }'
+    )
+    file = write_comparison(asked, seeds="[1]", rounds=5, steps=1)
     _held(file.parent, ["site-0", "site-1"])
     fedmed("compare", file, "--folder", file.parent / "out")
     measured = [json.loads(one.read_text()) for one in sorted(file.parent.glob("out/runs/*/test/5.json"))]
-    assert sorted(len(people) for one in measured for people in one.values()) == [12] * 6
+    assert sorted(len(people) for one in measured for people in one.values()) == [12] * 8
     found = json.loads((file.parent / "out" / "trial" / "comparison.json").read_text())
     assert any("the same under all seeds" in note for note in found["notes"])
+    assert any("'flat' has a second pass in every step ('sharpness')" in note for note in found["notes"])
     assert all(np.isfinite(row["columns"]["mean"]).all() for row in found["competitors"].values())
 
 
