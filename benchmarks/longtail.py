@@ -1,10 +1,11 @@
 """The long tail's recipe beside federated averaging, pooled and local training, on synthetic hospitals with rare lesions.
 
-    python benchmarks/longtail.py --seeds 1 2 3 4 5 --folder longtail
+    python benchmarks/longtail.py --seeds 2 3 4 6 7 --folder longtail
 
 Each seed has a federation of its own, and held-out patients of the same hospitals among whom no lesion is rare. What is there
 already is not made again, so the benchmark can be interrupted. The result is a page and its pictures beside this file, by
-today's date.
+today's date. The recipe's settings were chosen on federations of the seeds 0 and 1; that of 5 was looked at once, with a lower
+cost of false positives.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 6, 7])
     parser.add_argument("--folder", type=Path, default=Path("longtail"), help="for federations and runs")
     parser.add_argument("--ablations", action="store_true", help="also without each of its pieces")
     parser.add_argument("--no-page", action="store_true", help="only carry the runs out")
@@ -116,7 +117,8 @@ def write_page(results: Path, ablations: bool) -> None:
         f"{platform.system()}, fedmed {version('fedmed')}, torch {version('torch')}.",
         "",
         f"{SITES} sites of {PATIENTS} patients, imbalance {IMBALANCE}, alpha {ALPHA}, one vacant class a site; tested on "
-        f"{HELD_OUT} other patients of each site, each lesion on {HELD_OUT_SHARE:.0%} of them.",
+        f"{HELD_OUT} other patients of each site, each lesion on {HELD_OUT_SHARE:.0%} of them. The recipe's settings were chosen on "
+        "federations of the seeds 0 and 1; that of 5 was looked at once, with a lower cost of false positives.",
         "",
         *bars(found),
         table,
