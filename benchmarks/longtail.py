@@ -117,8 +117,8 @@ def write_page(results: Path, ablations: bool) -> None:
         f"{platform.system()}, fedmed {version('fedmed')}, torch {version('torch')}.",
         "",
         f"{SITES} sites of {PATIENTS} patients, imbalance {IMBALANCE}, alpha {ALPHA}, one vacant class a site; tested on "
-        f"{HELD_OUT} other patients of each site, each lesion on {HELD_OUT_SHARE:.0%} of them. The recipe's settings were chosen on "
-        "federations of the seeds 0 and 1; that of 5 was looked at once, with a lower cost of false positives.",
+        f"{HELD_OUT} other patients of each site, each lesion on {HELD_OUT_SHARE:.0%} of them. The recipe's settings were "
+        "chosen on federations of the seeds 0 and 1; that of 5 was looked at once, with a lower cost of false positives.",
         "",
         *bars(found),
         table,
