@@ -216,6 +216,16 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
         fix="set train.optimizer = 'sgd' and train.momentum = 0",
     ),
     ExperimentRule(
+        what="q-FFL x Adam",
+        offends=lambda r, e: _all(
+            e.train.optimizer != "sgd",
+            [w for w in (r.weights,) if w.name == "fair" and getattr(w, "q", 0.0) > 0],
+        ),
+        field="train.optimizer",
+        why="it divides by the square of an update's length over the learning rate, which Adam makes so large that nothing moves",
+        fix="set train.optimizer = 'sgd'",
+    ),
+    ExperimentRule(
         what="SCAFFOLD and FedDyn x few sites a round",
         offends=lambda r, e: _all(
             e.federation.fraction < 0.5, [c for c in r.corrections if c.name in {"scaffold", "dyn"}]

@@ -23,7 +23,7 @@ from fedmed_strategies.presets import RECIPES, recipe_of
 
 Ask = Callable[..., Experiment]
 _SGD = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.05}
-_TRAINING = {"scaffold": _SGD, "fednova": {"epochs": 1.5}}
+_TRAINING = {"scaffold": _SGD, "qffl": _SGD, "fednova": {"epochs": 1.5}}
 _LOCAL = ("fedbn", "silobn", "fedper", "fedrep", "ditto", "mr_mtl")
 _STATEFUL = (
     "fedavgm",

@@ -218,7 +218,8 @@ EXPERIMENTS: list[Case] = [
         RECIPES["class_balanced"].with_settings(NOISED),
         PRIVATE,
     ),
-    ("privacy x losses in the clear", RECIPES["qffl"], PRIVATE, RECIPES["equal"], PRIVATE),
+    ("q-FFL x Adam", RECIPES["qffl"], {}, RECIPES["qffl"], {"train": {"optimizer": "sgd"}}),
+    ("privacy x losses in the clear", RECIPES["feddg_ga"], PRIVATE, RECIPES["equal"], PRIVATE),
     (
         "privacy x losses in the clear",
         Recipe(aggregator=Flower(strategy="QFedAvg")),
@@ -304,7 +305,7 @@ def test_central_privacy_sends_no_running_statistics() -> None:
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_preset_is_allowed_by_some_experiment(name: str) -> None:
-    changes = {"scaffold": SGD, "fednova": {"train": {"epochs": 1.0}}}.get(name, {})
+    changes = {"scaffold": SGD, "qffl": SGD, "fednova": {"train": {"epochs": 1.0}}}.get(name, {})
     refuse(RECIPES[name], experiment(changes))
 
 
