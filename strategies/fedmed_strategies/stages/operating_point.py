@@ -27,7 +27,7 @@ class OperatingPoint(Stage):
     they go with it, to every site that measures it and into the published file."""
 
     name = "operating_point"
-    cost: Annotated[float, Field(ge=0.0)] = 0.7
+    cost: Annotated[float, Field(ge=0.0)] = 0.5
     least: Annotated[int, Field(ge=1)] = 3
     rare: Annotated[int, Field(ge=0)] = 50
     from_share: Fraction = 0.8
