@@ -51,10 +51,11 @@ changes = {{ "recipe.name" = "fedavg", "recipe.also" = ["rare", "rarity"] }}
 {more}"""
 
 ABLATIONS = {
-    "no_sampler": ["rarity", "holders", "operating_point"],
-    "no_rarity": ["rare", "holders", "operating_point"],
-    "no_holders": ["rare", "rarity", "operating_point"],
-    "no_operating_point": ["rare", "rarity", "holders"],
+    "no_sampler": ["rarity", "kept_moments", "holders", "operating_point"],
+    "no_rarity": ["rare", "kept_moments", "holders", "operating_point"],
+    "no_holders": ["rare", "rarity", "kept_moments", "operating_point"],
+    "no_operating_point": ["rare", "rarity", "kept_moments", "holders"],
+    "no_kept_moments": ["rare", "rarity", "holders", "operating_point"],
 }
 """The recipe without one of its pieces, all with its momentum."""
 

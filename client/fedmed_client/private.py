@@ -113,7 +113,8 @@ def train(
     on_step: Callable[[int], None],
     halves: Sequence[SiteHalf] = (),
 ) -> Parameters:
-    """Take ``train.steps`` private steps from ``start``; what they changed. The optimizer begins afresh in every round.
+    """Take ``train.steps`` private steps from ``start``; what they changed. The optimizer begins afresh in every round, unless a
+    piece hands its state on.
 
     No chance in it comes from the experiment's seed, also not which samples of a patient are taken and what dropout drops: with
     a known seed these would depend on who else was drawn. ``halves``: what the recipe's pieces do meanwhile, with gradients
@@ -133,6 +134,7 @@ def train(
     shaping = shaping_of(halves)
     for half in halves:
         half.begin()
+        half.take(optimizer)
     with (
         torch.random.fork_rng(devices=cuda),
         checkpointed(bench.model) if settings.checkpointing else nullcontext(),

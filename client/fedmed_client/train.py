@@ -59,7 +59,7 @@ def train(
     on_step: Callable[[int], None],
     team: Team = ALONE,
 ) -> Update:
-    """Take optimizer steps from ``start``. The optimizer begins afresh each time.
+    """Take optimizer steps from ``start``. The optimizer begins afresh each time, unless a piece hands its state on.
 
     ``team``: the processes that share each batch; all draw the same samples, and each cuts its own.
 
@@ -71,10 +71,12 @@ def train(
     bench.model.train()
     network = team.prepared(bench.trained_network)
     rate = course.rate or settings.rate_in(course.round, bench.experiment.rounds)
-    stepper = _Stepper(bench, network, make_optimizer(bench.model, settings, rate), team, course.halves)
+    optimizer = make_optimizer(bench.model, settings, rate)
+    stepper = _Stepper(bench, network, optimizer, team, course.halves)
     count = course.steps or settings.steps_of(sampler.patients)
     for half in course.halves:
         half.begin()
+        half.take(optimizer)
     total, done = 0.0, 0
     with (
         torch.random.fork_rng(devices=_cuda_devices(bench.device)),

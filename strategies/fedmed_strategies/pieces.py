@@ -161,6 +161,9 @@ class SiteHalf:
     def begin(self) -> None:
         """Before the first step, with the model as it starts."""
 
+    def take(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the first step, with the optimizer that is to take the steps, as it begins."""
+
     def recast(self, loss: SampleLoss) -> SampleLoss:
         """The loss of a sample as this piece would have it."""
         return loss

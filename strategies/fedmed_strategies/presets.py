@@ -11,6 +11,7 @@ from fedmed_strategies.aggregators.geometric_median import GeometricMedian
 from fedmed_strategies.aggregators.holders import Holders
 from fedmed_strategies.central_privacy import CentralPrivacy
 from fedmed_strategies.corrections.dyn import Dyn
+from fedmed_strategies.corrections.kept_moments import KeptMoments
 from fedmed_strategies.corrections.prox import Prox
 from fedmed_strategies.corrections.scaffold import Scaffold
 from fedmed_strategies.corrections.sharpness import Sharpness
@@ -53,6 +54,7 @@ RECIPES: dict[str, Recipe] = {
     "fednova": Recipe(weights=Nova()),
     "feddyn": Recipe(weights=Equal(), corrections=(Dyn(),)),
     "fedsam": Recipe(corrections=(Sharpness(),)),
+    "kept_moments": Recipe(corrections=(KeptMoments(),)),
     # what differs between scanners
     "fedbn": Recipe(personal=OwnNorms()),
     "silobn": Recipe(personal=OwnStatistics()),
@@ -80,6 +82,7 @@ RECIPES: dict[str, Recipe] = {
     "longtail": Recipe(
         losses=(Rarity(),),
         sampler=Rare(),
+        corrections=(KeptMoments(),),
         statistics=(Counts(),),
         aggregator=Holders(),
         server_optimizer=Momentum(momentum=0.5),

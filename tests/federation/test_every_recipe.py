@@ -30,6 +30,7 @@ _STATEFUL = (
     "fedyogi",
     "scaffold",
     "feddyn",
+    "kept_moments",
     "feddg_ga",
     "fedce",
     "fedpid",
