@@ -125,7 +125,7 @@ def test_classes_of_few_patients_stay(bench: Bench) -> None:
     assert not moments["second"][2].any()
     points = sums_of(OperatingPoints(), bench, of, least=5)
     assert not points["dice"][1].any()
-    assert points["shown"].tolist() == [6, 0]
+    assert (points["shown"].tolist(), points["absent"].tolist()) == ([6, 0], [0, 0])
     assert not sums_of(Channels(), bench, of[:4], least=5)["mean"].any()
 
 
@@ -164,6 +164,20 @@ def test_what_is_told_of_volumes_is_of_sets_that_differ_by_many(
     for row in told[0]:
         numbers = np.unique(np.append(row, 0.0))
         assert (np.diff(numbers) >= least).all()
+
+
+def test_how_many_of_the_few_there_are_is_not_told() -> None:
+    """Of twenty patients one to four show the class, which is called in everyone, or in seven of the others."""
+    statistic, told = OperatingPoints(offsets=(0.0,), volumes_mm3=(0.0, 1.0)), []
+    for shown in (1, 2, 3, 4):
+        called = np.array([[[shown, 1]]], np.float32)
+        false = np.array([[[20 - shown, 7]]], np.float32)
+        count = {"shown": np.full(1, shown, np.float32), "absent": np.full(1, 20 - shown, np.float32)}
+        told.append(statistic.releasable({"dice": called, "called": called, "false": false, **count}, 5))
+    for one in told:
+        assert (one["shown"].tolist(), one["absent"].tolist()) == ([0], [15])
+        np.testing.assert_array_equal(one["dice"], [[[0, 0]]])
+        np.testing.assert_array_equal(one["false"], [[[15, 7]]])
 
 
 @pytest.mark.parametrize("field", ["offsets", "volumes_mm3"])
@@ -253,6 +267,14 @@ def test_the_operating_point_with_the_best_value_is_chosen_and_the_smallest_chan
     offsets, volumes = stage.choose(sums)
     np.testing.assert_array_equal(offsets, [0, 1, 0])
     np.testing.assert_array_equal(volumes, [50, 50, 0])
+    unknown = {**sums, "shown": np.zeros(3, np.float32)}
+    unknown["false"] = np.array(
+        [[[0, 0], [8, 2], [8, 8]], [[0, 0], [2, 0], [8, 8]], [[9, 9], [8, 3], [9, 9]]]
+    )
+    np.testing.assert_array_equal(stage.choose(unknown)[0], [0, 0, 0])
+    np.testing.assert_array_equal(stage.choose(unknown)[1], [50, 0, 50])
+    few = {**unknown, "absent": np.full(3, 2.0)}
+    np.testing.assert_array_equal(stage.choose(few)[1], [0, 0, 0])
     readily = {**sums, "dice": dice[:, ::-1].copy(), "false": np.zeros_like(false)}
     np.testing.assert_array_equal(stage.choose(readily)[0], [0, -1, 0])
     np.testing.assert_array_equal(stage.model_copy(update={"rare": 8}).choose(readily)[0], [0, -1, 0])

@@ -21,15 +21,18 @@ class OperatingPoint(Stage):
     """Gives each class the offset of its bias and the least volume with the greatest mean Dice minus ``cost`` times the share of
     false positives, over the sites' training patients.
 
-    A class that fewer than ``least`` patients show, or fewer do not, stays as it is. One that fewer than ``rare`` show is never
-    called less readily than it is: the few are known by heart, so that their sums make the class look stronger than it is in
-    new patients. Of points that are as good, the one that changes least is taken. The least volumes are no part of the network:
-    they go with it, to every site that measures it and into the published file."""
+    A class that fewer than ``least`` patients do not show stays as it is. Of one that fewer than ``least`` show, or that sites
+    say so little of, the Dice is not known: its least volume is the first at which it is called in at most ``most_false`` of the
+    patients without it. One that fewer than ``rare`` show is never called less readily than it is: the few are known by heart,
+    so that their sums make the class look stronger than it is in new patients. Of points that are as good, the one that changes
+    least is taken. The least volumes are no part of the network: they go with it, to every site that measures it and into the
+    published file."""
 
     name = "operating_point"
     cost: Annotated[float, Field(ge=0.0)] = 0.5
     least: Annotated[int, Field(ge=1)] = 3
     rare: Annotated[int, Field(ge=0)] = 50
+    most_false: Fraction = 0.25
     from_share: Fraction = 0.8
     points: OperatingPoints = OperatingPoints()
 
@@ -60,10 +63,15 @@ class OperatingPoint(Stage):
         chosen = np.zeros((2, len(sums["shown"])))
         change = np.abs(offsets)[:, None] + np.arange(len(volumes)) / len(volumes)
         for place, (shown, absent) in enumerate(zip(sums["shown"], sums["absent"], strict=True)):
-            if shown < self.least or absent < self.least:
+            if absent < self.least:
+                continue
+            false = sums["false"][place] / absent
+            if shown < self.least:
+                enough = false[int(np.argmin(np.abs(offsets)))] <= self.most_false
+                chosen[1, place] = volumes[int(np.argmax(enough)) if enough.any() else -1]
                 continue
             allowed = np.where((offsets < 0) & (shown < self.rare), np.inf, 0.0)[:, None]
-            value = sums["dice"][place] / shown - self.cost * sums["false"][place] / absent - allowed
+            value = sums["dice"][place] / shown - self.cost * false - allowed
             best = np.where(value >= value.max() - 1e-6, change, np.inf)
             row, column = np.unravel_index(int(np.argmin(best)), best.shape)
             chosen[:, place] = offsets[row], volumes[column]

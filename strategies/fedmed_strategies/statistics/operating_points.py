@@ -71,15 +71,18 @@ class OperatingPoints(Statistic):
         }
 
     def releasable(self, sums: Arrays, least_patients: int) -> Arrays:
-        """Nothing of a class that few patients show, or few do not: what is left of the one would tell of the other. And no
-        Dice by which few patients differ."""
-        sums = {**sums, "dice": _of_many(sums["dice"], sums["called"], least_patients)}
-        few = np.any(
-            [(sums[name] > 0) & (sums[name] < least_patients) for name in ("shown", "absent")], axis=0
-        )
+        """No Dice by which few patients differ, and nothing of a class that few do not show. Of one that few show, only false
+        calls: ``least_patients`` are taken to show it, and no more than the others can be called falsely."""
+        shown, absent = sums["shown"], sums["absent"]
+        few_show, few_lack = ((count > 0) & (count < least_patients) for count in (shown, absent))
+        others = np.where(few_show, shown + absent - np.float32(least_patients), absent)
+        others = np.where(few_lack, np.float32(0), np.maximum(others, np.float32(0)))
+        known = ~(few_show | few_lack)
         return {
-            name: np.where(few.reshape(-1, *[1] * (array.ndim - 1)), np.float32(0), array)
-            for name, array in sums.items()
+            "dice": _of_many(sums["dice"], sums["called"], least_patients) * known[:, None, None],
+            "false": np.minimum(sums["false"], others[:, None, None]),
+            "shown": shown * known,
+            "absent": others,
         }
 
     def sensitivity(self, sizes: Sizes) -> float:
