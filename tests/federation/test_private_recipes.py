@@ -65,7 +65,7 @@ def test_a_noised_statistic_is_in_the_ledger_and_within_the_runs_epsilon(
         ("logit_adjustment", "", "recipe.settings: 'counts'"),
         ("rare", "", "recipe: 'rare'"),
         ("fedvls", "", "recipe: 'vacant'"),
-        ("qffl", "", "recipe: 'fair'"),
+        ("feddg_ga", "", "recipe: 'gap'"),
         ("ditto", "", "recipe: 'ditto'"),
         ("fedsam", "", "recipe: 'sharpness'"),
     ],
