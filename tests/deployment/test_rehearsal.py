@@ -92,9 +92,9 @@ def test_a_stopped_run_goes_on_where_it_was(running) -> None:
     consortium.fedmed("resume", run, *home)
     assert consortium.wait_ended(run).status == "completed"
     records = list(history.read(consortium.run_folder(run) / history.FILE))
-    assert [type(record) for record in records] == [
-        RunStarted, RoundDone, RunEnded, RunStarted, RoundDone, RunEnded,
-    ]  # fmt: skip
+    parts = [type(record) for record in records if not isinstance(record, RoundDone)]
+    assert parts == [RunStarted, RunEnded, RunStarted, RunEnded]
+    assert [record.round for record in records if isinstance(record, RoundDone)] == [1, 2]
     assert difference(model_file(consortium.run_folder(run), "last"), model_file(running.whole, "last")) == ""
 
 
