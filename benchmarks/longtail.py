@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pages
+
 FEDMED = str(Path(sys.executable).with_name("fedmed"))
-HERE = Path(__file__).parent
 SITES, PATIENTS, HELD_OUT, SHAPE, IMBALANCE, ALPHA, HELD_OUT_SHARE = 6, 96, 16, "48,48,24", 50, 0.3, 0.4
 
 CHOSEN_ON = "The recipe's settings were chosen on seeds 0, 1 and 5; parts of 2 and 6 had been seen with its former ones."
@@ -105,18 +101,11 @@ def draw(folder: Path, seed: int) -> None:
 def write_page(results: Path, ablations: bool) -> None:
     """The dated page: what was run, the bars, the comparison's own tables, and its pictures."""
     found = json.loads((results / "comparison.json").read_text())
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    name = f"longtail_ablations-{today}" if ablations else f"longtail-{today}"
-    pictures = HERE / name
-    pictures.mkdir(exist_ok=True)
-    for picture in sorted((results / "figures").glob("*.png")):
-        shutil.copyfile(picture, pictures / picture.name)
-    table = (results / "comparison.md").read_text().replace("figures/", f"{name}/").partition("\n")[2]
+    name = pages.dated("longtail_ablations" if ablations else "longtail")
     lines = [
         "# Rare lesions: the long tail's recipe",
         "",
-        f"`python benchmarks/longtail.py {' '.join(sys.argv[1:])}` on {today}; {os.cpu_count()} cores, "
-        f"{platform.system()}, fedmed {version('fedmed')}, torch {version('torch')}.",
+        pages.made_by(),
         "",
         f"{SITES} sites of {PATIENTS} patients, imbalance {IMBALANCE}, alpha {ALPHA}, one vacant class a site; tested on "
         f"{HELD_OUT} other patients of each site, each lesion on {HELD_OUT_SHARE:.0%} of them. " + CHOSEN_ON,
@@ -124,10 +113,9 @@ def write_page(results: Path, ablations: bool) -> None:
         "`pooled` has the recipe's loss and sampler, `pooled_plain` has not.",
         "",
         *bars(found),
-        table,
+        pages.comparison(results, pages.HERE / name),
     ]
-    (HERE / f"{name}.md").write_text("\n".join(lines))
-    print(f"written: {HERE / name}.md")
+    pages.write(name, lines)
 
 
 def bars(found: dict[str, Any]) -> list[str]:

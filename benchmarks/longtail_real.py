@@ -10,22 +10,17 @@ done again. The result is a page and its pictures beside this file, by today's d
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shutil
 import subprocess
 import sys
 import tomllib
-from datetime import UTC, datetime
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pages
 import tomli_w
 
 FEDMED = str(Path(sys.executable).with_name("fedmed"))
-HERE = Path(__file__).parent
 SHIPPED = {"nuclei": "nuclei-longtail", "hippocampus": "hippocampus-unannotated"}
 GROUPS = {
     "nuclei": {
@@ -89,26 +84,12 @@ def comparison(data: str, seeds: list[int]) -> dict[str, Any]:
 
 def write_page(found: list[tuple[str, Path]]) -> None:
     """The dated page: the comparisons' own tables, and their pictures."""
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    page = f"longtail_real-{today}"
-    lines = [
-        "# Rare and unannotated classes in real data: the long tail's recipe",
-        "",
-        f"`python benchmarks/longtail_real.py {' '.join(sys.argv[1:])}` on {today}; {os.cpu_count()} cores, "
-        f"{platform.system()}, fedmed {version('fedmed')}, torch {version('torch')}.",
-        "",
-    ]
+    name = pages.dated("longtail_real")
+    lines = ["# Rare and unannotated classes in real data: the long tail's recipe", "", pages.made_by(), ""]
     for data, results in found:
-        pictures = HERE / page / data
-        pictures.mkdir(parents=True, exist_ok=True)
-        for picture in sorted((results / "figures").glob("*.png")):
-            shutil.copyfile(picture, pictures / picture.name)
-        table = (results / "comparison.md").read_text()
-        lines.append(
-            table.replace("\n## ", "\n### ").replace("# ", "## ", 1).replace("figures/", f"{page}/{data}/")
-        )
-    (HERE / f"{page}.md").write_text("\n".join(lines))
-    print(f"written: {HERE / page}.md")
+        text = pages.comparison(results, pages.HERE / name / data)
+        lines += [f"## {data}", text.replace("\n## ", "\n### ")]
+    pages.write(name, lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,42 @@
+"""What the benchmarks' dated pages have in common."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def dated(name: str) -> str:
+    """The name of today's page."""
+    return f"{name}-{datetime.now(UTC):%Y-%m-%d}"
+
+
+def made_by() -> str:
+    """The command, the machine and the versions."""
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    versions = ", ".join(f"{package} {version(package)}" for package in ("fedmed", "torch"))
+    return f"`{command}`; {platform.machine()}, {os.cpu_count()} cores; {versions}."
+
+
+def comparison(results: Path, pictures: Path) -> str:
+    """The page of a finished ``fedmed compare`` without its title, its pictures copied to a folder below this one."""
+    pictures.mkdir(parents=True, exist_ok=True)
+    for picture in sorted((results / "figures").glob("*.png")):
+        shutil.copyfile(picture, pictures / picture.name)
+    text = (results / "comparison.md").read_text().partition("\n")[2]
+    return text.replace("figures/", f"{pictures.relative_to(HERE)}/")
+
+
+def write(name: str, lines: Sequence[str]) -> None:
+    """A page beside the scripts."""
+    file = HERE / f"{name}.md"
+    file.write_text("\n".join(lines))
+    print(f"written: {file}")
