@@ -3,8 +3,9 @@
     FEDMED_DATA=... python benchmarks/longtail_real.py --seeds 1 2 3 --folder longtail_real
 
 `nuclei`: images of three kinds, thinned to ten times as many of the commonest as of the rarest, dealt to five sites unevenly.
-`hippocampus`: four sites, each of which annotates one of two parts; 'head' and 'tail' are these two, neither of which is rare. Each seed deals and splits anew. What is there already is not
-done again. The result is a page and its pictures beside this file, by today's date.
+`hippocampus`: four sites, each of which annotates one of two parts; 'head' and 'tail' are these two, neither of which is rare.
+Each seed deals and splits anew. What is there already is not done again. The result is a page and its pictures beside this
+file, by today's date.
 """
 
 from __future__ import annotations
