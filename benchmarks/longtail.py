@@ -110,7 +110,7 @@ def write_page(results: Path, ablations: bool) -> None:
         f"{SITES} sites of {PATIENTS} patients, imbalance {IMBALANCE}, alpha {ALPHA}, one vacant class a site; tested on "
         f"{HELD_OUT} other patients of each site, each lesion on {HELD_OUT_SHARE:.0%} of them. " + CHOSEN_ON,
         "",
-        "`pooled` has the recipe's loss and sampler, `pooled_plain` has not.",
+        "`pooled` and `local` have the recipe's loss and sampler, `pooled_plain` has not.",
         "",
         *bars(found),
         pages.comparison(results, pages.HERE / name),
