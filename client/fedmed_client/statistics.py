@@ -36,19 +36,20 @@ def summed(
     sizes = sizes_of(bench.experiment, bench.model)
     declared = statistic.zeros(sizes)
     total = {name: array.astype(np.float64) for name, array in (declared | statistic.aside(sizes)).items()}
+    deviation = statistic.noise_multiplier * statistic.sensitivity(sizes)
+    spacing = entropy.grid(deviation)
     for patient in patients_of(cases, bench):
         part = statistic.of_patient(patient, sizes)
         for name in total:
-            total[name] += part[name]
+            total[name] += np.trunc(part[name] / spacing) * spacing if spacing else part[name]
         pulse.beat()
     if statistic.epsilon is None:
         plain = {name: array.astype(np.float32) for name, array in total.items()}
         releasable = statistic.releasable(plain, least_patients)
         return {name: releasable[name] for name in declared}
     reserve()
-    deviation = statistic.noise_multiplier * statistic.sensitivity(sizes)
     return {
-        name: (total[name] + deviation * entropy.normal(array.size).numpy().reshape(array.shape)).astype(
+        name: (total[name] + entropy.noise(array.size, deviation).numpy().reshape(array.shape)).astype(
             np.float32
         )
         for name, array in declared.items()
