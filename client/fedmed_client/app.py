@@ -49,6 +49,7 @@ from fedmed_common.loading import load_site
 from fedmed_common.metrics import Mean
 from fedmed_common.params import Parameters
 from fedmed_common.privacy import Spent
+from fedmed_common.receipts import Receipt
 from fedmed_strategies.pieces import SiteHalf
 from fedmed_strategies.presets import recipe_of
 from fedmed_strategies.statistics.base import Statistic
@@ -148,6 +149,7 @@ def _timed(reply: wire.Reply, started: float | None) -> wire.Reply:
 
 def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
     policy.check_statistics(home.site.policy)
+    Ledger(home.folder).read(order.receipt)
     cohort, _ = COHORTS.get(home, order.experiment)
     patients: dict[str, int] = {split: cohort.patients(split) for split in SPLITS}
     presence = policy.releasable_counts(
@@ -217,9 +219,9 @@ def _train_privately(
 
     with numerics(bench.experiment, bench.device, home.site.device.threads):
         independence.check(bench, order.parameters, sampler.of_patient(0, entropy.generator()))
-        spent = _reserve(home, order, _promise(bench.experiment, order), cost)
+        spent, receipt = _reserve(home, order, _promise(bench.experiment, order), cost)
         result = method.train(home.site.name, train_it)
-    return _trained(home, order, result, epsilon_spent=spent)
+    return _trained(home, order, result, epsilon_spent=spent, receipt=receipt)
 
 
 def _trained(home: SiteHome, order: wire.Order, result: Result, **fields: object) -> wire.Reply:
@@ -240,7 +242,7 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         raise PolicyRefusal("statistics", f"'{order.statistic}' is not what the recipe asks of this site")
     policy.check_statistics(home.site.policy, statistic.name)
     policy.check_patients(home.site.policy, cohort.patients("train"))
-    spent: list[float] = []
+    spending: dict[str, object] = {}
 
     def reserve() -> None:
         promise = _promise(bench.experiment, order)
@@ -251,7 +253,8 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
             run=order.run,
         )
         policy.check_noise(home.site.policy, statistic.noise_multiplier)
-        spent.append(_reserve(home, order, promise or limit, *statistic.spent))
+        spent, receipt = _reserve(home, order, promise or limit, *statistic.spent)
+        spending.update(epsilon_spent=spent, receipt=receipt)
 
     arrays = own_normalisation(cohort) if recipe.inputs is not None else {}
     with (
@@ -266,7 +269,7 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         home,
         order,
         sums={f"{statistic.name}/{name}": array for name, array in sums.items()},
-        epsilon_spent=spent[0] if spent else None,
+        **spending,
     )
 
 
@@ -278,8 +281,8 @@ def _promise(experiment: Experiment, order: wire.Order) -> Budget | None:
     return Budget(epsilon=promised.epsilon, delta=promised.delta, source="privacy.epsilon", run=order.run)
 
 
-def _reserve(home: SiteHome, order: wire.Order, promise: Budget | None, cost: Spent) -> float:
-    """Write down what the order's work spends; the epsilon of the run with it.
+def _reserve(home: SiteHome, order: wire.Order, promise: Budget | None, cost: Spent) -> tuple[float, Receipt]:
+    """Write down what the order's work spends; the epsilon of the run with it, and the ledger's receipt.
 
     Raises:
         PolicyRefusal: more than the experiment promises, or than the site gives.
@@ -297,10 +300,10 @@ def _reserve(home: SiteHome, order: wire.Order, promise: Budget | None, cost: Sp
         sampling_rate=cost.sampling_rate,
         steps=cost.steps,
     )
-    rows = Ledger(home.folder).reserve(reservation, *budgets)
+    reserved = Ledger(home.folder).reserve(reservation, *budgets, receipt=order.receipt)
     if home.audit is not None:
         home.audit.append("reserved", run=order.run, round=order.round, kind=order.kind.value)
-    return budgets[0].cost(rows, privacy.epsilon)
+    return budgets[0].cost(reserved.rows, privacy.epsilon), reserved.receipt
 
 
 def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:

@@ -23,16 +23,30 @@ from numpy.typing import NDArray
 from fedmed_common.errors import WireError
 from fedmed_common.metrics import Mean, Metrics
 from fedmed_common.params import Parameters
+from fedmed_common.receipts import Receipt
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-VERSION = 2
+VERSION = 3
 DECISION = "decision"
 """Below this name an order of evaluation holds how the model's predictions are decided on: ``tasks.Decision``."""
 WAITING_RULES = frozenset({"approval_pending", "window", "disk"})
 """Rules by which a site refuses an order for now: it may be asked again until the deadline."""
 _NPY_HEADER_LIMIT = 512
 _LONGEST_EXPERIMENT = 1_000_000
-_ORDER, _REPLY, _PARAMETERS, _DOWN, _SUMS, _SCALARS, _METRICS, _SECONDS, _COUNTS, _FACTS, _PRIVACY = (
+(
+    _ORDER,
+    _REPLY,
+    _PARAMETERS,
+    _DOWN,
+    _SUMS,
+    _SCALARS,
+    _METRICS,
+    _SECONDS,
+    _COUNTS,
+    _FACTS,
+    _PRIVACY,
+    _RECEIPT,
+) = (
     "order",
     "reply",
     "parameters",
@@ -44,6 +58,7 @@ _ORDER, _REPLY, _PARAMETERS, _DOWN, _SUMS, _SCALARS, _METRICS, _SECONDS, _COUNTS
     "patients",
     "facts",
     "privacy",
+    "receipt",
 )
 _REPLY_FIELDS = frozenset({"version", "site", "run", "round", "attempt", "code", "rule", "incident"})
 
@@ -63,7 +78,7 @@ class Order:
 
     ``experiment`` is ``Experiment.order_text()``. ``down``: what the recipe's pieces send beside the parameters. ``best``: the
     run's best round so far, of which a site keeps what it would need to be measured again. ``statistic``: the one that is asked
-    for."""
+    for. ``receipt``: of the site's privacy ledger, the newest that the coordinator has."""
 
     kind: Kind
     run: str
@@ -73,6 +88,7 @@ class Order:
     split: Literal["validation", "test"] = "validation"
     statistic: str = ""
     best: int = 0
+    receipt: Receipt | None = None
     parameters: Parameters = field(default_factory=dict, repr=False)
     down: Parameters = field(default_factory=dict, repr=False)
 
@@ -93,7 +109,7 @@ class Reply:
 
     ``sums``: arrays of which only the sum over sites matters; ``scalars``: numbers of this site. Both are those that the
     recipe's pieces declare, and no others. ``epsilon_spent``: of private training, what the run has cost each of the site's
-    patients so far, at the experiment's delta."""
+    patients so far, at the experiment's delta; ``receipt``: of the ledger that counts it."""
 
     site: str
     run: str
@@ -109,6 +125,7 @@ class Reply:
     seconds: dict[str, float] = field(default_factory=dict)
     facts: Facts | None = None
     epsilon_spent: float | None = None
+    receipt: Receipt | None = None
 
 
 def pack_parameters(parameters: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
@@ -133,6 +150,8 @@ def pack_order(
         }
     )
     record = RecordDict({_ORDER: fields})
+    if order.receipt is not None:
+        record[_RECEIPT] = _pack_receipt(order.receipt)
     if down or order.down:
         record[_DOWN] = down or pack_parameters(order.down)
     if parameters is not None or order.parameters:
@@ -161,6 +180,7 @@ def unpack_order(record: RecordDict, kind: Kind) -> Order:
         split=split,
         statistic=_text(fields, "statistic"),
         best=_integer(fields, "best"),
+        receipt=_receipt(record),
         parameters=_any_arrays(record, _PARAMETERS),
         down=_any_arrays(record, _DOWN),
     )
@@ -198,6 +218,8 @@ def pack_reply(reply: Reply) -> RecordDict:
         record[_COUNTS] = MetricRecord({**counts})
     if reply.epsilon_spent is not None:
         record[_PRIVACY] = MetricRecord({"epsilon_spent": float(reply.epsilon_spent)})
+    if reply.receipt is not None:
+        record[_RECEIPT] = _pack_receipt(reply.receipt)
     return record
 
 
@@ -223,6 +245,7 @@ def unpack_reply(
         _COUNTS,
         _FACTS,
         _PRIVACY,
+        _RECEIPT,
     }
     if unknown:
         raise WireError("undeclared record")
@@ -252,6 +275,7 @@ def unpack_reply(
         seconds={name: _number(value) for name, value in _numbers(record, _SECONDS).items()},
         facts=_facts(record),
         epsilon_spent=_epsilon(record),
+        receipt=_receipt(record),
     )
 
 
@@ -329,6 +353,19 @@ def _epsilon(record: RecordDict) -> float | None:
     if set(numbers) != {"epsilon_spent"}:
         raise WireError("undeclared number")
     return _number(numbers["epsilon_spent"])
+
+
+def _pack_receipt(receipt: Receipt) -> ConfigRecord:
+    return ConfigRecord({"sequence": receipt.sequence, "mac": receipt.mac})
+
+
+def _receipt(record: RecordDict) -> Receipt | None:
+    if _RECEIPT not in record:
+        return None
+    fields = _config(record, _RECEIPT)
+    if fields.keys() != {"sequence", "mac"}:
+        raise WireError("undeclared field")
+    return Receipt(sequence=_integer(fields, "sequence"), mac=_text(fields, "mac"))
 
 
 def _config(record: RecordDict, name: str) -> dict[str, Any]:

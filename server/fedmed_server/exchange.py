@@ -112,6 +112,9 @@ class _Exchange:
         sent = [*(self._packed or {}).values(), *self._down.values()]
         self._bytes_down = sum(len(array.data) for array in sent)
         self._end = time.monotonic() + channel.experiment.federation.deadline_seconds
+        self._private = extras.private or (
+            order.kind in {wire.Kind.TRAIN, wire.Kind.FACTS} and channel.experiment.privacy is not None
+        )
         self._connected: dict[int, str] = {}
         self._parts = [_Part(member=member, order=order) for member in members]
 
@@ -201,6 +204,8 @@ class _Exchange:
         failpoints.reach("before-dispatch", round=part.order.round, site=part.member.name)
         if part.sent:
             part.order = replace(part.order, attempt=part.order.attempt + 1)
+        if self._private:
+            part.order = replace(part.order, receipt=self._channel.receipts.of(part.member.name))
         part.activated = self._connected.get(part.member.node, "")
         message = Message(
             wire.pack_order(part.order, self._packed, self._down_to(part.member.name)),
@@ -274,6 +279,8 @@ class _Exchange:
         size = wire.parameter_bytes(message.content)
         try:
             reply = gate.admit(message.content, self._expected(part))
+            if reply.receipt is not None:
+                self._channel.receipts.keep(reply.site, reply.receipt)
         except RejectedReply as error:
             return None, self._blank(part, "rejected", error.reason).model_copy(update={"bytes_up": size})
         if reply.code:
@@ -304,8 +311,7 @@ class _Exchange:
             sums_limit=self._extras.sums_limit(part.member.facts.patients.get("train", 0)),
             scalars=self._extras.scalars,
             norm_limit=self._channel.experiment.federation.update_norm_limit,
-            private=self._extras.private
-            or (order.kind is wire.Kind.TRAIN and self._channel.experiment.privacy is not None),
+            private=self._private and order.kind is not wire.Kind.FACTS,
         )
 
 

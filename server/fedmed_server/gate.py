@@ -87,7 +87,7 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
     _check_seconds(reply.seconds)
     if reply.code:
         results = (reply.delta, reply.sums, reply.scalars, reply.metrics, reply.facts)
-        if any(results) or reply.epsilon_spent is not None:
+        if any(results) or reply.epsilon_spent is not None or reply.receipt is not None:
             raise RejectedReply("a refusal that carries results")
         return reply
     _check_metrics(reply.metrics, expected)
@@ -155,6 +155,10 @@ def _check_privacy(reply: wire.Reply, expected: Expected) -> None:
     """Private training says what it has spent, and nothing else does; but for the change, nothing more."""
     if (reply.epsilon_spent is not None) != expected.private:
         raise RejectedReply("no word on privacy" if expected.private else "privacy that was not asked for")
+    if (reply.receipt is not None) != expected.private:
+        raise RejectedReply("no receipt" if expected.private else "a receipt that was not asked for")
+    if reply.receipt is not None and not reply.receipt.is_possible:
+        raise RejectedReply("receipt")
     if reply.epsilon_spent is None:
         return
     if not 0 <= reply.epsilon_spent <= _LARGEST_EPSILON:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors.numpy import save
 from fedmed_common import wire
 from fedmed_common.files import write_atomically
 from fedmed_common.metrics import Mean
+from fedmed_common.receipts import Receipt
 
 _ROUNDS, _RUNS = 2, 16
 _log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Outbox:
                 metrics={name: Mean(total, weight) for name, (total, weight) in fields["metrics"].items()},
                 seconds=fields["seconds"],
                 epsilon_spent=fields.get("epsilon_spent"),
+                receipt=Receipt(**fields["receipt"]) if fields.get("receipt") else None,
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as problem:
             _log.error("a sealed reply is damaged (%s); the work is done again", type(problem).__name__)
@@ -75,6 +77,7 @@ class Outbox:
             "metrics": {name: (mean.total, mean.weight) for name, mean in reply.metrics.items()},
             "seconds": reply.seconds,
             "epsilon_spent": reply.epsilon_spent,
+            "receipt": None if reply.receipt is None else asdict(reply.receipt),
         }
         path = self._path(order)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
