@@ -292,6 +292,14 @@ def _reserve(home: SiteHome, order: wire.Order, promise: Budget | None, cost: Sp
     budgets = [promise]
     if rules.maximum_epsilon is not None:
         budgets.append(Budget(epsilon=rules.maximum_epsilon, delta=rules.budget_delta))
+    if rules.maximum_run_epsilon is not None:
+        of_run = Budget(
+            epsilon=rules.maximum_run_epsilon,
+            delta=rules.budget_delta,
+            source="maximum_run_epsilon",
+            run=order.run,
+        )
+        budgets.append(of_run)
     reservation = Reservation(
         run=order.run,
         round=order.round,
@@ -299,6 +307,7 @@ def _reserve(home: SiteHome, order: wire.Order, promise: Budget | None, cost: Sp
         noise_multiplier=cost.noise_multiplier,
         sampling_rate=cost.sampling_rate,
         steps=cost.steps,
+        experiment=experiment_of(order.experiment).name,
     )
     reserved = Ledger(home.folder).reserve(reservation, *budgets, receipt=order.receipt)
     if home.audit is not None:

@@ -42,7 +42,7 @@ _TABLE = "CREATE TABLE IF NOT EXISTS reservation(sequence INTEGER PRIMARY KEY, b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
-    """What one order's training spends. ``time``: ISO 8601 in UTC; empty until it is written."""
+    """What one order's training spends. ``experiment``: its name. ``time``: ISO 8601 in UTC; empty until then."""
 
     run: str
     round: int
@@ -50,6 +50,7 @@ class Reservation:
     noise_multiplier: float
     sampling_rate: float
     steps: int
+    experiment: str = ""
     time: str = ""
 
     @property

@@ -79,9 +79,11 @@ def check_privacy(policy: Policy, settings: Privacy | None) -> None:
         if policy.require_privacy:
             raise PolicyRefusal("require_privacy", "the experiment has no [privacy]")
         return
+    limited = policy.maximum_epsilon is not None or policy.maximum_run_epsilon is not None
     most = (
         ("maximum_epsilon", settings.epsilon, policy.maximum_epsilon),
-        ("budget_delta", settings.delta, policy.budget_delta if policy.maximum_epsilon else None),
+        ("maximum_run_epsilon", settings.epsilon, policy.maximum_run_epsilon),
+        ("budget_delta", settings.delta, policy.budget_delta if limited else None),
         ("maximum_clipping", settings.clipping_norm, policy.maximum_clipping),
         ("maximum_sampling_rate", settings.sampling_rate, policy.maximum_sampling_rate),
     )

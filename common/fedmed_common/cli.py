@@ -93,6 +93,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fedmed_client.site.cli_start:audit_command",
         "Check that this site's audit log is whole.",
     ),
+    "site ledger": (
+        "fedmed_client.site.cli_ledger:ledger_command",
+        "Show what private training has spent here, and what is left.",
+    ),
     "site check": (
         "fedmed_client.link.cli:check_command",
         "Try the way to the coordinator, and say where it ends.",

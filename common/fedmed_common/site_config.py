@@ -98,8 +98,12 @@ class Policy(Model):
         None,
         description="what all private training of this site together may spend; absent: no limit of the site's own",
     )
+    maximum_run_epsilon: Positive | None = Field(
+        None,
+        description="what the private training of one run may spend; absent: what the experiment promises",
+    )
     budget_delta: Annotated[float, Field(gt=0.0, le=0.1)] = Field(
-        1e-5, description="the delta at which maximum_epsilon holds"
+        1e-5, description="the delta at which maximum_epsilon and maximum_run_epsilon hold"
     )
     least_noise: Annotated[float, Field(ge=0.0)] = Field(
         0.0, description="the least noise multiplier (sigma)"

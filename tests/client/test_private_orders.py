@@ -172,6 +172,7 @@ def test_a_sealed_reply_is_sent_again_and_nothing_more_is_spent(home: SiteHome, 
 SPENT = Reservation(run="before", round=1, attempt=0, noise_multiplier=1.0, sampling_rate=0.5, steps=4000)
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "maximum_epsilon": ({"maximum_epsilon": 7.9}, {}),
+    "maximum_run_epsilon": ({"maximum_run_epsilon": 7.9}, {}),
     "budget_delta": ({"maximum_epsilon": 8.0}, {"delta": 1e-4}),
     "maximum_clipping": ({"maximum_clipping": 0.5}, {}),
     "maximum_sampling_rate": ({"maximum_sampling_rate": 0.4}, {}),

@@ -56,6 +56,9 @@ REPLY_TOLD: dict[tuple[str, ...], str] = {
     (
         "epsilon_spent",
     ): "after private training, or a sum with noise, only: what the run has cost each patient there so far",
+    (
+        "receipt",
+    ): "with it: how many rows the site's privacy ledger has, and a code by which the site knows it again",
 }
 """Fields of the wire's Facts and Reply, in words."""
 
