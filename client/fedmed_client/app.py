@@ -22,13 +22,14 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedmed_client import independence, policy, private
+from fedmed_client import independence, policy, private, secure
 from fedmed_client.data.splits import SPLITS
 from fedmed_client.engine.parallel import train_together
 from fedmed_client.evaluate import measurements
 from fedmed_client.keeping import Keeping
 from fedmed_client.ledger import Budget, Ledger, Reservation
 from fedmed_client.method import Method, Result, changed_inputs, own_normalisation
+from fedmed_client.secure import Summing
 from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.statistics import summed
 from fedmed_client.train import Course, Update, train
@@ -50,8 +51,11 @@ from fedmed_common.metrics import Mean
 from fedmed_common.params import Parameters
 from fedmed_common.privacy import Spent
 from fedmed_common.receipts import Receipt
-from fedmed_strategies.pieces import SiteHalf
+from fedmed_common.secure import circle
+from fedmed_strategies.layers import sizes_of
+from fedmed_strategies.pieces import SiteHalf, under
 from fedmed_strategies.presets import recipe_of
+from fedmed_strategies.secure import statistic_layout
 from fedmed_strategies.statistics.base import Statistic
 
 INCIDENTS = "incidents.log"
@@ -80,6 +84,10 @@ def make_client_app(find_home: Callable[[Context], SiteHome]) -> ClientApp:
     @client_app.evaluate()
     def on_evaluate(message: Message, context: Context) -> Message:
         return _answer(find_home, message, context, wire.Kind.EVALUATE)
+
+    @client_app.query("secure")
+    def on_secure(message: Message, context: Context) -> Message:
+        return _answer(find_home, message, context, wire.Kind.SECURE)
 
     return client_app
 
@@ -126,7 +134,7 @@ def _answer(
 def _once(home: SiteHome, order: wire.Order, started: float | None) -> wire.Reply:
     """Carry the order out and seal the reply; where a reply to the same is sealed already, that one again."""
     carry_out = _HANDLERS[order.kind]
-    if home.outbox is None or order.kind is wire.Kind.FACTS:
+    if home.outbox is None or order.kind in {wire.Kind.FACTS, wire.Kind.SECURE}:
         return _timed(carry_out(home, order), started)
     sealed = home.outbox.find(order)
     if sealed is not None:
@@ -175,10 +183,11 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
         home.on_step(home.site.name, step)
 
     method = Method.of(home, bench, order, cohort, sampler)
+    summing = _summing(home, order)
     policy.check_steps(home.site.policy, bench.experiment.train.steps_of(sampler.patients))
     policy.check_scalars(home.site.policy, method.recipe.scalars())
     if bench.experiment.privacy is not None:
-        return _train_privately(home, order, method, on_step)
+        return _train_privately(home, order, method, summing, on_step)
 
     def train_it(start: Parameters, halves: Sequence[SiteHalf], seed: np.random.SeedSequence) -> Update:
         if bench.experiment.train.processes > 1:
@@ -192,6 +201,7 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
     return _trained(
         home,
         order,
+        (method, summing),
         result,
         metrics=policy.permitted(home.site.policy, {"loss": result.update.loss}),
         seconds={"train": time.perf_counter() - before},
@@ -199,16 +209,20 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
 
 
 def _train_privately(
-    home: SiteHome, order: wire.Order, method: Method, on_step: Callable[[int], None]
+    home: SiteHome,
+    order: wire.Order,
+    method: Method,
+    summing: Summing | None,
+    on_step: Callable[[int], None],
 ) -> wire.Reply:
     """Reserve what it spends, durably, then train. No loss leaves, and no time: neither has noise on it."""
     bench, sampler = method.bench, method.sampler
-    mechanism = private.mechanism_for(
-        bench.experiment, sampler.patients, method.recipe.spent(bench.experiment)
-    )
-    policy.check_noise(home.site.policy, mechanism.noise_multiplier)
+    also = method.recipe.spent(bench.experiment)
+    mechanism = private.mechanism_for(bench.experiment, sampler.patients, also, _sharing(bench, summing))
+    noise_multiplier = privacy.noise_multiplier(bench.experiment, also)
+    policy.check_noise(home.site.policy, noise_multiplier)
     cost = Spent(
-        noise_multiplier=mechanism.noise_multiplier,
+        noise_multiplier=noise_multiplier,
         sampling_rate=mechanism.sampling_rate,
         steps=bench.experiment.train.steps,
     )
@@ -221,14 +235,70 @@ def _train_privately(
         independence.check(bench, order.parameters, sampler.of_patient(0, entropy.generator()))
         spent, receipt = _reserve(home, order, _promise(bench.experiment, order), cost)
         result = method.train(home.site.name, train_it)
-    return _trained(home, order, result, epsilon_spent=spent, receipt=receipt)
+    return _trained(home, order, (method, summing), result, epsilon_spent=spent, receipt=receipt)
 
 
-def _trained(home: SiteHome, order: wire.Order, result: Result, **fields: object) -> wire.Reply:
-    """Keep what the recipe keeps here, durably; then the reply with what it sends."""
-    Keeping(home.folder, order.run).write(order.round, result.left.memory, order.best)
-    sent = result.left
-    return _reply(home, order, delta=result.update.delta, sums=sent.sums, scalars=sent.scalars, **fields)
+def _trained(
+    home: SiteHome,
+    order: wire.Order,
+    by: tuple[Method, Summing | None],
+    result: Result,
+    **fields: object,
+) -> wire.Reply:
+    """Keep what the recipe keeps here, durably; then the reply with what it sends, masked where it is for a secure sum."""
+    method, summing = by
+    sent, delta = result.left, result.update.delta
+    if summing is not None:
+        layout, arrays = method.for_sum(summing.party, home.site.name, delta, sent.sums)
+        fields["masked"] = summing.masked(layout, arrays)
+    else:
+        fields |= {"delta": delta, "sums": sent.sums}
+    Keeping(home.folder, order.run).write(order.round, sent.memory, order.best)
+    return _reply(home, order, scalars=sent.scalars, **fields)
+
+
+def _secure(home: SiteHome, order: wire.Order) -> wire.Reply:
+    """A site's part in a secure sum but for the masked vector itself, which comes of the work that is summed."""
+    given = _sum_of(home, order).answer(circle.wanted(order.secure))
+    return _reply(home, order, secure=circle.to_text(given))
+
+
+def _summing(home: SiteHome, order: wire.Order) -> Summing | None:
+    """The secure sum that the order's work is for; None where the experiment asks for none.
+
+    Raises:
+        PolicyRefusal: it asks for one, and the order has none that this site takes part in.
+    """
+    if experiment_of(order.experiment).secure_aggregation is None:
+        return None
+    if not order.secure:
+        raise PolicyRefusal(secure.RULE, "the experiment has [secure_aggregation], and the order has not")
+    of_site = _sum_of(home, order)
+    return Summing(of_site, of_site.taking_part(circle.wanted(order.secure)))
+
+
+def _sum_of(home: SiteHome, order: wire.Order) -> secure.Sum:
+    settings = experiment_of(order.experiment).secure_aggregation
+    if settings is None:
+        raise PolicyRefusal(secure.RULE, "the experiment has no [secure_aggregation]")
+    cohort, _ = COHORTS.get(home, order.experiment)
+    policy.check_patients(home.site.policy, cohort.patients("train"))
+    return secure.Sum(
+        folder=home.folder,
+        site=home.site.name,
+        run=order.run,
+        session=circle.wanted(order.secure).session,
+        patients=cohort.patients("train"),
+        policy=home.site.policy,
+        settings=settings,
+        about=(order.kind.value, order.statistic),
+    )
+
+
+def _sharing(bench: Bench, summing: Summing | None) -> int:
+    """How many sites at least add their part of the noise."""
+    settings = bench.experiment.secure_aggregation
+    return summing.party.honest if settings is not None and settings.distributed_noise and summing else 1
 
 
 def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
@@ -242,6 +312,7 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         raise PolicyRefusal("statistics", f"'{order.statistic}' is not what the recipe asks of this site")
     policy.check_statistics(home.site.policy, statistic.name)
     policy.check_patients(home.site.policy, cohort.patients("train"))
+    summing = _summing(home, order)
     spending: dict[str, object] = {}
 
     def reserve() -> None:
@@ -264,13 +335,14 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         if statistic.with_model:
             params.to_model(order.parameters, bench.model)
         bench.model.eval()
-        sums = summed(statistic, bench, cohort.of("train"), home.site.policy.least_patients, reserve)
-    return _reply(
-        home,
-        order,
-        sums={f"{statistic.name}/{name}": array for name, array in sums.items()},
-        **spending,
-    )
+        few, sharing = home.site.policy.least_patients, _sharing(bench, summing)
+        sums = under(statistic.name, summed(statistic, bench, cohort.of("train"), few, reserve, sharing))
+    if summing is None:
+        return _reply(home, order, sums=sums, **spending)
+    sensitivity = statistic.sensitivity(sizes_of(bench.experiment, bench.model))
+    layout = statistic_layout(statistic, sums, sensitivity, summing.party)
+    arrays = {name: array.astype(np.float64) for name, array in sums.items()}
+    return _reply(home, order, masked=summing.masked(layout, arrays), **spending)
 
 
 def _promise(experiment: Experiment, order: wire.Order) -> Budget | None:
@@ -335,6 +407,7 @@ _HANDLERS: dict[wire.Kind, Callable[[SiteHome, wire.Order], wire.Reply]] = {
     wire.Kind.STATISTICS: _statistics,
     wire.Kind.TRAIN: _train,
     wire.Kind.EVALUATE: _evaluate,
+    wire.Kind.SECURE: _secure,
 }
 
 

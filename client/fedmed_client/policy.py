@@ -27,6 +27,8 @@ def check(policy: Policy, experiment: Experiment, round_number: int = 0) -> None
         if permitted is not None and asked not in permitted:
             raise PolicyRefusal(rule, f"'{asked}' is not among {list(permitted)}")
     check_privacy(policy, experiment.privacy)
+    if policy.require_secure_aggregation and experiment.secure_aggregation is None:
+        raise PolicyRefusal("require_secure_aggregation", "the experiment has no [secure_aggregation]")
     check_steps(policy, experiment.train.steps)
     rounds = max(experiment.rounds, round_number)
     if rounds > policy.maximum_rounds:

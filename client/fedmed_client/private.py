@@ -11,6 +11,7 @@ epsilon of 7.5 becomes 347.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -95,10 +96,13 @@ class Mechanism:
         ]
 
 
-def mechanism_for(experiment: Experiment, patients: int, also: tuple[Spent, ...] = ()) -> Mechanism:
+def mechanism_for(
+    experiment: Experiment, patients: int, also: tuple[Spent, ...] = (), sharing: int = 1
+) -> Mechanism:
     """The mechanism that an experiment asks of a site with so many training patients.
 
-    ``also``: what the statistics of its recipe spend of the same epsilon.
+    ``also``: what the statistics of its recipe spend of the same epsilon. ``sharing``: so many sites at least add their part of
+    the noise to a secure sum, each a variance of sigma^2 / ``sharing``.
 
     Raises:
         ConfigError: it cannot be what it says, or there is no ``[privacy]``.
@@ -107,7 +111,7 @@ def mechanism_for(experiment: Experiment, patients: int, also: tuple[Spent, ...]
     settings = privacy.settings_of(experiment)
     return Mechanism(
         clipping_norm=settings.clipping_norm,
-        noise_multiplier=privacy.noise_multiplier(experiment, also),
+        noise_multiplier=privacy.noise_multiplier(experiment, also) / math.sqrt(sharing),
         sampling_rate=settings.sampling_rate,
         patients=patients,
     )

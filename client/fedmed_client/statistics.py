@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
@@ -28,15 +29,17 @@ def summed(
     cases: Sequence[Case],
     least_patients: int,
     reserve: Callable[[], None],
+    sharing: int = 1,
 ) -> Parameters:
     """The sums over the patients of the cases, as they may leave, in the order that the server expects.
 
-    With noise, ``reserve`` is called before it is drawn. The model on the bench is the order's, in evaluation mode.
+    With noise, ``reserve`` is called before it is drawn; ``sharing``: so many sites add their part of it to a secure sum. The
+    model on the bench is the order's, in evaluation mode.
     """
     sizes = sizes_of(bench.experiment, bench.model)
     declared = statistic.zeros(sizes)
     total = {name: array.astype(np.float64) for name, array in (declared | statistic.aside(sizes)).items()}
-    deviation = statistic.noise_multiplier * statistic.sensitivity(sizes)
+    deviation = statistic.noise_multiplier * statistic.sensitivity(sizes) / math.sqrt(sharing)
     spacing = entropy.grid(deviation)
     for patient in patients_of(cases, bench):
         part = statistic.of_patient(patient, sizes)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fedmed_common.fields import Model, Name, Positive
+from fedmed_common.fields import Fraction, Model, Name, Positive
 
 ImageLabel = Literal["mask", "instances", "values"]
 _TIME = r"((?:[01]\d|2[0-3]):[0-5]\d)"
@@ -92,6 +92,13 @@ class Policy(Model):
     )
     metrics: tuple[str, ...] | None = Field(
         None, description="metrics that may leave, as 'loss', 'dice' or 'dice/liver'; absent: all"
+    )
+    require_secure_aggregation: bool = Field(False, description="train only where the server sees sums alone")
+    least_sites: Annotated[int, Field(ge=2)] = Field(
+        3, description="of secure sums, how many sites have to be in one"
+    )
+    maximum_share: Fraction = Field(
+        0.9, description="of secure sums, the largest share of the patients of one that may be here"
     )
     require_privacy: bool = Field(False, description="train only with differential privacy")
     maximum_epsilon: Positive | None = Field(

@@ -140,6 +140,7 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
         model=model,
         evaluated=request.evaluated,
         receipts=request.receipts,
+        folder=request.folder,
     )
     _heal_history(file, state)
     roll = call_roll(channel, request.sites)
