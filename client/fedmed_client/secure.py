@@ -178,7 +178,7 @@ class Sum:
             authority = identity.load_certificate(home.authority_file)
             certificate = identity.read_certificate(offer.certificate.encode(), offer.site)
             certificate.verify_directly_issued_by(authority)
-            if identity.common_name(certificate.subject) != offer.site or identity.days_left(certificate) < 0:
+            if identity.certified_site(certificate) != offer.site or identity.days_left(certificate) < 0:
                 raise ValueError
             identity.public_key(certificate).verify(
                 bytes.fromhex(offer.signature),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from itertools import combinations
@@ -16,6 +17,8 @@ from scipy import stats
 from secret import SESSION, Sums
 
 from fedmed_client.secure import RULE
+from fedmed_common import identity
+from fedmed_common.consortium import Consortium
 from fedmed_common.errors import PolicyRefusal, WireError
 from fedmed_common.secure import circle as messages
 from fedmed_common.secure import masks, shares
@@ -23,6 +26,7 @@ from fedmed_common.secure.circle import Circle, Wanted, threshold_of
 from fedmed_common.secure.fixed_point import Block, Layout
 from fedmed_common.site_config import Policy
 from fedmed_common.training_config import SecureAggregation
+from fedmed_server.provision.authority import Authority, new_authority_certificate
 
 
 def values(sums: Sums) -> dict[str, Any]:
@@ -283,3 +287,69 @@ def test_what_is_no_message_is_refused(text: str) -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="range"):
         SecureAggregation(range=0.0)
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> Path:
+    """Folders with three sites whose keys are certified: 'good', or one of them by another name or authority."""
+    consortium = Consortium.model_validate(
+        {
+            "name": "Trial",
+            "coordinator": {"address": "127.0.0.1:9443"},
+            "sites": [{"name": f"site-{n:02}"} for n in range(4)],
+        }
+    )
+
+    def home(folder: Path, site: str, authority: Authority, signer: Authority) -> None:
+        key = identity.new_key()
+        folder.mkdir(parents=True, exist_ok=True)
+        identity.save_key(folder / "site.key", key)
+        certificate = signer.certify_site(consortium, site, key.public_key())
+        (folder / "site.pem").write_text(identity.certificate_text(certificate))
+        (folder / "ca.pem").write_text(identity.certificate_text(authority.certificate))
+
+    def authority() -> Authority:
+        key = identity.new_key()
+        return Authority(key=key, certificate=new_authority_certificate(consortium, key))
+
+    trusted, stranger = authority(), authority()
+    for number in range(3):
+        home(tmp_path / "good" / f"site-{number:02}", f"site-{number:02}", trusted, trusted)
+        home(tmp_path / "named" / f"site-{number:02}", f"site-{(number == 1) + number:02}", trusted, trusted)
+        signer = stranger if number == 1 else trusted
+        home(tmp_path / "strange" / f"site-{number:02}", f"site-{number:02}", trusted, signer)
+    return tmp_path
+
+
+def test_sites_with_certificates_sum_as_others(certified: Path) -> None:
+    sums = Sums(certified / "good", 3)
+    plain = values(sums)
+    vectors = {name: sums.masked(name, plain[name]) for name in sums.names}
+    total = sums.sum_of(vectors, sums.opened(sums.names, sums.names))
+    np.testing.assert_allclose(total, sum(plain.values()), rtol=0, atol=1e-8)
+    assert all(offer.certificate and offer.signature for offer in sums.circle.offers)
+
+
+@pytest.mark.parametrize("folder", ["named", "strange"])
+def test_keys_that_are_not_certified_are_refused(certified: Path, folder: str) -> None:
+    """Of another site's certificate, or of another authority's."""
+    refused(lambda: Sums(certified / folder, 3), "the keys of 'site-01' are not signed with its certificate")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"certificate": "", "signature": ""}, {"seal_key": "ab" * 32}, {"patients": 12}, {"signature": "00"}],
+)
+def test_a_signed_offer_that_was_changed_on_its_way_is_refused(
+    certified: Path, change: dict[str, Any]
+) -> None:
+    sums = Sums(certified / "good", 3)
+    for file in (certified / "good" / "site-00" / "secure").rglob("*.json"):
+        state = json.loads(file.read_bytes())
+        file.write_text(json.dumps({name: state[name] for name in ("seed", "mask_key", "seal_key")}))
+    one, other, third = sums.circle.offers
+    circle = sums.a_circle(offers=(one, other.model_copy(update=change), third))
+    refused(
+        lambda: sums.site("site-00").answer(Wanted(session=SESSION, circle=circle)),
+        "keys of 'site-01' are not",
+    )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
+from secret import Sums
 
 from fedmed_client.app import make_client_app
 from fedmed_client.ledger import Ledger
@@ -29,6 +30,10 @@ from fedmed_server.state import RunState, load_state
 from fedmed_simulations.checks import check_experiment
 from fedmed_simulations.federation import make_homes
 from fedmed_simulations.grid import LocalGrid
+from fedmed_strategies.central_privacy import CentralPrivacy
+from fedmed_strategies.presets import RECIPES
+from fedmed_strategies.recipe import Recipe
+from fedmed_strategies.secure import of_site
 
 SECURE = "[secure_aggregation]\n"
 SITES = 4
@@ -298,3 +303,53 @@ def test_a_site_that_demands_it_answers_no_training_without(
     assert records[-1].status == "completed"
     with pytest.raises(QuorumError, match="require_secure_aggregation"):
         run(write_experiment, tmp_path / "without", policy=policy, rounds=1)
+
+
+SHARED = """[secure_aggregation]
+distributed_noise = true
+[privacy]
+epsilon = 8.0
+sampling_rate = 1.0
+noise_multiplier = 50.0
+"""
+
+
+def test_shared_noise_makes_the_sum_as_noisy_as_one_site_s_own_would_be(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Each of four sites adds a third of the variance: three stay at least. The ledger is charged for all of it."""
+
+    def plain_sgd(**fields: Any) -> Path:
+        file = write_experiment(**fields)
+        sgd = 'learning_rate = 1e-2\noptimizer = "sgd"\nmomentum = 0.0\nweight_decay = 0.0'
+        file.write_text(file.read_text().replace("learning_rate = 1e-2", sgd))
+        return file
+
+    states = []
+    for folder in ("a", "b"):
+        state, _, homes = run(plain_sgd, tmp_path / folder, SHARED, steps=1, rounds=1)
+        states.append(np.concatenate([array.ravel() for array in state.parameters.values()]))
+    (row,) = Ledger(homes[0].folder).read()
+    assert row.noise_multiplier == 50.0
+    patients = sum(home.cohort(load_experiment(tmp_path / "discs.toml")).patients("train") for home in homes)
+    expected = 1e-2 * 50.0 * np.sqrt(4 / 3) / patients
+    spread = float(np.std(states[0] - states[1])) / np.sqrt(2)
+    assert spread == pytest.approx(expected, rel=6 / np.sqrt(2 * states[0].size))
+
+
+def test_central_privacy_in_secret_has_its_noise_from_the_sites_that_stay(tmp_path: Path) -> None:
+    sums = Sums(tmp_path, 5, length=60_000)
+    party, recipe = sums.party, RECIPES["central_privacy"] + RECIPES["equal"]
+    assert recipe.central_privacy is not None
+    zeros = {"x": np.zeros(sums.length, np.float32)}
+    added = [
+        of_site(recipe, party, name, zeros, {}, {}, np.zeros(1, np.int64), 1)["delta/x"]
+        for name in party.names
+    ]
+    of_those_who_stay = np.sum(added[: party.honest], axis=0)
+    expected = recipe.central_privacy.noise_multiplier * recipe.central_privacy.clipping_norm / 5
+    assert of_those_who_stay.std() == pytest.approx(expected, rel=6 / np.sqrt(2 * sums.length))
+    long = {"x": np.full(sums.length, 1.0, np.float32)}
+    quiet = RECIPES["equal"] + Recipe(central_privacy=CentralPrivacy(noise_multiplier=0.0))
+    clipped = of_site(quiet, party, party.names[0], long, {}, {}, np.zeros(1, np.int64), 1)["delta/x"]
+    assert 0.999 / 5 < np.linalg.norm(clipped) <= 1.0 / 5
