@@ -31,6 +31,7 @@ from fedmed_client.ledger import Budget, Ledger, Reservation
 from fedmed_client.method import Method, Result, changed_inputs, own_normalisation
 from fedmed_client.secure import Summing
 from fedmed_client.site.audit import AuditLog, Event
+from fedmed_client.site.withdrawals import Withdrawals
 from fedmed_client.statistics import summed
 from fedmed_client.train import Course, Update, train
 from fedmed_client.work.outbox import Outbox
@@ -99,7 +100,8 @@ def home_of(folder: Path) -> SiteHome:
         ConfigError: names the file, the field and the fix.
     """
     site = load_site(folder / "site.toml")
-    outbox = Outbox(folder=folder / "outbox", terms=site.policy.model_dump_json())
+    terms = site.policy.model_dump_json() + Withdrawals(folder).digest
+    outbox = Outbox(folder=folder / "outbox", terms=terms)
     return SiteHome(site=site, folder=folder, outbox=outbox, audit=AuditLog(folder))
 
 
@@ -165,9 +167,13 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
         cohort.presence("train"),
         one_each=experiment_of(order.experiment).task.labels == "single",
     )
-    return _reply(
-        home, order, facts=wire.Facts(patients=patients, presence=presence, version=version("fedmed"))
+    facts = wire.Facts(
+        patients=patients,
+        presence=presence,
+        version=version("fedmed"),
+        withdrawn_from=Withdrawals(home.folder).affected_runs,
     )
+    return _reply(home, order, facts=facts)
 
 
 def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
@@ -183,6 +189,8 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
         home.on_step(home.site.name, step)
 
     method = Method.of(home, bench, order, cohort, sampler)
+    used = {cohort.keys[case.patient] for case in cohort.of("train")} if cohort.keys else ()
+    Withdrawals(home.folder).note_use(order.run, bench.experiment.name, used)
     summing = _summing(home, order)
     policy.check_steps(home.site.policy, bench.experiment.train.steps_of(sampler.patients))
     policy.check_scalars(home.site.policy, method.recipe.scalars())

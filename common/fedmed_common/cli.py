@@ -93,6 +93,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fedmed_client.site.cli_start:audit_command",
         "Check that this site's audit log is whole.",
     ),
+    "site withdraw": (
+        "fedmed_client.site.cli_withdraw:withdraw_command",
+        "Leave a patient who withdrew out of all training from now on.",
+    ),
     "site ledger": (
         "fedmed_client.site.cli_ledger:ledger_command",
         "Show what private training has spent here, and what is left.",

@@ -98,11 +98,13 @@ class Order:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """A site's cohort in counts. ``presence``: by annotated class, training patients who show it; -1 hides a count that is
-    positive but below the site's least number of patients."""
+    positive but below the site's least number of patients. ``withdrawn_from``: how many runs had trained on patients who
+    withdrew afterwards."""
 
     patients: dict[str, int]
     presence: dict[str, int]
     version: str
+    withdrawn_from: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +223,9 @@ def pack_reply(reply: Reply) -> RecordDict:
     if reply.seconds:
         record[_SECONDS] = MetricRecord({name: float(value) for name, value in reply.seconds.items()})
     if reply.facts is not None:
-        record[_FACTS] = ConfigRecord({"version": reply.facts.version})
+        record[_FACTS] = ConfigRecord(
+            {"version": reply.facts.version, "withdrawn_from": reply.facts.withdrawn_from}
+        )
         counts = {f"patients/{split}": count for split, count in reply.facts.patients.items()}
         counts |= {f"presence/{name}": count for name, count in reply.facts.presence.items()}
         record[_COUNTS] = MetricRecord({**counts})
@@ -366,9 +370,11 @@ def _facts(record: RecordDict) -> Facts | None:
             raise WireError("count")
         groups[group][key] = count
     fields = _config(record, _FACTS)
-    if fields.keys() != {"version"}:
+    if fields.keys() != {"version", "withdrawn_from"}:
         raise WireError("undeclared field")
-    return Facts(**groups, version=_text(fields, "version"))
+    return Facts(
+        **groups, version=_text(fields, "version"), withdrawn_from=_integer(fields, "withdrawn_from")
+    )
 
 
 def _epsilon(record: RecordDict) -> float | None:

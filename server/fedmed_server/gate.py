@@ -196,6 +196,8 @@ def _check_facts(facts: wire.Facts | None, classes: tuple[str, ...]) -> None:
         raise RejectedReply("facts")
     if set(facts.patients) != _SPLITS or not set(facts.presence) <= set(classes):
         raise RejectedReply("facts")
+    if not 0 <= facts.withdrawn_from <= _LARGEST_COUNT:
+        raise RejectedReply("facts")
     if any(not 0 <= count <= _LARGEST_COUNT for count in facts.patients.values()):
         raise RejectedReply("patient counts")
     if any(not -1 <= count <= facts.patients["train"] for count in facts.presence.values()):

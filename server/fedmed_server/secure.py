@@ -184,7 +184,7 @@ class SecureSum:
         return (
             offer is not None
             and offer.site == member.name
-            and offer.patients == member.facts.patients.get("train", 0)
+            and offer.patients <= member.facts.patients.get("train", 0)
         )
 
     def _wanted(self, site: str, survivors: tuple[str, ...] | None = None) -> Wanted:

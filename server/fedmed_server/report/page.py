@@ -34,6 +34,7 @@ FACTS_TOLD: dict[tuple[str, ...], str] = {
         "presence",
     ): "for each class that the site annotates, how many training patients show it; a small count is only said to be small",
     ("version",): "of the site's software",
+    ("withdrawn_from",): "how many runs had trained on patients who withdrew there afterwards",
 }
 REPLY_TOLD: dict[tuple[str, ...], str] = {
     ("site",): "the site's name",
