@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "resume": ("fedmed_simulations.cli:resume", "Go on with an interrupted run."),
     "compare": ("fedmed_simulations.compare.cli:compare", "Compare strategies fairly on this machine."),
+    "audit": (
+        "fedmed_simulations.audit.cli:audit_command",
+        "Attack a run by its own settings, and say what its privacy is worth.",
+    ),
     "rehearse": (
         "fedmed_simulations.rehearsal.cli:rehearse_command",
         "Rehearse a whole consortium on this machine.",

@@ -58,14 +58,14 @@ REPLY_TOLD: dict[tuple[str, ...], str] = {
         "epsilon_spent",
     ): "after private training, or a sum with noise, only: what the run has cost each patient there so far",
     (
+        "receipt",
+    ): "with it: how many rows the site's privacy ledger has, and a code by which the site knows it again",
+    (
         "masked",
     ): "where the sum over sites is computed in secret: the change and the sums under masks, random numbers to the coordinator",
     (
         "secure",
     ): "for such a sum: public keys, shares that only other sites can read, and what takes the masks off the sum alone",
-    (
-        "receipt",
-    ): "with it: how many rows the site's privacy ledger has, and a code by which the site knows it again",
 }
 """Fields of the wire's Facts and Reply, in words."""
 
