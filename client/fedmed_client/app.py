@@ -22,14 +22,16 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedmed_client import independence, policy, private
+from fedmed_client import independence, policy, private, secure
 from fedmed_client.data.splits import SPLITS
 from fedmed_client.engine.parallel import train_together
 from fedmed_client.evaluate import measurements
 from fedmed_client.keeping import Keeping
 from fedmed_client.ledger import Budget, Ledger, Reservation
 from fedmed_client.method import Method, Result, changed_inputs, own_normalisation
+from fedmed_client.secure import Summing
 from fedmed_client.site.audit import AuditLog, Event
+from fedmed_client.site.withdrawals import Withdrawals
 from fedmed_client.statistics import summed
 from fedmed_client.train import Course, Update, train
 from fedmed_client.work.outbox import Outbox
@@ -49,8 +51,12 @@ from fedmed_common.loading import load_site
 from fedmed_common.metrics import Mean
 from fedmed_common.params import Parameters
 from fedmed_common.privacy import Spent
-from fedmed_strategies.pieces import SiteHalf
+from fedmed_common.receipts import Receipt
+from fedmed_common.secure import circle
+from fedmed_strategies.layers import sizes_of
+from fedmed_strategies.pieces import SiteHalf, under
 from fedmed_strategies.presets import recipe_of
+from fedmed_strategies.secure import statistic_layout
 from fedmed_strategies.statistics.base import Statistic
 
 INCIDENTS = "incidents.log"
@@ -80,6 +86,10 @@ def make_client_app(find_home: Callable[[Context], SiteHome]) -> ClientApp:
     def on_evaluate(message: Message, context: Context) -> Message:
         return _answer(find_home, message, context, wire.Kind.EVALUATE)
 
+    @client_app.query("secure")
+    def on_secure(message: Message, context: Context) -> Message:
+        return _answer(find_home, message, context, wire.Kind.SECURE)
+
     return client_app
 
 
@@ -90,7 +100,8 @@ def home_of(folder: Path) -> SiteHome:
         ConfigError: names the file, the field and the fix.
     """
     site = load_site(folder / "site.toml")
-    outbox = Outbox(folder=folder / "outbox", terms=site.policy.model_dump_json())
+    terms = site.policy.model_dump_json() + Withdrawals(folder).digest
+    outbox = Outbox(folder=folder / "outbox", terms=terms)
     return SiteHome(site=site, folder=folder, outbox=outbox, audit=AuditLog(folder))
 
 
@@ -125,7 +136,7 @@ def _answer(
 def _once(home: SiteHome, order: wire.Order, started: float | None) -> wire.Reply:
     """Carry the order out and seal the reply; where a reply to the same is sealed already, that one again."""
     carry_out = _HANDLERS[order.kind]
-    if home.outbox is None or order.kind is wire.Kind.FACTS:
+    if home.outbox is None or order.kind in {wire.Kind.FACTS, wire.Kind.SECURE}:
         return _timed(carry_out(home, order), started)
     sealed = home.outbox.find(order)
     if sealed is not None:
@@ -148,6 +159,7 @@ def _timed(reply: wire.Reply, started: float | None) -> wire.Reply:
 
 def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
     policy.check_statistics(home.site.policy)
+    Ledger(home.folder).read(order.receipt)
     cohort, _ = COHORTS.get(home, order.experiment)
     patients: dict[str, int] = {split: cohort.patients(split) for split in SPLITS}
     presence = policy.releasable_counts(
@@ -155,9 +167,13 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
         cohort.presence("train"),
         one_each=experiment_of(order.experiment).task.labels == "single",
     )
-    return _reply(
-        home, order, facts=wire.Facts(patients=patients, presence=presence, version=version("fedmed"))
+    facts = wire.Facts(
+        patients=patients,
+        presence=presence,
+        version=version("fedmed"),
+        withdrawn_from=Withdrawals(home.folder).affected_runs,
     )
+    return _reply(home, order, facts=facts)
 
 
 def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
@@ -173,10 +189,13 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
         home.on_step(home.site.name, step)
 
     method = Method.of(home, bench, order, cohort, sampler)
+    used = {cohort.keys[case.patient] for case in cohort.of("train")} if cohort.keys else ()
+    Withdrawals(home.folder).note_use(order.run, bench.experiment.name, used)
+    summing = _summing(home, order)
     policy.check_steps(home.site.policy, bench.experiment.train.steps_of(sampler.patients))
     policy.check_scalars(home.site.policy, method.recipe.scalars())
     if bench.experiment.privacy is not None:
-        return _train_privately(home, order, method, on_step)
+        return _train_privately(home, order, method, summing, on_step)
 
     def train_it(start: Parameters, halves: Sequence[SiteHalf], seed: np.random.SeedSequence) -> Update:
         if bench.experiment.train.processes > 1:
@@ -190,6 +209,7 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
     return _trained(
         home,
         order,
+        (method, summing),
         result,
         metrics=policy.permitted(home.site.policy, {"loss": result.update.loss}),
         seconds={"train": time.perf_counter() - before},
@@ -197,16 +217,20 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
 
 
 def _train_privately(
-    home: SiteHome, order: wire.Order, method: Method, on_step: Callable[[int], None]
+    home: SiteHome,
+    order: wire.Order,
+    method: Method,
+    summing: Summing | None,
+    on_step: Callable[[int], None],
 ) -> wire.Reply:
     """Reserve what it spends, durably, then train. No loss leaves, and no time: neither has noise on it."""
     bench, sampler = method.bench, method.sampler
-    mechanism = private.mechanism_for(
-        bench.experiment, sampler.patients, method.recipe.spent(bench.experiment)
-    )
-    policy.check_noise(home.site.policy, mechanism.noise_multiplier)
+    also = method.recipe.spent(bench.experiment)
+    mechanism = private.mechanism_for(bench.experiment, sampler.patients, also, _sharing(bench, summing))
+    noise_multiplier = privacy.noise_multiplier(bench.experiment, also)
+    policy.check_noise(home.site.policy, noise_multiplier)
     cost = Spent(
-        noise_multiplier=mechanism.noise_multiplier,
+        noise_multiplier=noise_multiplier,
         sampling_rate=mechanism.sampling_rate,
         steps=bench.experiment.train.steps,
     )
@@ -217,16 +241,72 @@ def _train_privately(
 
     with numerics(bench.experiment, bench.device, home.site.device.threads):
         independence.check(bench, order.parameters, sampler.of_patient(0, entropy.generator()))
-        spent = _reserve(home, order, _promise(bench.experiment, order), cost)
+        spent, receipt = _reserve(home, order, _promise(bench.experiment, order), cost)
         result = method.train(home.site.name, train_it)
-    return _trained(home, order, result, epsilon_spent=spent)
+    return _trained(home, order, (method, summing), result, epsilon_spent=spent, receipt=receipt)
 
 
-def _trained(home: SiteHome, order: wire.Order, result: Result, **fields: object) -> wire.Reply:
-    """Keep what the recipe keeps here, durably; then the reply with what it sends."""
-    Keeping(home.folder, order.run).write(order.round, result.left.memory, order.best)
-    sent = result.left
-    return _reply(home, order, delta=result.update.delta, sums=sent.sums, scalars=sent.scalars, **fields)
+def _trained(
+    home: SiteHome,
+    order: wire.Order,
+    by: tuple[Method, Summing | None],
+    result: Result,
+    **fields: object,
+) -> wire.Reply:
+    """Keep what the recipe keeps here, durably; then the reply with what it sends, masked where it is for a secure sum."""
+    method, summing = by
+    sent, delta = result.left, result.update.delta
+    if summing is not None:
+        layout, arrays = method.for_sum(summing.party, home.site.name, delta, sent.sums)
+        fields["masked"] = summing.masked(layout, arrays)
+    else:
+        fields |= {"delta": delta, "sums": sent.sums}
+    Keeping(home.folder, order.run).write(order.round, sent.memory, order.best)
+    return _reply(home, order, scalars=sent.scalars, **fields)
+
+
+def _secure(home: SiteHome, order: wire.Order) -> wire.Reply:
+    """A site's part in a secure sum but for the masked vector itself, which comes of the work that is summed."""
+    given = _sum_of(home, order).answer(circle.wanted(order.secure))
+    return _reply(home, order, secure=circle.to_text(given))
+
+
+def _summing(home: SiteHome, order: wire.Order) -> Summing | None:
+    """The secure sum that the order's work is for; None where the experiment asks for none.
+
+    Raises:
+        PolicyRefusal: it asks for one, and the order has none that this site takes part in.
+    """
+    if experiment_of(order.experiment).secure_aggregation is None:
+        return None
+    if not order.secure:
+        raise PolicyRefusal(secure.RULE, "the experiment has [secure_aggregation], and the order has not")
+    of_site = _sum_of(home, order)
+    return Summing(of_site, of_site.taking_part(circle.wanted(order.secure)))
+
+
+def _sum_of(home: SiteHome, order: wire.Order) -> secure.Sum:
+    settings = experiment_of(order.experiment).secure_aggregation
+    if settings is None:
+        raise PolicyRefusal(secure.RULE, "the experiment has no [secure_aggregation]")
+    cohort, _ = COHORTS.get(home, order.experiment)
+    policy.check_patients(home.site.policy, cohort.patients("train"))
+    return secure.Sum(
+        folder=home.folder,
+        site=home.site.name,
+        run=order.run,
+        session=circle.wanted(order.secure).session,
+        patients=cohort.patients("train"),
+        policy=home.site.policy,
+        settings=settings,
+        about=(order.kind.value, order.statistic),
+    )
+
+
+def _sharing(bench: Bench, summing: Summing | None) -> int:
+    """How many sites at least add their part of the noise."""
+    settings = bench.experiment.secure_aggregation
+    return summing.party.honest if settings is not None and settings.distributed_noise and summing else 1
 
 
 def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
@@ -240,7 +320,8 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         raise PolicyRefusal("statistics", f"'{order.statistic}' is not what the recipe asks of this site")
     policy.check_statistics(home.site.policy, statistic.name)
     policy.check_patients(home.site.policy, cohort.patients("train"))
-    spent: list[float] = []
+    summing = _summing(home, order)
+    spending: dict[str, object] = {}
 
     def reserve() -> None:
         promise = _promise(bench.experiment, order)
@@ -251,7 +332,8 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
             run=order.run,
         )
         policy.check_noise(home.site.policy, statistic.noise_multiplier)
-        spent.append(_reserve(home, order, promise or limit, *statistic.spent))
+        spent, receipt = _reserve(home, order, promise or limit, *statistic.spent)
+        spending.update(epsilon_spent=spent, receipt=receipt)
 
     arrays = own_normalisation(cohort) if recipe.inputs is not None else {}
     with (
@@ -261,13 +343,14 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         if statistic.with_model:
             params.to_model(order.parameters, bench.model)
         bench.model.eval()
-        sums = summed(statistic, bench, cohort.of("train"), home.site.policy.least_patients, reserve)
-    return _reply(
-        home,
-        order,
-        sums={f"{statistic.name}/{name}": array for name, array in sums.items()},
-        epsilon_spent=spent[0] if spent else None,
-    )
+        few, sharing = home.site.policy.least_patients, _sharing(bench, summing)
+        sums = under(statistic.name, summed(statistic, bench, cohort.of("train"), few, reserve, sharing))
+    if summing is None:
+        return _reply(home, order, sums=sums, **spending)
+    sensitivity = statistic.sensitivity(sizes_of(bench.experiment, bench.model))
+    layout = statistic_layout(statistic, sums, sensitivity, summing.party)
+    arrays = {name: array.astype(np.float64) for name, array in sums.items()}
+    return _reply(home, order, masked=summing.masked(layout, arrays), **spending)
 
 
 def _promise(experiment: Experiment, order: wire.Order) -> Budget | None:
@@ -278,8 +361,8 @@ def _promise(experiment: Experiment, order: wire.Order) -> Budget | None:
     return Budget(epsilon=promised.epsilon, delta=promised.delta, source="privacy.epsilon", run=order.run)
 
 
-def _reserve(home: SiteHome, order: wire.Order, promise: Budget | None, cost: Spent) -> float:
-    """Write down what the order's work spends; the epsilon of the run with it.
+def _reserve(home: SiteHome, order: wire.Order, promise: Budget | None, cost: Spent) -> tuple[float, Receipt]:
+    """Write down what the order's work spends; the epsilon of the run with it, and the ledger's receipt.
 
     Raises:
         PolicyRefusal: more than the experiment promises, or than the site gives.
@@ -289,6 +372,14 @@ def _reserve(home: SiteHome, order: wire.Order, promise: Budget | None, cost: Sp
     budgets = [promise]
     if rules.maximum_epsilon is not None:
         budgets.append(Budget(epsilon=rules.maximum_epsilon, delta=rules.budget_delta))
+    if rules.maximum_run_epsilon is not None:
+        of_run = Budget(
+            epsilon=rules.maximum_run_epsilon,
+            delta=rules.budget_delta,
+            source="maximum_run_epsilon",
+            run=order.run,
+        )
+        budgets.append(of_run)
     reservation = Reservation(
         run=order.run,
         round=order.round,
@@ -296,11 +387,12 @@ def _reserve(home: SiteHome, order: wire.Order, promise: Budget | None, cost: Sp
         noise_multiplier=cost.noise_multiplier,
         sampling_rate=cost.sampling_rate,
         steps=cost.steps,
+        experiment=experiment_of(order.experiment).name,
     )
-    rows = Ledger(home.folder).reserve(reservation, *budgets)
+    reserved = Ledger(home.folder).reserve(reservation, *budgets, receipt=order.receipt)
     if home.audit is not None:
         home.audit.append("reserved", run=order.run, round=order.round, kind=order.kind.value)
-    return budgets[0].cost(rows, privacy.epsilon)
+    return budgets[0].cost(reserved.rows, privacy.epsilon), reserved.receipt
 
 
 def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:
@@ -323,6 +415,7 @@ _HANDLERS: dict[wire.Kind, Callable[[SiteHome, wire.Order], wire.Reply]] = {
     wire.Kind.STATISTICS: _statistics,
     wire.Kind.TRAIN: _train,
     wire.Kind.EVALUATE: _evaluate,
+    wire.Kind.SECURE: _secure,
 }
 
 

@@ -5,8 +5,9 @@ So nothing that was released is missing here; work that a crash ended counts as 
 over all runs, for the patients are the same.
 
 Each row holds an HMAC over itself and the row before it, under a key in ``ledger.key``: a row that was changed, removed or put in
-is found. That the newest rows were removed, or an old copy of the file put back, cannot be seen here. Who can read the key can
-write any ledger.
+is found. That the newest rows were removed, or an old copy of the file put back, or that a copy of the site writes another one,
+is seen by the :class:`Receipt` that the coordinator was given last and shows with its orders. Who can read the key can write any
+ledger, and who also has the coordinator's ear, any receipt.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fedmed_common import privacy
 from fedmed_common.errors import PolicyRefusal
 from fedmed_common.files import write_atomically
 from fedmed_common.privacy import Spent
+from fedmed_common.receipts import Receipt
 
 LEDGER, KEY = "ledger.db", "ledger.key"
 _FIRST = "first"
@@ -40,7 +42,7 @@ _TABLE = "CREATE TABLE IF NOT EXISTS reservation(sequence INTEGER PRIMARY KEY, b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
-    """What one order's training spends. ``time``: ISO 8601 in UTC; empty until it is written."""
+    """What one order's training spends. ``experiment``: its name. ``time``: ISO 8601 in UTC; empty until then."""
 
     run: str
     round: int
@@ -48,6 +50,7 @@ class Reservation:
     noise_multiplier: float
     sampling_rate: float
     steps: int
+    experiment: str = ""
     time: str = ""
 
     @property
@@ -72,46 +75,57 @@ class Budget:
         return accountant([row.spent for row in rows if self.run in (None, row.run)], self.delta)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserved:
+    """What a reservation left: all rows of its run, itself the last, and the ledger's receipt."""
+
+    rows: tuple[Reservation, ...]
+    receipt: Receipt
+
+
 class Ledger:
     """The privacy ledger of a site's folder. Any of the site's processes may write."""
 
     def __init__(self, folder: Path, accountant: Accounting = privacy.epsilon) -> None:
         self._file, self._key, self._accountant = folder / LEDGER, folder / KEY, accountant
 
-    def reserve(self, reservation: Reservation, *budgets: Budget) -> tuple[Reservation, ...]:
-        """Write the reservation down; it is on disk when this returns. All rows of its run, itself the last.
+    def reserve(self, reservation: Reservation, *budgets: Budget, receipt: Receipt | None = None) -> Reserved:
+        """Write the reservation down; it is on disk when this returns.
 
-        Of several at once with budget for one, one succeeds.
+        Of several at once with budget for one, one succeeds. ``receipt``: the newest that the coordinator has.
 
         Raises:
             PolicyRefusal: ``privacy_budget``, where the rows with this one would cost more than a budget; ``privacy_ledger``,
-                where the ledger is not as it was written.
+                where the ledger is not as it was written, or not what the receipt is of.
             OSError: it cannot be written.
         """
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600))
         with self._transaction() as database:
             database.execute(_TABLE)
-            rows, last = self._verified(database)
+            rows, macs = self._verified(database, receipt)
             self._check(budgets, [*rows, reservation])
             written = asdict(reservation) | {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
             body = json.dumps(written, sort_keys=True)
             sequence = len(rows) + 1
-            row = sequence, body, _mac(self._secret(new=not rows), last, sequence, body)
-            database.execute("INSERT INTO reservation VALUES(?, ?, ?)", row)
-        return tuple(row for row in (*rows, Reservation(**written)) if row.run == reservation.run)
+            last = macs[-1] if macs else _FIRST
+            mac = _mac(self._secret(new=not rows), last, sequence, body)
+            database.execute("INSERT INTO reservation VALUES(?, ?, ?)", (sequence, body, mac))
+        own = tuple(row for row in (*rows, Reservation(**written)) if row.run == reservation.run)
+        return Reserved(rows=own, receipt=Receipt(sequence=sequence, mac=mac))
 
-    def read(self) -> tuple[Reservation, ...]:
+    def read(self, receipt: Receipt | None = None) -> tuple[Reservation, ...]:
         """All rows, once they are known to be as they were written.
 
         Raises:
-            PolicyRefusal: ``privacy_ledger``, where they are not.
+            PolicyRefusal: ``privacy_ledger``, where they are not, or not what the receipt is of.
         """
         if not self._file.exists():
+            self._compare((), receipt)
             return ()
         with self._transaction() as database:
             database.execute(_TABLE)
-            return tuple(self._verified(database)[0])
+            return tuple(self._verified(database, receipt)[0])
 
     def _check(self, budgets: Iterable[Budget], rows: Sequence[Reservation]) -> None:
         for budget in budgets:
@@ -147,10 +161,12 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             raise PolicyRefusal("privacy_ledger", f"{self._file} is damaged: {error}") from error
 
-    def _verified(self, database: sqlite3.Connection) -> tuple[list[Reservation], str]:
-        """All rows, and the MAC of the last."""
+    def _verified(
+        self, database: sqlite3.Connection, receipt: Receipt | None
+    ) -> tuple[list[Reservation], list[str]]:
+        """All rows, and their codes."""
         found = database.execute("SELECT sequence, body, mac FROM reservation ORDER BY sequence").fetchall()
-        rows: list[Reservation] = []
+        rows, macs = list[Reservation](), list[str]()
         last = _FIRST
         for expected, (sequence, body, mac) in enumerate(found, start=1):
             whole = sequence == expected and isinstance(body, str) and isinstance(mac, str)
@@ -160,8 +176,27 @@ class Ledger:
                     f"{self._file} was changed: row {expected} is not as it was written, or one was removed or put in",
                 )
             rows.append(Reservation(**json.loads(body)))
+            macs.append(mac)
             last = mac
-        return rows, last
+        self._compare(macs, receipt)
+        return rows, macs
+
+    def _compare(self, macs: Sequence[str], receipt: Receipt | None) -> None:
+        """Whether these rows are those that the coordinator has heard of, and perhaps more."""
+        if receipt is None:
+            return
+        if len(macs) < receipt.sequence:
+            raise PolicyRefusal(
+                "privacy_ledger",
+                f"{self._file} holds {len(macs)} rows, and the coordinator has heard of {receipt.sequence}: its end was removed, "
+                "or an old copy was put back",
+            )
+        if not hmac.compare_digest(macs[receipt.sequence - 1], receipt.mac):
+            raise PolicyRefusal(
+                "privacy_ledger",
+                f"row {receipt.sequence} of {self._file} is not the one that the coordinator has heard of: an old copy was put "
+                "back and went on, or a copy of this site spends beside it",
+            )
 
     def _secret(self, *, new: bool = False) -> bytes:
         """The key; with ``new``, one is made where there is none, which is right before the first row only."""

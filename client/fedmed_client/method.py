@@ -18,6 +18,9 @@ from fedmed_client.train import Update
 from fedmed_client.workbench import Bench, SiteHome, branch, seed_for
 from fedmed_common import wire
 from fedmed_common.params import Parameters
+from fedmed_common.secure.circle import Party
+from fedmed_common.secure.fixed_point import Layout
+from fedmed_strategies import secure
 from fedmed_strategies.layers import layers_of
 from fedmed_strategies.pieces import Layers, Left, SiteHalf, Work, add_up, own, under
 from fedmed_strategies.presets import recipe_of
@@ -144,6 +147,28 @@ class Method:
             scalars=scalars,
             memory=memory,
         )
+
+    def for_sum(
+        self, party: Party, site: str, delta: Parameters, sums: Parameters
+    ) -> tuple[Layout, dict[str, NDArray[np.float64]]]:
+        """What the site adds to the round's secure sum, and how it is laid out."""
+        experiment = self.bench.experiment
+        settings = experiment.secure_aggregation
+        assert settings is not None  # noqa: S101
+        presence, _ = _presence(self.cohort)
+        layout = secure.layout(
+            self.recipe,
+            settings,
+            delta,
+            sums,
+            self.layers.rows,
+            len(presence),
+            experiment.train.rate_in(max(1, self.order.round), experiment.rounds),
+            len(party.names),
+        )
+        background = int(experiment.task.name == "segmentation")
+        arrays = secure.of_site(self.recipe, party, site, delta, sums, self.layers.rows, presence, background)
+        return layout, arrays
 
     def _start(self, *, keep_own: bool) -> Parameters:
         return with_own(self.order.parameters, self.memory) if keep_own else self.order.parameters

@@ -27,6 +27,8 @@ def check(policy: Policy, experiment: Experiment, round_number: int = 0) -> None
         if permitted is not None and asked not in permitted:
             raise PolicyRefusal(rule, f"'{asked}' is not among {list(permitted)}")
     check_privacy(policy, experiment.privacy)
+    if policy.require_secure_aggregation and experiment.secure_aggregation is None:
+        raise PolicyRefusal("require_secure_aggregation", "the experiment has no [secure_aggregation]")
     check_steps(policy, experiment.train.steps)
     rounds = max(experiment.rounds, round_number)
     if rounds > policy.maximum_rounds:
@@ -79,9 +81,11 @@ def check_privacy(policy: Policy, settings: Privacy | None) -> None:
         if policy.require_privacy:
             raise PolicyRefusal("require_privacy", "the experiment has no [privacy]")
         return
+    limited = policy.maximum_epsilon is not None or policy.maximum_run_epsilon is not None
     most = (
         ("maximum_epsilon", settings.epsilon, policy.maximum_epsilon),
-        ("budget_delta", settings.delta, policy.budget_delta if policy.maximum_epsilon else None),
+        ("maximum_run_epsilon", settings.epsilon, policy.maximum_run_epsilon),
+        ("budget_delta", settings.delta, policy.budget_delta if limited else None),
         ("maximum_clipping", settings.clipping_norm, policy.maximum_clipping),
         ("maximum_sampling_rate", settings.sampling_rate, policy.maximum_sampling_rate),
     )

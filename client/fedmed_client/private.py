@@ -11,6 +11,7 @@ epsilon of 7.5 becomes 347.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class Mechanism:
     ``sampling_rate`` and n, at each delta. Neighbours: the site's training patients with and without one of them, all of whose
     images go together. Assumed: what the network makes of one patient depends on no other patient
     (:mod:`fedmed_client.independence` tries that); ``patients`` is not secret, and the same for both neighbours; who is drawn
-    and the noise stay unknown; arithmetic is that of doubles, not of reals.
+    and the noise stay unknown. Each clipped gradient is cut to the noise's grid, so that sums are exact
+    (:func:`fedmed_common.entropy.grid`).
 
     Source: Abadi et al. 2016, 'Deep learning with differential privacy', algorithm 1, with patients in the place of examples,
     and with the expected number of those drawn, a constant, in the place of the actual one, which would be a release by itself.
@@ -67,29 +69,40 @@ class Mechanism:
         """The patients of one step, perhaps none."""
         return self.draw(self.patients, self.sampling_rate)
 
+    @property
+    def deviation(self) -> float:
+        """Of the noise on a sum."""
+        return self.noise_multiplier * self.clipping_norm
+
     def clip(self, gradient: Sequence[Tensor]) -> list[Tensor] | None:
-        """One patient's gradient in float64, of length ``clipping_norm`` at most; None where it is not finite."""
+        """One patient's gradient in float64, of length ``clipping_norm`` at most, on the noise's grid; None where it is not
+        finite."""
         parts = [part.double() for part in gradient]
         length = float(torch.stack([part.square().sum() for part in parts]).sum().sqrt())
         if not np.isfinite(length):
             return None
         scale = min(1.0, self.clipping_norm * _ROUNDING / length) if length else 1.0
-        return [part * scale for part in parts]
+        spacing = entropy.grid(self.deviation)
+        if not spacing:
+            return [part * scale for part in parts]
+        return [part.mul(scale / spacing).trunc_().mul_(spacing) for part in parts]
 
     def release(self, total: Sequence[Tensor]) -> list[Tensor]:
         """The sum over patients with noise, divided by the number of patients that a step draws on average."""
-        deviation = self.noise_multiplier * self.clipping_norm
         return [
-            (part + deviation * self.normal(part.numel()).view(part.shape).to(part.device))
+            (part + entropy.noise(part.numel(), self.deviation, self.normal).view(part.shape).to(part.device))
             / (self.sampling_rate * self.patients)
             for part in total
         ]
 
 
-def mechanism_for(experiment: Experiment, patients: int, also: tuple[Spent, ...] = ()) -> Mechanism:
+def mechanism_for(
+    experiment: Experiment, patients: int, also: tuple[Spent, ...] = (), sharing: int = 1
+) -> Mechanism:
     """The mechanism that an experiment asks of a site with so many training patients.
 
-    ``also``: what the statistics of its recipe spend of the same epsilon.
+    ``also``: what the statistics of its recipe spend of the same epsilon. ``sharing``: so many sites at least add their part of
+    the noise to a secure sum, each a variance of sigma^2 / ``sharing``.
 
     Raises:
         ConfigError: it cannot be what it says, or there is no ``[privacy]``.
@@ -98,7 +111,7 @@ def mechanism_for(experiment: Experiment, patients: int, also: tuple[Spent, ...]
     settings = privacy.settings_of(experiment)
     return Mechanism(
         clipping_norm=settings.clipping_norm,
-        noise_multiplier=privacy.noise_multiplier(experiment, also),
+        noise_multiplier=privacy.noise_multiplier(experiment, also) / math.sqrt(sharing),
         sampling_rate=settings.sampling_rate,
         patients=patients,
     )

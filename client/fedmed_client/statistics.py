@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
@@ -28,27 +29,30 @@ def summed(
     cases: Sequence[Case],
     least_patients: int,
     reserve: Callable[[], None],
+    sharing: int = 1,
 ) -> Parameters:
     """The sums over the patients of the cases, as they may leave, in the order that the server expects.
 
-    With noise, ``reserve`` is called before it is drawn. The model on the bench is the order's, in evaluation mode.
+    With noise, ``reserve`` is called before it is drawn; ``sharing``: so many sites add their part of it to a secure sum. The
+    model on the bench is the order's, in evaluation mode.
     """
     sizes = sizes_of(bench.experiment, bench.model)
     declared = statistic.zeros(sizes)
     total = {name: array.astype(np.float64) for name, array in (declared | statistic.aside(sizes)).items()}
+    deviation = statistic.noise_multiplier * statistic.sensitivity(sizes) / math.sqrt(sharing)
+    spacing = entropy.grid(deviation)
     for patient in patients_of(cases, bench):
         part = statistic.of_patient(patient, sizes)
         for name in total:
-            total[name] += part[name]
+            total[name] += np.trunc(part[name] / spacing) * spacing if spacing else part[name]
         pulse.beat()
     if statistic.epsilon is None:
         plain = {name: array.astype(np.float32) for name, array in total.items()}
         releasable = statistic.releasable(plain, least_patients)
         return {name: releasable[name] for name in declared}
     reserve()
-    deviation = statistic.noise_multiplier * statistic.sensitivity(sizes)
     return {
-        name: (total[name] + deviation * entropy.normal(array.size).numpy().reshape(array.shape)).astype(
+        name: (total[name] + entropy.noise(array.size, deviation).numpy().reshape(array.shape)).astype(
             np.float32
         )
         for name, array in declared.items()

@@ -17,6 +17,7 @@ from fedmed_client.data.samplers import Sampler, build_sampler
 from fedmed_client.engine.compiling import compiled
 from fedmed_client.engine.memory import lay_channels_last
 from fedmed_client.site.audit import AuditLog
+from fedmed_client.site.withdrawals import Withdrawals
 from fedmed_client.work.outbox import Outbox
 from fedmed_common.config import Experiment, Site
 from fedmed_common.errors import ConfigError
@@ -50,7 +51,10 @@ class SiteHome:
 
     def cohort(self, experiment: Experiment) -> Cohort:
         """The site's cases for the experiment."""
-        return self.open(experiment) if self.open else open_cohort(self.site, experiment, self.folder)
+        if self.open:
+            return self.open(experiment)
+        withdrew = Withdrawals(self.folder).holds
+        return open_cohort(self.site, experiment, self.folder, withdrew=withdrew)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,9 +116,10 @@ class Cohorts:
     def get(self, home: SiteHome, order_text: str) -> tuple[Cohort, Sampler | None]:
         """The site's cohort and the sampler of its training patients (None where it has none).
 
-        A home of the same name and folder can have another cohort: its label table changed, or ``open`` leaves patients out.
+        A home of the same name and folder can have another cohort: its label table changed, ``open`` leaves patients out, or one
+        withdrew.
         """
-        what = repr((home.site, home.folder, home.open, order_text))
+        what = repr((home.site, home.folder, home.open, Withdrawals(home.folder).digest, order_text))
         key = hashlib.sha256(what.encode()).hexdigest()
         if key not in self._open:
             experiment = experiment_of(order_text)

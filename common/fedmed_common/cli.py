@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "resume": ("fedmed_simulations.cli:resume", "Go on with an interrupted run."),
     "compare": ("fedmed_simulations.compare.cli:compare", "Compare strategies fairly on this machine."),
+    "audit": (
+        "fedmed_simulations.audit.cli:audit_command",
+        "Attack a run by its own settings, and say what its privacy is worth.",
+    ),
     "rehearse": (
         "fedmed_simulations.rehearsal.cli:rehearse_command",
         "Rehearse a whole consortium on this machine.",
@@ -92,6 +96,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "site audit": (
         "fedmed_client.site.cli_start:audit_command",
         "Check that this site's audit log is whole.",
+    ),
+    "site withdraw": (
+        "fedmed_client.site.cli_withdraw:withdraw_command",
+        "Leave a patient who withdrew out of all training from now on.",
+    ),
+    "site ledger": (
+        "fedmed_client.site.cli_ledger:ledger_command",
+        "Show what private training has spent here, and what is left.",
     ),
     "site check": (
         "fedmed_client.link.cli:check_command",

@@ -18,7 +18,7 @@ from fedmed_common.metrics import SCORES
 from fedmed_common.partition_config import Partition
 from fedmed_common.site_config import Policy, Site, SiteData
 from fedmed_common.task_config import CRF, LossSettings, Task
-from fedmed_common.training_config import Lora, Privacy, Training, Transfer
+from fedmed_common.training_config import Lora, Privacy, SecureAggregation, Training, Transfer
 
 __all__ = [
     "CRF",
@@ -189,6 +189,7 @@ class Experiment(Model):
     transfer: Transfer = Transfer()
     train: Training = Training()
     privacy: Privacy | None = None
+    secure_aggregation: SecureAggregation | None = None
     recipe: RecipeChoice = RecipeChoice()
     federation: Federation = Field(Federation(), validate_default=True)
     tracking: Tracking = Tracking()

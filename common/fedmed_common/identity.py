@@ -172,6 +172,22 @@ def common_name(name: x509.Name) -> str:
     return str(found[0].value) if len(found) == 1 else ""
 
 
+def site_uri(site: str) -> x509.UniformResourceIdentifier:
+    """A site's name in its certificate, which no server's certificate has."""
+    return x509.UniformResourceIdentifier(f"urn:fedmed:site:{site}")
+
+
+def certified_site(certificate: x509.Certificate) -> str:
+    """The site that a certificate is of; empty for a server's."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ""
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    prefix = site_uri("").value
+    return uris[0].removeprefix(prefix) if len(uris) == 1 and uris[0].startswith(prefix) else ""
+
+
 def days_left(certificate: x509.Certificate, now: datetime | None = None) -> int:
     """Whole days until the certificate ends; negative once it has."""
     return (certificate.not_valid_after_utc - (now or datetime.now(UTC))).days

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from fedmed_common.fields import Model, Name, Positive
+from fedmed_common.fields import Fraction, Model, Name, Positive
 
 ImageLabel = Literal["mask", "instances", "values"]
 _TIME = r"((?:[01]\d|2[0-3]):[0-5]\d)"
@@ -93,13 +93,24 @@ class Policy(Model):
     metrics: tuple[str, ...] | None = Field(
         None, description="metrics that may leave, as 'loss', 'dice' or 'dice/liver'; absent: all"
     )
+    require_secure_aggregation: bool = Field(False, description="train only where the server sees sums alone")
+    least_sites: Annotated[int, Field(ge=2)] = Field(
+        3, description="of secure sums, how many sites have to be in one"
+    )
+    maximum_share: Fraction = Field(
+        0.9, description="of secure sums, the largest share of the patients of one that may be here"
+    )
     require_privacy: bool = Field(False, description="train only with differential privacy")
     maximum_epsilon: Positive | None = Field(
         None,
         description="what all private training of this site together may spend; absent: no limit of the site's own",
     )
+    maximum_run_epsilon: Positive | None = Field(
+        None,
+        description="what the private training of one run may spend; absent: what the experiment promises",
+    )
     budget_delta: Annotated[float, Field(gt=0.0, le=0.1)] = Field(
-        1e-5, description="the delta at which maximum_epsilon holds"
+        1e-5, description="the delta at which maximum_epsilon and maximum_run_epsilon hold"
     )
     least_noise: Annotated[float, Field(ge=0.0)] = Field(
         0.0, description="the least noise multiplier (sigma)"

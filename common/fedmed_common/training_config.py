@@ -117,6 +117,30 @@ class Transfer(Model):
         return self
 
 
+class SecureAggregation(Model):
+    """The server learns the sum over sites, and of a single site's update nothing.
+
+    Guarantee: as long as no more than ``colluding`` sites tell the server what they know, what another site adds to the sum is
+    random numbers to it; the same holds for a recipe's statistics. Assumed: the keys that a site is shown are those of the other
+    sites, for which sites with certificates sign them. What the sum itself tells is not hidden: that is for ``[privacy]``.
+    """
+
+    dropouts: Annotated[int, Field(ge=0, le=255)] | None = Field(
+        None, description="so many sites may be lost in a round; absent: as many as can be, fewer than half"
+    )
+    colluding: Annotated[int, Field(ge=0, le=255)] = Field(
+        0, description="so many sites together with the server still learn nothing of another"
+    )
+    distributed_noise: bool = Field(
+        False,
+        description="each site adds its share of the noise of [privacy] and of statistics: the sum has all of it",
+    )
+    range: Positive = Field(
+        2.0,
+        description="the largest change of a number in a round; a site with a larger one refuses, which costs the round",
+    )
+
+
 class Privacy(Model):
     """Differential privacy of each training patient: what a site's updates tell about one of them is bounded.
 

@@ -23,27 +23,41 @@ from numpy.typing import NDArray
 from fedmed_common.errors import WireError
 from fedmed_common.metrics import Mean, Metrics
 from fedmed_common.params import Parameters
+from fedmed_common.receipts import Receipt
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-VERSION = 2
+VERSION = 3
 DECISION = "decision"
 """Below this name an order of evaluation holds how the model's predictions are decided on: ``tasks.Decision``."""
 WAITING_RULES = frozenset({"approval_pending", "window", "disk"})
 """Rules by which a site refuses an order for now: it may be asked again until the deadline."""
 _NPY_HEADER_LIMIT = 512
-_LONGEST_EXPERIMENT = 1_000_000
-_ORDER, _REPLY, _PARAMETERS, _DOWN, _SUMS, _SCALARS, _METRICS, _SECONDS, _COUNTS, _FACTS, _PRIVACY = (
+_LONGEST_EXPERIMENT, _LONGEST_SECURE = 1_000_000, 4_000_000
+_ORDER, _REPLY, _PARAMETERS, _DOWN, _FACTS, _COUNTS = (
     "order",
     "reply",
     "parameters",
     "down",
-    "sums",
-    "scalars",
-    "metrics",
-    "seconds",
-    "patients",
     "facts",
-    "privacy",
+    "patients",
+)
+_SUMS, _SCALARS, _METRICS, _SECONDS, _PRIVACY = "sums", "scalars", "metrics", "seconds", "privacy"
+_RECEIPT, _SECURE, _MASKED = "receipt", "secure", "masked"
+_REPLY_RECORDS = frozenset(
+    {
+        _REPLY,
+        _PARAMETERS,
+        _SUMS,
+        _SCALARS,
+        _METRICS,
+        _SECONDS,
+        _COUNTS,
+        _FACTS,
+        _PRIVACY,
+        _RECEIPT,
+        _SECURE,
+        _MASKED,
+    }
 )
 _REPLY_FIELDS = frozenset({"version", "site", "run", "round", "attempt", "code", "rule", "incident"})
 
@@ -55,6 +69,7 @@ class Kind(StrEnum):
     STATISTICS = "query.statistics"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    SECURE = "query.secure"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +78,8 @@ class Order:
 
     ``experiment`` is ``Experiment.order_text()``. ``down``: what the recipe's pieces send beside the parameters. ``best``: the
     run's best round so far, of which a site keeps what it would need to be measured again. ``statistic``: the one that is asked
-    for."""
+    for. ``receipt``: of the site's privacy ledger, the newest that the coordinator has.
+    ``secure``: of a secure sum, ``secure.circle.Wanted`` as text."""
 
     kind: Kind
     run: str
@@ -73,6 +89,8 @@ class Order:
     split: Literal["validation", "test"] = "validation"
     statistic: str = ""
     best: int = 0
+    receipt: Receipt | None = None
+    secure: str = ""
     parameters: Parameters = field(default_factory=dict, repr=False)
     down: Parameters = field(default_factory=dict, repr=False)
 
@@ -80,11 +98,13 @@ class Order:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """A site's cohort in counts. ``presence``: by annotated class, training patients who show it; -1 hides a count that is
-    positive but below the site's least number of patients."""
+    positive but below the site's least number of patients. ``withdrawn_from``: how many runs had trained on patients who
+    withdrew afterwards."""
 
     patients: dict[str, int]
     presence: dict[str, int]
     version: str
+    withdrawn_from: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +113,9 @@ class Reply:
 
     ``sums``: arrays of which only the sum over sites matters; ``scalars``: numbers of this site. Both are those that the
     recipe's pieces declare, and no others. ``epsilon_spent``: of private training, what the run has cost each of the site's
-    patients so far, at the experiment's delta."""
+    patients so far, at the experiment's delta; ``receipt``: of the ledger that counts it.
+    ``masked``: in the place of ``delta`` and ``sums``, the site's part of a secure sum, ``(length,)``; ``secure``:
+    ``secure.circle.Given`` as text."""
 
     site: str
     run: str
@@ -109,6 +131,9 @@ class Reply:
     seconds: dict[str, float] = field(default_factory=dict)
     facts: Facts | None = None
     epsilon_spent: float | None = None
+    receipt: Receipt | None = None
+    masked: NDArray[np.uint32] | None = field(default=None, repr=False)
+    secure: str = ""
 
 
 def pack_parameters(parameters: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
@@ -133,6 +158,10 @@ def pack_order(
         }
     )
     record = RecordDict({_ORDER: fields})
+    if order.receipt is not None:
+        record[_RECEIPT] = _pack_receipt(order.receipt)
+    if order.secure:
+        record[_SECURE] = ConfigRecord({"text": order.secure})
     if down or order.down:
         record[_DOWN] = down or pack_parameters(order.down)
     if parameters is not None or order.parameters:
@@ -161,6 +190,8 @@ def unpack_order(record: RecordDict, kind: Kind) -> Order:
         split=split,
         statistic=_text(fields, "statistic"),
         best=_integer(fields, "best"),
+        receipt=_receipt(record),
+        secure=_secure(record),
         parameters=_any_arrays(record, _PARAMETERS),
         down=_any_arrays(record, _DOWN),
     )
@@ -192,12 +223,20 @@ def pack_reply(reply: Reply) -> RecordDict:
     if reply.seconds:
         record[_SECONDS] = MetricRecord({name: float(value) for name, value in reply.seconds.items()})
     if reply.facts is not None:
-        record[_FACTS] = ConfigRecord({"version": reply.facts.version})
+        record[_FACTS] = ConfigRecord(
+            {"version": reply.facts.version, "withdrawn_from": reply.facts.withdrawn_from}
+        )
         counts = {f"patients/{split}": count for split, count in reply.facts.patients.items()}
         counts |= {f"presence/{name}": count for name, count in reply.facts.presence.items()}
         record[_COUNTS] = MetricRecord({**counts})
     if reply.epsilon_spent is not None:
         record[_PRIVACY] = MetricRecord({"epsilon_spent": float(reply.epsilon_spent)})
+    if reply.receipt is not None:
+        record[_RECEIPT] = _pack_receipt(reply.receipt)
+    if reply.secure:
+        record[_SECURE] = ConfigRecord({"text": reply.secure})
+    if reply.masked is not None:
+        record[_MASKED] = ArrayRecord({_MASKED: Array(reply.masked)})
     return record
 
 
@@ -205,26 +244,17 @@ def unpack_reply(
     record: RecordDict,
     template: Mapping[str, NDArray[np.float32]] | None,
     sums: Mapping[str, NDArray[np.float32]] | None = None,
+    masked: int = 0,
 ) -> Reply:
     """The reply in Flower's records, matched to the template before any array is inflated.
 
     ``template``: the parameters whose change is expected, ``sums``: arrays like the sums that are; None where there must be none.
+    ``masked``: the length of the part of a secure sum that is expected; 0: none.
 
     Raises:
         WireError: a record, key, type, shape or size that is not declared. The message is ours alone.
     """
-    unknown = set(record.keys()) - {
-        _REPLY,
-        _PARAMETERS,
-        _SUMS,
-        _SCALARS,
-        _METRICS,
-        _SECONDS,
-        _COUNTS,
-        _FACTS,
-        _PRIVACY,
-    }
-    if unknown:
+    if set(record.keys()) - _REPLY_RECORDS:
         raise WireError("undeclared record")
     fields = _config(record, _REPLY)
     if fields.get("version") != VERSION:
@@ -252,6 +282,9 @@ def unpack_reply(
         seconds={name: _number(value) for name, value in _numbers(record, _SECONDS).items()},
         facts=_facts(record),
         epsilon_spent=_epsilon(record),
+        receipt=_receipt(record),
+        masked=_masked(record, masked),
+        secure=_secure(record),
     )
 
 
@@ -259,6 +292,25 @@ def parameter_bytes(record: RecordDict) -> int:
     """How many bytes the record's arrays take on the wire."""
     records = [part for part in record.values() if isinstance(part, ArrayRecord)]
     return sum(len(array.data) for arrays in records for array in arrays.values())
+
+
+def _masked(record: RecordDict, length: int) -> NDArray[np.uint32] | None:
+    arrays = _part(record, _MASKED, ArrayRecord)
+    if arrays is None:
+        return None
+    if not length or list(arrays) != [_MASKED]:
+        raise WireError("undeclared masked vector")
+    return _array(arrays[_MASKED], np.broadcast_to(np.uint32(0), (length,)))
+
+
+def _secure(record: RecordDict) -> str:
+    if _SECURE not in record:
+        return ""
+    fields = _config(record, _SECURE)
+    text = fields.get("text")
+    if fields.keys() != {"text"} or not isinstance(text, str) or not 0 < len(text) <= _LONGEST_SECURE:
+        raise WireError("secure aggregation")
+    return text
 
 
 def _any_arrays(record: RecordDict, name: str) -> Parameters:
@@ -272,7 +324,7 @@ def _arrays(arrays: Mapping[str, Array], template: Mapping[str, NDArray[np.float
     return {name: _array(arrays[name], expected) for name, expected in template.items()}
 
 
-def _array(array: Array, expected: NDArray[np.float32] | None) -> NDArray[np.float32]:
+def _array(array: Array, expected: NDArray[Any] | None) -> NDArray[Any]:
     """Decode one NPY buffer; sizes are compared with ``expected`` before anything is read."""
     data = array.data
     if array.stype != "numpy.ndarray" or not isinstance(data, bytes):
@@ -286,7 +338,8 @@ def _array(array: Array, expected: NDArray[np.float32] | None) -> NDArray[np.flo
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_NPY_HEADER_LIMIT)
     except (ValueError, TypeError, SyntaxError, EOFError, tokenize.TokenError):
         raise WireError("parameter encoding") from None
-    if dtype != np.float32 or (fortran and len(shape) > 1):
+    kind = np.dtype(np.float32) if expected is None else expected.dtype
+    if dtype != kind or (fortran and len(shape) > 1):
         raise WireError("parameter type")
     if expected is not None and shape != expected.shape:
         raise WireError("parameter shape")
@@ -294,7 +347,7 @@ def _array(array: Array, expected: NDArray[np.float32] | None) -> NDArray[np.flo
         raise WireError("parameter shape")
     if len(data) - stream.tell() != math.prod(shape) * 4:
         raise WireError("parameter size")
-    return np.frombuffer(data, np.float32, offset=stream.tell()).reshape(shape)
+    return np.frombuffer(data, kind, offset=stream.tell()).reshape(shape)
 
 
 def _metrics(record: RecordDict) -> Metrics:
@@ -317,9 +370,11 @@ def _facts(record: RecordDict) -> Facts | None:
             raise WireError("count")
         groups[group][key] = count
     fields = _config(record, _FACTS)
-    if fields.keys() != {"version"}:
+    if fields.keys() != {"version", "withdrawn_from"}:
         raise WireError("undeclared field")
-    return Facts(**groups, version=_text(fields, "version"))
+    return Facts(
+        **groups, version=_text(fields, "version"), withdrawn_from=_integer(fields, "withdrawn_from")
+    )
 
 
 def _epsilon(record: RecordDict) -> float | None:
@@ -329,6 +384,19 @@ def _epsilon(record: RecordDict) -> float | None:
     if set(numbers) != {"epsilon_spent"}:
         raise WireError("undeclared number")
     return _number(numbers["epsilon_spent"])
+
+
+def _pack_receipt(receipt: Receipt) -> ConfigRecord:
+    return ConfigRecord({"sequence": receipt.sequence, "mac": receipt.mac})
+
+
+def _receipt(record: RecordDict) -> Receipt | None:
+    if _RECEIPT not in record:
+        return None
+    fields = _config(record, _RECEIPT)
+    if fields.keys() != {"sequence", "mac"}:
+        raise WireError("undeclared field")
+    return Receipt(sequence=_integer(fields, "sequence"), mac=_text(fields, "mac"))
 
 
 def _config(record: RecordDict, name: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from fedmed_server.channel import Channel, Member, never
 from fedmed_server.cohort import Roll, call_roll
 from fedmed_server.folders import WEIGHTS
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult, missed
+from fedmed_server.receipts import Receipts
 from fedmed_server.rounds import evaluate, now, rounds
 from fedmed_server.state import RunState, best_round, load_state, model_file, save_parameters, save_state
 from fedmed_strategies.layers import layers_of
@@ -52,6 +53,7 @@ class RunRequest:
     such a run is interrupted, for sites come back; a simulation has failed. ``is_revoked(site)``: as in :class:`Channel`.
     ``on_state``: given each round's state once its checkpoint is written, before the history knows of it.
     ``evaluated``: the rounds after which the model is measured; None: as the experiment says.
+    ``receipts``: of the sites' privacy ledgers, over all runs.
     ``on_loaded``: told what became of the file that the weights start from, and how much of the network is trained.
     """
 
@@ -66,6 +68,7 @@ class RunRequest:
     on_round: Callable[[RoundDone], None] = lambda _record: None
     on_state: Callable[[RunState], None] = lambda _state: None
     on_loaded: Callable[[Sequence[str]], None] = lambda _sentences: None
+    receipts: Receipts = field(default_factory=Receipts)
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -136,6 +139,8 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
         layers=layers,
         model=model,
         evaluated=request.evaluated,
+        receipts=request.receipts,
+        folder=request.folder,
     )
     _heal_history(file, state)
     roll = call_roll(channel, request.sites)

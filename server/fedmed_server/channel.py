@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from flwr.serverapp import Grid
@@ -14,6 +15,7 @@ from fedmed_common.config import Experiment
 from fedmed_common.errors import Interrupted, TransportAway, TransportLost
 from fedmed_common.params import Parameters
 from fedmed_server.history import SiteFacts
+from fedmed_server.receipts import Receipts
 from fedmed_strategies.pieces import Layers
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class Channel:
     ``is_revoked(site)``: the consortium has shut it out, so that nothing is asked of it, taken from it or waited for.
     ``trained``: names of the arrays that a site's update holds; None: all. ``layers``, ``model``: what is known of the network,
     and one of its kind, whose own values do not matter. ``evaluated``: the rounds after which the model is measured; None: as the
-    experiment says."""
+    experiment says. ``receipts``: of the sites' privacy ledgers. ``folder``: the run's."""
 
     grid: Grid
     experiment: Experiment
@@ -74,6 +76,8 @@ class Channel:
     layers: Layers | None = None
     model: Module | None = None
     evaluated: frozenset[int] | None = None
+    receipts: Receipts = field(default_factory=Receipts)
+    folder: Path | None = None
 
     def evaluates(self, number: int) -> bool:
         """Whether the model is measured after the round."""

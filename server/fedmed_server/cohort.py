@@ -139,7 +139,12 @@ def _ask(channel: Channel, nodes: dict[str, int]) -> Roll:
                 patients=reply.facts.patients,
                 presence=reply.facts.presence,
                 version=reply.facts.version,
+                withdrawn_from=reply.facts.withdrawn_from,
             )
+            if facts.withdrawn_from:
+                _log.warning(
+                    "%s: patients withdrew on whom %s runs had trained", facts.name, facts.withdrawn_from
+                )
             members[reply.site] = Member(node=answer.member.node, facts=facts)
     return Roll(members=tuple(members[name] for name in sorted(members)), absent=absent)
 

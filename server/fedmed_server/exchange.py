@@ -20,6 +20,7 @@ from flwr.app import ArrayRecord, Message
 from fedmed_common import failpoints, wire
 from fedmed_common.errors import RejectedReply, RepliesLost, TransportAway, TransportLost
 from fedmed_common.params import Parameters
+from fedmed_common.secure import fixed_point
 from fedmed_server import gate
 from fedmed_server.channel import Channel, Guarded, Member
 from fedmed_server.history import SiteResult
@@ -39,7 +40,8 @@ class Extras:
 
     ``down``: arrays that all sites are sent, ``down_to(site)``: that one is sent besides. ``sums``: arrays like those that a site
     answers with, together at most ``sums_limit(training patients)`` long; ``scalars``: its numbers, and between what they lie.
-    ``private``: a statistic comes with noise.
+    ``private``: a statistic comes with noise. ``secure(site)``: what its order says of a secure sum; ``masked``: how long
+    the part of it is that a site answers with, in the place of its update and sums.
     """
 
     down: Parameters = field(default_factory=dict)
@@ -48,6 +50,8 @@ class Extras:
     sums_limit: Callable[[int], float] = lambda _patients: math.inf
     scalars: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     private: bool = False
+    secure: Callable[[str], str] | None = None
+    masked: int = 0
 
 
 NOTHING = Extras()
@@ -106,19 +110,24 @@ class _Exchange:
         extras: Extras,
     ) -> None:
         self._channel, self._grid, self._extras = channel, channel.grid, extras
-        self._template = channel.updated(parameters) if order.kind is wire.Kind.TRAIN else None
+        trains = order.kind is wire.Kind.TRAIN and not extras.masked
+        self._template = channel.updated(parameters) if trains else None
         self._packed = wire.pack_parameters(parameters) if parameters else None
         self._down = wire.pack_parameters(extras.down)
         sent = [*(self._packed or {}).values(), *self._down.values()]
         self._bytes_down = sum(len(array.data) for array in sent)
         self._end = time.monotonic() + channel.experiment.federation.deadline_seconds
+        self._private = extras.private or (
+            order.kind in {wire.Kind.TRAIN, wire.Kind.FACTS} and channel.experiment.privacy is not None
+        )
         self._connected: dict[int, str] = {}
         self._parts = [_Part(member=member, order=order) for member in members]
 
     def answers(self) -> Iterator[Answer]:
         if isinstance(self._grid, Guarded):
             template = {**(self._template or {}), **self._extras.sums}
-            self._grid.set_limit(sum(array.nbytes for array in template.values()), len(template))
+            size = sum(array.nbytes for array in template.values()) + fixed_point.BYTES * self._extras.masked
+            self._grid.set_limit(size, len(template) + bool(self._extras.masked))
         self._connected = self._channel.through(self._activated, self._end)
         for part in self._parts:
             if not self._is_revoked(part):
@@ -201,6 +210,10 @@ class _Exchange:
         failpoints.reach("before-dispatch", round=part.order.round, site=part.member.name)
         if part.sent:
             part.order = replace(part.order, attempt=part.order.attempt + 1)
+        if self._extras.secure is not None:
+            part.order = replace(part.order, secure=self._extras.secure(part.member.name))
+        if self._private:
+            part.order = replace(part.order, receipt=self._channel.receipts.of(part.member.name))
         part.activated = self._connected.get(part.member.node, "")
         message = Message(
             wire.pack_order(part.order, self._packed, self._down_to(part.member.name)),
@@ -274,6 +287,8 @@ class _Exchange:
         size = wire.parameter_bytes(message.content)
         try:
             reply = gate.admit(message.content, self._expected(part))
+            if reply.receipt is not None:
+                self._channel.receipts.keep(reply.site, reply.receipt)
         except RejectedReply as error:
             return None, self._blank(part, "rejected", error.reason).model_copy(update={"bytes_up": size})
         if reply.code:
@@ -301,14 +316,14 @@ class _Exchange:
             steps=self._channel.experiment.train.steps_of(_patients(part.member, order)),
             template=self._template,
             sums=self._extras.sums,
+            masked=self._extras.masked,
             sums_limit=self._extras.sums_limit(part.member.facts.patients.get("train", 0)),
             scalars=self._extras.scalars,
             norm_limit=self._channel.experiment.federation.update_norm_limit,
-            private=self._extras.private
-            or (order.kind is wire.Kind.TRAIN and self._channel.experiment.privacy is not None),
+            private=self._private and order.kind is not wire.Kind.FACTS,
         )
 
 
 def _patients(member: Member, order: wire.Order) -> int:
-    trains = order.kind in {wire.Kind.TRAIN, wire.Kind.STATISTICS}
+    trains = order.kind in {wire.Kind.TRAIN, wire.Kind.STATISTICS, wire.Kind.SECURE}
     return member.facts.patients.get("train" if trains else order.split, 0)

@@ -10,18 +10,22 @@ import numpy as np
 
 from fedmed_common import wire
 from fedmed_common.params import Parameters
+from fedmed_common.secure.fixed_point import Layout
+from fedmed_common.training_config import SecureAggregation
 from fedmed_server.channel import Channel, Member
 from fedmed_server.cohort import check_quorum
 from fedmed_server.exchange import Answer, Extras, exchange
 from fedmed_server.flower_strategies import FlowerRound
 from fedmed_server.history import SiteResult, missed
+from fedmed_server.secure import SecureSum
 from fedmed_server.state import RunState
-from fedmed_strategies import pieces, server_half
+from fedmed_strategies import pieces, secure, server_half
 from fedmed_strategies.flower import Flower
 from fedmed_strategies.pieces import Layers, Memory, Scene, Site, add_up, own, under
 from fedmed_strategies.recipe import Recipe
 from fedmed_strategies.statistics.base import Statistic
 
+ALL_SITES = "all sites"
 _NOISE_SPAN = 12.0
 """So many standard deviations of its noise may a statistic lie beyond what its patients can add."""
 
@@ -53,14 +57,29 @@ class Federation:
         """Where answers become new parameters."""
         if isinstance(self.recipe.aggregator, Flower):
             return FlowerRound(self.recipe, self.scene, self.start, self.memory)
+        if self.recipe.secure:
+            return server_half.SecureRound(self.recipe, self.scene, self.start, self.memory)
         return server_half.Round(self.recipe, self.scene, self.start, self.memory)
+
+    def layout(self, settings: SecureAggregation, sites: int) -> Layout:
+        """Of a site's part of the round's secure sum over so many sites."""
+        return secure.layout(
+            self.recipe,
+            settings,
+            self.start,
+            server_half.sums_of(self.recipe, self.start),
+            self.scene.layers.rows,
+            len(self.scene.classes),
+            self.scene.rate,
+            sites,
+        )
 
     def extras(self) -> Extras:
         """What it adds to the training order, and what a reply has to hold besides."""
         return Extras(
             down=server_half.down(self.recipe, self.memory, self.scene),
             down_to=lambda site: server_half.down_to(self.recipe, site, self.memory, self.scene),
-            sums=server_half.sums_of(self.recipe, self.start),
+            sums={} if self.recipe.secure else server_half.sums_of(self.recipe, self.start),
             sums_limit=lambda _patients: self.norm_limit * max(1.0, 1.0 / self.scene.rate),
             scalars=self.recipe.scalars(),
         )
@@ -153,6 +172,7 @@ def _ask(
     )
     sizes = sizes_of(channel.experiment, channel.model)
     zeros = under(statistic.name, statistic.zeros(sizes))
+    sent = parameters if statistic.with_model else None
     members = [member for member in roster if member.facts.patients["train"]]
     count = sum(array.size for array in zeros.values())
     noise = statistic.noise_multiplier * _NOISE_SPAN * math.sqrt(max(count, 1))
@@ -161,14 +181,44 @@ def _ask(
         sums_limit=lambda patients: statistic.sensitivity(sizes) * (patients + noise) * (1 + 1e-5),
         private=statistic.epsilon is not None,
     )
+    if channel.experiment.secure_aggregation is not None:
+        return _ask_in_secret(channel, statistic, members, replace(extras, sums={}), (order, zeros, sent))
     by_site, results = dict[str, Parameters](), list[SiteResult]()
-    sent = parameters if statistic.with_model else None
     for answer in exchange(channel, members, order, sent, extras):
         results.append(answer.result)
         if answer.reply is not None:
             by_site[answer.member.name] = own(answer.reply.sums, statistic.name)
         del answer
     return by_site, results
+
+
+def _ask_in_secret(
+    channel: Channel,
+    statistic: Statistic,
+    members: Sequence[Member],
+    extras: Extras,
+    asked: tuple[wire.Order, Parameters, Parameters | None],
+) -> tuple[dict[str, Parameters], list[SiteResult]]:
+    """The sum over sites, under no site's name."""
+    from fedmed_strategies.layers import sizes_of
+
+    order, zeros, sent = asked
+    summing = SecureSum(channel, order)
+    parties = summing.agree(members)
+    assert summing.party is not None  # noqa: S101
+    sensitivity = statistic.sensitivity(sizes_of(channel.experiment, channel.model))
+    layout = secure.statistic_layout(statistic, zeros, sensitivity, summing.party)
+    results = list(summing.lost)
+    extras = replace(extras, secure=summing.wanted, masked=layout.length)
+    for answer in exchange(channel, parties, order, sent, extras):
+        results.append(answer.result)
+        if answer.reply is not None and answer.reply.masked is not None:
+            summing.add(answer.member.name, answer.reply.masked)
+        del answer
+    opened = summing.open(parties, layout)
+    return {
+        ALL_SITES: own({name: array.astype(np.float32) for name, array in opened.items()}, statistic.name)
+    }, results
 
 
 def _total(by_site: dict[str, Parameters]) -> Parameters:

@@ -40,8 +40,8 @@ class Expected:
     """What a reply must answer. ``template``: the parameters sent in a training order, else None.
 
     ``patients``: how many the roster says the site has of what was asked, ``steps``: how many it was asked to take; no metric
-    may claim more (``None``: not known yet). ``sums``, ``scalars``: see :class:`fedmed_server.exchange.Extras`. ``private``:
-    the work is to be differentially private."""
+    may claim more (``None``: not known yet). ``sums``, ``scalars``, ``masked``: see :class:`fedmed_server.exchange.Extras`.
+    ``private``: the work is to be differentially private."""
 
     site: str | None
     run: str
@@ -57,12 +57,13 @@ class Expected:
     sums: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     sums_limit: float = math.inf
     scalars: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    masked: int = 0
     private: bool = False
 
 
 def allowed_metrics(kind: wire.Kind, task: Task) -> frozenset[str]:
     """The metric names a reply of this kind may carry."""
-    if kind in {wire.Kind.FACTS, wire.Kind.STATISTICS}:
+    if kind in {wire.Kind.FACTS, wire.Kind.STATISTICS, wire.Kind.SECURE}:
         return frozenset()
     if kind is wire.Kind.TRAIN:
         return _TRAINING_METRICS
@@ -77,7 +78,7 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
         RejectedReply: with a short reason that holds nothing from the reply.
     """
     try:
-        reply = wire.unpack_reply(content, expected.template, expected.sums)
+        reply = wire.unpack_reply(content, expected.template, expected.sums, expected.masked)
     except WireError as error:
         raise RejectedReply(str(error)) from None
     except Exception as error:
@@ -86,8 +87,9 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
     _check_words(reply)
     _check_seconds(reply.seconds)
     if reply.code:
-        results = (reply.delta, reply.sums, reply.scalars, reply.metrics, reply.facts)
-        if any(results) or reply.epsilon_spent is not None:
+        results = (reply.delta, reply.sums, reply.scalars, reply.metrics, reply.facts, reply.secure)
+        others = (reply.epsilon_spent, reply.receipt, reply.masked)
+        if any(results) or any(other is not None for other in others):
             raise RejectedReply("a refusal that carries results")
         return reply
     _check_metrics(reply.metrics, expected)
@@ -96,6 +98,10 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
         _check_facts(reply.facts, expected.classes)
     elif reply.facts is not None:
         raise RejectedReply("undeclared facts")
+    if bool(reply.secure) != (expected.kind is wire.Kind.SECURE):
+        raise RejectedReply("secure aggregation")
+    if (reply.masked is not None) != bool(expected.masked):
+        raise RejectedReply("no masked vector" if expected.masked else "undeclared masked vector")
     _check_sums(reply.sums, expected)
     _check_scalars(reply.scalars, expected)
     if expected.template is not None:
@@ -155,6 +161,10 @@ def _check_privacy(reply: wire.Reply, expected: Expected) -> None:
     """Private training says what it has spent, and nothing else does; but for the change, nothing more."""
     if (reply.epsilon_spent is not None) != expected.private:
         raise RejectedReply("no word on privacy" if expected.private else "privacy that was not asked for")
+    if (reply.receipt is not None) != expected.private:
+        raise RejectedReply("no receipt" if expected.private else "a receipt that was not asked for")
+    if reply.receipt is not None and not reply.receipt.is_possible:
+        raise RejectedReply("receipt")
     if reply.epsilon_spent is None:
         return
     if not 0 <= reply.epsilon_spent <= _LARGEST_EPSILON:
@@ -185,6 +195,8 @@ def _check_facts(facts: wire.Facts | None, classes: tuple[str, ...]) -> None:
     if facts is None or not _VERSION.fullmatch(facts.version):
         raise RejectedReply("facts")
     if set(facts.patients) != _SPLITS or not set(facts.presence) <= set(classes):
+        raise RejectedReply("facts")
+    if not 0 <= facts.withdrawn_from <= _LARGEST_COUNT:
         raise RejectedReply("facts")
     if any(not 0 <= count <= _LARGEST_COUNT for count in facts.patients.values()):
         raise RejectedReply("patient counts")

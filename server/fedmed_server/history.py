@@ -36,6 +36,9 @@ class SiteFacts(BaseModel):
         description="by annotated class: training patients who show it; a class not annotated is absent"
     )
     version: str
+    withdrawn_from: int = Field(
+        0, description="runs that had trained on patients who withdrew there afterwards"
+    )
 
 
 class SiteResult(BaseModel):

@@ -18,9 +18,11 @@ from fedmed_server.cohort import check_quorum, draw
 from fedmed_server.exchange import Extras, exchange
 from fedmed_server.federation import Federation, apply_stages, gather, stages_began
 from fedmed_server.history import RoundDone, SiteResult, missed
+from fedmed_server.secure import SecureSum
 from fedmed_server.state import RunState
 from fedmed_strategies.pieces import under
 from fedmed_strategies.recipe import Recipe
+from fedmed_strategies.server_half import SecureRound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +58,29 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
     trained: list[SiteResult] = []
     aggregate_seconds = 0.0
     drawn = draw(roster, channel.experiment, number)
-    for answer in exchange(channel, drawn, order, state.parameters, federation.extras()):
+    extras, secret = federation.extras(), None
+    settings = channel.experiment.secure_aggregation
+    if settings is not None:
+        secret = SecureSum(channel, order)
+        drawn = tuple(secret.agree(drawn))
+        trained += secret.lost
+        layout = federation.layout(settings, len(drawn))
+        extras = replace(extras, secure=secret.wanted, masked=layout.length)
+    for answer in exchange(channel, drawn, order, state.parameters, extras):
         trained.append(answer.result)
         if answer.reply is not None:
             before = time.perf_counter()
             collecting.add(federation.answer(answer))
+            if secret is not None and answer.reply.masked is not None:
+                secret.add(answer.member.name, answer.reply.masked)
             aggregate_seconds += time.perf_counter() - before
             failpoints.reach("aggregating", round=number, site=answer.member.name)
         del answer
     lost = missed(trained, f"training of round {number}")
     check_quorum(channel.experiment.federation, trained, f"round {number}")
     before = time.perf_counter()
+    if secret is not None and secret.party is not None and isinstance(collecting, SecureRound):
+        collecting.open(secret.open(drawn, layout), secret.party)
     changed, memory = collecting.finish()
     parameters = {**state.parameters, **changed}
     trained_at = time.perf_counter()

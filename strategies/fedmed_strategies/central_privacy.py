@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmed_common.fields import Fraction, Positive
@@ -57,14 +58,13 @@ class CentralPrivacy(Piece):
         deviation = self.noise_multiplier * length * largest_share
         if not deviation:
             return mean
-        return {
-            name: array
-            if is_statistic(name)
-            else (array + deviation * entropy.normal(array.size).numpy().reshape(array.shape)).astype(
-                np.float32
-            )
-            for name, array in mean.items()
-        }
+        spacing = entropy.grid(deviation)
+
+        def hidden(array: NDArray[np.float32]) -> NDArray[np.float32]:
+            noise = entropy.noise(array.size, deviation).numpy().reshape(array.shape)
+            return np.asarray(np.round(array.astype(np.float64) / spacing) * spacing + noise, np.float32)
+
+        return {name: array if is_statistic(name) else hidden(array) for name, array in mean.items()}
 
     def next_clip(self, length: float, within: Sequence[bool]) -> Memory:
         """C of the next round, after this round's noise was scaled by the one before."""

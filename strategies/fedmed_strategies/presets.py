@@ -119,7 +119,7 @@ def recipe_of(experiment: Experiment) -> Recipe:
     Raises:
         ConfigError: names the field and the fix.
     """
-    recipe = resolve(experiment.recipe, RECIPES)
+    recipe = resolve(experiment.recipe, RECIPES, secure=experiment.secure_aggregation is not None)
     refuse(recipe, experiment)
     return recipe
 

@@ -145,8 +145,8 @@ class Recipe(Model):
         return _made(Recipe, fields, "recipe.settings")
 
 
-def resolve(choice: RecipeChoice, presets: Mapping[str, Recipe]) -> Recipe:
-    """The recipe that an experiment asks for: presets added up, and settings of their pieces.
+def resolve(choice: RecipeChoice, presets: Mapping[str, Recipe], *, secure: bool = False) -> Recipe:
+    """The recipe that an experiment asks for: presets added up, and settings of their pieces; ``secure``: in secret.
 
     A name that begins with ``flwr.`` is that of a strategy of Flower's, which the server looks up.
 
@@ -160,7 +160,8 @@ def resolve(choice: RecipeChoice, presets: Mapping[str, Recipe]) -> Recipe:
         recipe = find(presets, choice.name, field="recipe.name")
     for name in choice.also:
         recipe = recipe + find(presets, name, field="recipe.also")
-    return recipe.with_settings(settings)
+    recipe = recipe.with_settings(settings)
+    return recipe if not secure else _made(Recipe, {**dict(recipe), "secure": True}, "recipe")
 
 
 def _of_flower(flower: Flower) -> Recipe:

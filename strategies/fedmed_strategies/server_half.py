@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmed_common.errors import QuorumError
+from fedmed_common.secure.circle import Party
+from fedmed_strategies import secure
 from fedmed_strategies.combining import Gathering, Weighed
 from fedmed_strategies.pieces import Answer, Arrays, Done, Layers, Memory, Reported, Scene, add_up, own
 from fedmed_strategies.recipe import Recipe
@@ -88,7 +92,7 @@ class Round:
                 f"no answer of round {self.scene.round} counts: '{self.recipe.weights.name}' gives each a weight of 0\n"
                 "  fix: ask more sites in a round (federation.fraction), or see to the recipe's weights"
             )
-        step = self._noisy(self._combined())
+        step = self._step()
         parameters, kept = self.recipe.server_optimizer.step(self.parameters, step, self.memory, self.scene)
         memory = {**self.memory, **kept}
         answers = [
@@ -114,6 +118,9 @@ class Round:
                 )
         return parameters, memory
 
+    def _step(self) -> Arrays:
+        return self._noisy(self._combined())
+
     def _combined(self) -> Arrays:
         total = self._weigher.total()
         if not self.recipe.filters:
@@ -134,6 +141,27 @@ class Round:
         noisy = privacy.noisy(step, self._clip, max(weights) / sum(weights))
         self.memory = {**self.memory, **privacy.next_clip(self._clip, self._within)}
         return noisy
+
+
+@dataclass
+class SecureRound(Round):
+    """A round whose answers are summed in secret: they hold no arrays, and :meth:`opened` is given the sum."""
+
+    _opened: Arrays = field(default_factory=dict)
+
+    def add(self, answer: Answer) -> None:
+        """Note who answered."""
+        self._reported.append((_without_arrays(answer), self._weigher.weigh(answer)))
+
+    def open(self, arrays: Mapping[str, NDArray[np.float64]], party: Party) -> None:
+        """Take the sum over those who answered, by the names of the layout's blocks."""
+        shares = secure.shares_of(self.recipe, party)
+        left = sum(shares[answer.site.name] for answer, _ in self._reported)
+        rows, background = self.scene.layers.rows, int(self.scene.background)
+        self._opened, self._sums = secure.step_of(arrays, left, rows, background)
+
+    def _step(self) -> Arrays:
+        return self._opened
 
 
 def _without_arrays(answer: Answer) -> Answer:

@@ -75,9 +75,24 @@ PIECE_RULES: tuple[PieceRule, ...] = (
         why="under secure aggregation nobody sees a site's own statistics, and this sends them to all",
     ),
     PieceRule(
-        what="secure aggregation x weights that need an update's length",
-        offends=lambda r: _all(r.secure, [p for p in r.pieces() if p.name == "fair"]),
-        why="the length of a site's update is not known under secure aggregation",
+        what="secure aggregation x weights that are not known beforehand",
+        offends=lambda r: _all(r.secure and r.weights.name not in {"by_patients", "equal"}, [r.weights]),
+        why="under secure aggregation a site weighs its update itself, by its patients or like all others",
+    ),
+    PieceRule(
+        what="secure aggregation x what the server does to each update",
+        offends=lambda r: _all(
+            r.secure, [*r.filters, *([] if r.aggregator.name in {"mean", "holders"} else [r.aggregator])]
+        ),
+        why="under secure aggregation the server sees the sum of updates only",
+    ),
+    PieceRule(
+        what="secure aggregation x a clipping norm that follows the updates",
+        offends=lambda r: _all(
+            r.secure and r.central_privacy is not None and r.central_privacy.adapts > 0,
+            [r.central_privacy] if r.central_privacy is not None else [],
+        ),
+        why="the share of updates that were clipped is not known under secure aggregation; set adapts = 0",
     ),
     PieceRule(
         what="central privacy x a rule that is no weighted mean",
@@ -200,6 +215,11 @@ def _plain_sgd(recipe: Recipe, experiment: Experiment) -> list[Piece]:
     train = experiment.train
     plain = train.optimizer == "sgd" and train.momentum == 0
     return _all(not plain, [c for c in recipe.corrections if c.only_plain_sgd])
+
+
+def _shares_noise(experiment: Experiment) -> bool:
+    settings = experiment.secure_aggregation
+    return experiment.privacy is not None and settings is not None and settings.distributed_noise
 
 
 def _own_layers(recipe: Recipe, _experiment: Experiment) -> list[Piece]:
@@ -335,6 +355,33 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
         fix="leave task.loss out; 'rarity' is for segmentation only",
     ),
     ExperimentRule(
+        what="shared noise x several steps",
+        offends=lambda r, e: _all(
+            _shares_noise(e)
+            and (e.train.steps != 1 or e.train.epochs is not None or e.train.optimizer != "sgd"),
+            [r.weights],
+        ),
+        field="secure_aggregation.distributed_noise",
+        why="a site's second step begins where its own part of the noise took the first, and that part alone hides too little",
+        fix="set train.steps = 1 and train.optimizer = 'sgd', or leave distributed_noise out",
+    ),
+    ExperimentRule(
+        what="shared noise x weights other than by patients",
+        offends=lambda r, e: _all(_shares_noise(e) and r.weights.name != "by_patients", [r.weights]),
+        field="secure_aggregation.distributed_noise",
+        why="with other weights a patient of a small site would move the sum by more than the noise is for",
+        fix="use 'by_patients'",
+    ),
+    ExperimentRule(
+        what="shared noise x what changes gradients or stays at the site",
+        offends=lambda r, e: _all(
+            _shares_noise(e), [*r.corrections, *([] if r.personal is None else [r.personal])]
+        ),
+        field="secure_aggregation.distributed_noise",
+        why="what it keeps at the site, or sends besides, would have a part of the noise alone",
+        fix="leave it out",
+    ),
+    ExperimentRule(
         what="FedNova x equal steps",
         offends=lambda r, e: _all(e.train.epochs is None and r.weights.name == "nova", [r.weights]),
         field="train.steps",
@@ -372,6 +419,12 @@ def refuse_network(recipe: Recipe, sent: Sequence[str]) -> None:
     Raises:
         ConfigError: names the field and the fix.
     """
+    if recipe.secure and any(is_statistic(name) for name in sent):
+        raise ConfigError(
+            "'secure_aggregation': batch norms' running variances are pooled with each site's means, and a sum is not enough",
+            field="model.norm",
+            fix="use 'group' or 'instance', or keep the norms at the sites with 'fedbn' or 'silobn'",
+        )
     if recipe.central_privacy is not None and any(is_statistic(name) for name in sent):
         raise ConfigError(
             "'central_privacy': running statistics of batch norms have no length, and would leave without noise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ import pytest
 from fedmed_client.ledger import KEY, LEDGER, Budget, Ledger, Reservation
 from fedmed_common.errors import PolicyRefusal
 from fedmed_common.privacy import Spent, epsilon
+from fedmed_common.receipts import Receipt
 
 ONE = Reservation(run="r", round=1, attempt=0, noise_multiplier=1.0, sampling_rate=0.05, steps=50)
 
@@ -34,7 +36,8 @@ def test_what_was_reserved_is_there_for_the_next_process(tmp_path: Path) -> None
     first = Ledger(tmp_path).reserve(ONE)
     other = Ledger(tmp_path).reserve(replace(ONE, run="other"))
     again = Ledger(tmp_path).reserve(replace(ONE, attempt=1))
-    assert [len(first), len(other), len(again)] == [1, 1, 2]
+    assert [len(reserved.rows) for reserved in (first, other, again)] == [1, 1, 2]
+    assert [reserved.receipt.sequence for reserved in (first, other, again)] == [1, 2, 3]
     rows = Ledger(tmp_path).read()
     assert [(row.run, row.attempt) for row in rows] == [("r", 0), ("other", 0), ("r", 1)]
     assert all(row.time for row in rows)
@@ -148,3 +151,72 @@ def test_a_ledger_that_cannot_be_written_is_an_error_of_the_machine(tmp_path: Pa
     (tmp_path / LEDGER).mkdir()
     with pytest.raises(OSError, match=LEDGER):
         Ledger(tmp_path).reserve(ONE)
+
+
+def _receipt(folder: Path) -> Receipt:
+    """Of a further row, as the coordinator has it then."""
+    return Ledger(folder).reserve(replace(ONE, round=9)).receipt
+
+
+def _lost_its_end(folder: Path) -> None:
+    _change(folder, "DELETE FROM reservation WHERE sequence >= 4")
+
+
+def _lost_it_and_went_on(folder: Path) -> None:
+    _change(folder, "DELETE FROM reservation WHERE sequence >= 5")
+    Ledger(folder).reserve(replace(ONE, run="again"))
+
+
+def _is_gone(folder: Path) -> None:
+    for name in (LEDGER, KEY):
+        (folder / name).unlink()
+
+
+def _began_anew(folder: Path) -> None:
+    _is_gone(folder)
+    for _ in range(6):
+        Ledger(folder).reserve(ONE)
+
+
+@pytest.mark.parametrize("spoil", [_lost_its_end, _lost_it_and_went_on, _is_gone, _began_anew])
+def test_what_the_chain_cannot_show_the_coordinators_receipt_does(
+    written: Path, spoil: Callable[[Path], None]
+) -> None:
+    receipt = _receipt(written)
+    assert len(Ledger(written).read(receipt)) == 5
+    spoil(written)
+    before = Ledger(written).read()
+    for use in (
+        lambda: Ledger(written).read(receipt),
+        lambda: Ledger(written).reserve(ONE, receipt=receipt),
+    ):
+        with pytest.raises(PolicyRefusal, match="the coordinator has heard of") as refused:
+            use()
+        assert refused.value.rule == "privacy_ledger"
+    assert Ledger(written).read() == before
+
+
+def test_a_backup_that_was_put_back_is_found(written: Path, tmp_path: Path) -> None:
+    backup = tmp_path / "backup"
+    shutil.copytree(written, backup, ignore=shutil.ignore_patterns("backup"))
+    receipt = _receipt(written)
+    with pytest.raises(PolicyRefusal, match="an old copy was put back"):
+        Ledger(backup).reserve(ONE, receipt=receipt)
+
+
+def test_of_a_site_and_its_clone_one_goes_on(written: Path, tmp_path: Path) -> None:
+    """Both spend; the coordinator has heard of one, and shows its receipt to whoever asks next."""
+    clone = tmp_path / "clone"
+    shutil.copytree(written, clone, ignore=shutil.ignore_patterns("clone"))
+    receipt = _receipt(written)
+    _receipt(clone)
+    with pytest.raises(PolicyRefusal, match="a copy of this site"):
+        Ledger(clone).reserve(ONE, receipt=receipt)
+    assert Ledger(written).reserve(ONE, receipt=receipt).receipt.sequence == 6
+
+
+def test_a_ledger_that_is_ahead_of_the_receipt_goes_on(written: Path) -> None:
+    """As after a crash between the reservation and the reply."""
+    receipt = _receipt(written)
+    Ledger(written).reserve(ONE)
+    assert Ledger(written).reserve(ONE, receipt=receipt).receipt.sequence == 7

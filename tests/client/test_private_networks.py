@@ -33,4 +33,4 @@ def test_nothing_of_a_patient_stays_and_each_adds_no_more_than_the_norm(name: st
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     mechanism = Mechanism(clipping_norm=1e-3, noise_multiplier=1.0, sampling_rate=0.5, patients=2)
     flat = torch.cat([part.flatten() for part in clipped_sum(bench, parameters, mechanism, [one])])
-    assert float(flat.norm()) == pytest.approx(1e-3, rel=1e-6)
+    assert float(flat.norm()) == pytest.approx(1e-3, rel=1e-4)

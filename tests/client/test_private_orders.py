@@ -23,6 +23,7 @@ from fedmed_common.config import Experiment
 from fedmed_common.errors import RejectedReply
 from fedmed_common.metrics import Mean
 from fedmed_common.models import build_model
+from fedmed_common.receipts import Receipt
 from fedmed_server import gate
 from fedmed_simulations.grid import LocalGrid
 
@@ -74,8 +75,20 @@ def test_the_change_and_what_it_cost_leave_and_nothing_else(home: SiteHome) -> N
     assert reply.epsilon_spent == privacy.epsilon([row.spent], 1e-5)
     assert 0 < reply.epsilon_spent < 8.0
     assert set(reply.delta) == set(order.parameters)
-    assert set(wire.pack_reply(reply)) == {"reply", "parameters", "privacy"}
+    assert set(wire.pack_reply(reply)) == {"reply", "parameters", "privacy", "receipt"}
     assert gate.admit(wire.pack_reply(reply), _expected(order)).epsilon_spent == reply.epsilon_spent
+
+
+def _private_reply(order: wire.Order) -> wire.Reply:
+    return wire.Reply(
+        site="alpha",
+        run="run",
+        round=1,
+        attempt=0,
+        delta=order.parameters,
+        epsilon_spent=0.5,
+        receipt=Receipt(sequence=3, mac="0a" * 32),
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,6 +96,11 @@ def test_the_change_and_what_it_cost_leave_and_nothing_else(home: SiteHome) -> N
     [
         ({"epsilon_spent": None}, True, "no word on privacy"),
         ({}, False, "privacy that was not asked for"),
+        ({"receipt": None}, True, "no receipt"),
+        ({"epsilon_spent": None}, False, "a receipt that was not asked for"),
+        ({"receipt": Receipt(sequence=0, mac="0" * 64)}, True, "receipt"),
+        ({"receipt": Receipt(sequence=1, mac="Meyer, Anna")}, True, "receipt"),
+        ({"code": "internal", "delta": {}, "epsilon_spent": None}, True, "a refusal that carries results"),
         ({"epsilon_spent": -1.0}, True, "epsilon"),
         ({"epsilon_spent": float("nan")}, True, "epsilon"),
         ({"epsilon_spent": 1e300}, True, "epsilon"),
@@ -93,18 +111,36 @@ def test_the_change_and_what_it_cost_leave_and_nothing_else(home: SiteHome) -> N
 )
 def test_the_gate_compares_with_what_was_asked(changes: dict[str, Any], private: bool, reason: str) -> None:
     order = _order(experiment(steps=2))
-    reply = wire.Reply(site="alpha", run="run", round=1, attempt=0, delta=order.parameters, epsilon_spent=0.5)
+    reply = _private_reply(order)
     with pytest.raises(RejectedReply, match=f"^{reason}$"):
         gate.admit(wire.pack_reply(replace(reply, **changes)), _expected(order, private=private))
 
 
 def test_a_second_number_in_the_privacy_record_is_refused() -> None:
     order = _order(experiment(steps=2))
-    reply = wire.Reply(site="alpha", run="run", round=1, attempt=0, delta=order.parameters, epsilon_spent=0.5)
+    reply = _private_reply(order)
     record = wire.pack_reply(reply)
     record.metric_records["privacy"]["drawn"] = 3
     with pytest.raises(RejectedReply):
         gate.admit(record, _expected(order))
+
+
+def test_a_second_field_in_the_receipt_is_refused() -> None:
+    order = _order(experiment(steps=2))
+    record = wire.pack_reply(_private_reply(order))
+    record.config_records["receipt"]["note"] = "Meyer, Anna"
+    with pytest.raises(RejectedReply):
+        gate.admit(record, _expected(order))
+
+
+def test_a_site_whose_ledger_lost_rows_refuses_roll_call_and_training(home: SiteHome) -> None:
+    order = _order(experiment(steps=2, rounds=3))
+    receipt = _ask(home, order).receipt
+    assert receipt is not None
+    (home.folder / LEDGER).unlink()
+    for asked in (replace(order, receipt=receipt), replace(order, kind=wire.Kind.FACTS, receipt=receipt)):
+        reply = _ask(home, asked)
+        assert (reply.code, reply.rule, reply.delta, reply.facts) == ("policy", "privacy_ledger", {}, None)
 
 
 def test_asked_again_a_site_without_a_sealed_reply_spends_again(home: SiteHome) -> None:
@@ -125,7 +161,8 @@ def test_a_sealed_reply_is_sent_again_and_nothing_more_is_spent(home: SiteHome, 
     first, again = _ask(sealing, order), _ask(sealing, replace(order, attempt=4))
     assert first.epsilon_spent == again.epsilon_spent
     assert all(first.delta[name].tobytes() == again.delta[name].tobytes() for name in first.delta)
-    assert len(Ledger(home.folder).read()) == 1
+    assert first.receipt == again.receipt
+    assert len(Ledger(home.folder).read(first.receipt)) == 1
     other = _ask(sealing, replace(order, round=2))
     assert (other.code, other.rule) == ("policy", "privacy_budget")
     events = [json.loads(line)["event"] for line in (home.folder / "audit.log").read_text().splitlines()]
@@ -135,6 +172,7 @@ def test_a_sealed_reply_is_sent_again_and_nothing_more_is_spent(home: SiteHome, 
 SPENT = Reservation(run="before", round=1, attempt=0, noise_multiplier=1.0, sampling_rate=0.5, steps=4000)
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "maximum_epsilon": ({"maximum_epsilon": 7.9}, {}),
+    "maximum_run_epsilon": ({"maximum_run_epsilon": 7.9}, {}),
     "budget_delta": ({"maximum_epsilon": 8.0}, {"delta": 1e-4}),
     "maximum_clipping": ({"maximum_clipping": 0.5}, {}),
     "maximum_sampling_rate": ({"maximum_sampling_rate": 0.4}, {}),

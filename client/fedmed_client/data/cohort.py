@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +47,7 @@ class Cohort:
     """Cases in an order that depends on the data alone.
 
     ``manifest_hash``: equal where prepared arrays, patients and splits are equal, on any machine. ``skipped`` names
-    files and stays at the site.
+    files and stays at the site; so do ``keys``, which are the site's own of each patient, by ``Case.patient``.
     """
 
     site: str
@@ -55,6 +55,7 @@ class Cohort:
     cases: tuple[Case, ...]
     manifest_hash: str
     skipped: tuple[Skipped, ...]
+    keys: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Cohort({self.site!r}, {len(self.cases)} cases, {self.manifest_hash[:12]})"
@@ -76,11 +77,19 @@ class Cohort:
         return counts
 
 
-def open_cohort(site: Site, experiment: Experiment, folder: Path, *, progress: bool = False) -> Cohort:
+def open_cohort(
+    site: Site,
+    experiment: Experiment,
+    folder: Path,
+    *,
+    progress: bool = False,
+    withdrew: Callable[[str], bool] = lambda _key: False,
+) -> Cohort:
     """The site's cohort; prepares and caches its cases on the first call, reads no source file on later ones.
 
     Args:
         folder: the site's own working folder; the cache goes into it.
+        withdrew: whether a patient is to be left out, by the site's key; the others keep the splits that they had.
 
     Raises:
         DataError: a folder is missing, no case is usable, or the cache was damaged.
@@ -91,8 +100,11 @@ def open_cohort(site: Site, experiment: Experiment, folder: Path, *, progress: b
     for entry in manifest.cases:
         shows.setdefault(entry.patient, set()).update(np.flatnonzero(entry.present).tolist())
     splits = split_patients(shows, experiment.data.splits, experiment.seed)
+    left = {key for key in shows if not withdrew(key)}
+    if not left:
+        raise DataError(f"all patients of '{site.name}' withdrew\n  fix: leave the experiment")
     try:
-        cases = _map_cases(cache, manifest, splits, patient_numbers(manifest))
+        cases = _map_cases(cache, manifest, splits, patient_numbers(manifest), left)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"the cache {cache} is damaged ({type(error).__name__})\n  fix: delete this folder"
@@ -101,7 +113,8 @@ def open_cohort(site: Site, experiment: Experiment, folder: Path, *, progress: b
         site=site.name,
         classes=manifest.classes,
         cases=cases,
-        manifest_hash=_manifest_hash(manifest, cases),
+        manifest_hash=_manifest_hash(manifest, cases, left),
+        keys=tuple(patient_numbers(manifest)),
         skipped=tuple(
             Skipped(path=Path(left.path), code=left.code, reason=left.reason) for left in manifest.skipped
         ),
@@ -182,10 +195,17 @@ def without_annotation(cohort: Cohort, classes: Collection[int]) -> Cohort:
 
 
 def _map_cases(
-    cache: Path, manifest: Manifest, splits: dict[str, Split], numbers: dict[str, int]
+    cache: Path,
+    manifest: Manifest,
+    splits: dict[str, Split],
+    numbers: dict[str, int],
+    left: Collection[str],
 ) -> tuple[Case, ...]:
     points, row, cases = _mapped(cache / "points.npy"), 0, []
     for entry in manifest.cases:
+        if entry.patient not in left:
+            row += sum(entry.points)
+            continue
         cases.append(
             Case(
                 id=entry.id,
@@ -214,11 +234,11 @@ def _mapped(path: Path) -> NDArray[Any]:
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def _manifest_hash(manifest: Manifest, cases: Sequence[Case]) -> str:
+def _manifest_hash(manifest: Manifest, cases: Sequence[Case], left: Collection[str]) -> str:
+    entries = [entry for entry in manifest.cases if entry.patient in left]
     lines = [repr((manifest.classes, manifest.annotated))]
     lines += [
-        repr((entry.digest, case.patient, case.split))
-        for entry, case in zip(manifest.cases, cases, strict=True)
+        repr((entry.digest, case.patient, case.split)) for entry, case in zip(entries, cases, strict=True)
     ]
     return _digest(*lines)
 

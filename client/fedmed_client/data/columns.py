@@ -15,10 +15,10 @@ from pathlib import Path
 
 from fedmed_client.data.cache import ready_cache
 from fedmed_client.data.cohort import patient_numbers
-from fedmed_client.data.dicom_cases import is_wanted, without_issuer
+from fedmed_client.data.dicom_cases import is_wanted
 from fedmed_client.data.paired import SUFFIXES, patient_of, stem_of
 from fedmed_client.data.scan import scan
-from fedmed_client.data.text import normalise, normalise_patient
+from fedmed_client.data.text import normalise, normalise_patient, without_issuer
 from fedmed_common.config import Experiment, Site
 from fedmed_common.errors import ConfigError
 

@@ -28,7 +28,7 @@ from fedmed_client.data.rtstruct import read_rtstruct, region_names
 from fedmed_client.data.scan import scan
 from fedmed_client.data.seg import read_seg, segment_names
 from fedmed_client.data.series import load_series
-from fedmed_client.data.text import normalise_patient
+from fedmed_client.data.text import normalise_patient, without_issuer
 from fedmed_client.data.volume import Volume
 from fedmed_common.config import Experiment, Site, SiteData
 from fedmed_common.errors import DataError
@@ -99,12 +99,6 @@ def load_without_mask(series: Series) -> Loaded:
     """A series with an empty label map."""
     volume = load_series(series)
     return volume, np.zeros(volume.shape, np.uint8)
-
-
-def without_issuer(patient: str) -> str:
-    """The patient's key as it is without an issuer; a bar within the identifier has a backslash before it."""
-    match = re.match(r"(?:\\.|[^\\|])*\|", patient)
-    return match[0] if match else patient
 
 
 def load_case(

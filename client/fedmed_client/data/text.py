@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 
@@ -18,6 +19,12 @@ def normalise_patient(identifier: str, issuer: str) -> str:
     return "|".join(
         normalise(part).replace("\\", "\\\\").replace("|", "\\|") for part in (identifier, issuer)
     )
+
+
+def without_issuer(patient: str) -> str:
+    """The patient's key as it is without an issuer; a bar within the identifier has a backslash before it."""
+    match = re.match(r"(?:\\.|[^\\|])*\|", patient)
+    return match[0] if match else patient
 
 
 def normalise(text: str) -> str:

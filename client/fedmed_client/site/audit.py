@@ -36,6 +36,7 @@ Event: TypeAlias = Literal[
     "cancelled",
     "worker-lost",
     "sent",
+    "withdrawn",
 ]
 _LONGEST_VALUE = 200
 _FIRST = hashlib.sha256(b"").hexdigest()

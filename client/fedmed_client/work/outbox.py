@@ -10,16 +10,18 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedmed_common import wire
 from fedmed_common.files import write_atomically
 from fedmed_common.metrics import Mean
+from fedmed_common.receipts import Receipt
 
 _ROUNDS, _RUNS = 2, 16
 _log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Outbox:
                 fields: dict[str, Any] = json.loads((file.metadata() or {})["reply"])
                 delta = {name: file.get_tensor(f"delta/{name}") for name in fields["names"]}
                 sums = {name: file.get_tensor(f"sums/{name}") for name in fields["sums"]}
+                masked = file.get_tensor("masked") if fields.get("masked") else None
             return wire.Reply(
                 site=fields["site"],
                 run=order.run,
@@ -55,7 +58,9 @@ class Outbox:
                 scalars=fields["scalars"],
                 metrics={name: Mean(total, weight) for name, (total, weight) in fields["metrics"].items()},
                 seconds=fields["seconds"],
+                masked=masked,
                 epsilon_spent=fields.get("epsilon_spent"),
+                receipt=Receipt(**fields["receipt"]) if fields.get("receipt") else None,
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as problem:
             _log.error("a sealed reply is damaged (%s); the work is done again", type(problem).__name__)
@@ -75,13 +80,17 @@ class Outbox:
             "metrics": {name: (mean.total, mean.weight) for name, mean in reply.metrics.items()},
             "seconds": reply.seconds,
             "epsilon_spent": reply.epsilon_spent,
+            "masked": reply.masked is not None,
+            "receipt": None if reply.receipt is None else asdict(reply.receipt),
         }
         path = self._path(order)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         _remove_leftovers(path.parent)
-        tensors = {f"delta/{name}": array for name, array in reply.delta.items()}
+        tensors: dict[str, NDArray[Any]] = {f"delta/{name}": array for name, array in reply.delta.items()}
         tensors |= {f"sums/{name}": array for name, array in reply.sums.items()}
+        if reply.masked is not None:
+            tensors["masked"] = reply.masked
         write_atomically(path, save(tensors, metadata={"reply": json.dumps(fields)}))
         self._forget(path)
 
@@ -114,7 +123,7 @@ def _round(path: Path) -> str:
 
 def _digest(order: wire.Order, terms: str) -> str:
     """What is asked, in 64 hexadecimal digits."""
-    asked = (order.kind.value, order.split, order.statistic, order.experiment, terms)
+    asked = (order.kind.value, order.split, order.statistic, order.experiment, order.secure, terms)
     digest = hashlib.sha256(repr(asked).encode())
     for name, array in (*order.parameters.items(), *order.down.items()):
         digest.update(repr((name, array.shape)).encode())

@@ -25,6 +25,7 @@ from fedmed_server.deployment.site_states import moment
 from fedmed_server.folders import locked
 from fedmed_server.history import RoundDone, RunEnded
 from fedmed_server.provision.registry import Revocations
+from fedmed_server.receipts import Receipts
 from fedmed_server.report import write_report
 from fedmed_server.tracking import BackgroundTracker, track
 
@@ -55,7 +56,9 @@ def conduct(
             with _recorded(folder, progress):
                 experiment = runs.checked_experiment(home, folder)
             request, live = _request(folder, launch, experiment, progress, stop)
-            request = replace(request, is_revoked=Revocations(home.registry))
+            request = replace(
+                request, is_revoked=Revocations(home.registry), receipts=Receipts(home.receipts)
+            )
             ended = _federate(grid, home, (request, live), on_end)
         on_end("completed")
         if not ended.status.startswith("failed"):

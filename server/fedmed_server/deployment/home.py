@@ -108,6 +108,11 @@ class ServerHome:
         return self.path / "registry.json"
 
     @property
+    def receipts(self) -> Path:
+        """How far each site's privacy ledger has come."""
+        return self.path / "receipts"
+
+    @property
     def control_token(self) -> Path:
         """Who holds it may start and stop runs, over the private port."""
         return self.path / "secrets" / "control.token"

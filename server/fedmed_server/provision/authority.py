@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedmed_common import identity
 from fedmed_common.consortium import Consortium
 from fedmed_common.enrolment import subject
 from fedmed_common.errors import ProvisionError
@@ -51,7 +52,7 @@ class Authority:
         now: datetime | None = None,
     ) -> x509.Certificate:
         """A certificate for a site, which can only be a client with it."""
-        name = x509.UniformResourceIdentifier(f"urn:fedmed:site:{site}")
+        name = identity.site_uri(site)
         days = consortium.certificates.site_days
         builder = self._leaf(subject(consortium.name, site), key, days, now)
         builder = builder.add_extension(x509.SubjectAlternativeName([name]), False)

@@ -21,6 +21,12 @@ ORDER_TOLD: Told = {
     ("split",): "evaluation: on validation or on test patients",
     ("statistic",): "which sum over training patients is asked for",
     ("best",): "the run's best round so far",
+    (
+        "receipt",
+    ): "for private training: how far the coordinator knows the site's privacy ledger to have come",
+    (
+        "secure",
+    ): "where sums are computed in secret: the other sites' public keys, and what they sealed for this site",
     ("parameters",): "the model's numbers",
     ("down",): "what the strategy sends beside them, as sums over all sites",
 }

@@ -34,6 +34,7 @@ FACTS_TOLD: dict[tuple[str, ...], str] = {
         "presence",
     ): "for each class that the site annotates, how many training patients show it; a small count is only said to be small",
     ("version",): "of the site's software",
+    ("withdrawn_from",): "how many runs had trained on patients who withdrew there afterwards",
 }
 REPLY_TOLD: dict[tuple[str, ...], str] = {
     ("site",): "the site's name",
@@ -56,6 +57,15 @@ REPLY_TOLD: dict[tuple[str, ...], str] = {
     (
         "epsilon_spent",
     ): "after private training, or a sum with noise, only: what the run has cost each patient there so far",
+    (
+        "receipt",
+    ): "with it: how many rows the site's privacy ledger has, and a code by which the site knows it again",
+    (
+        "masked",
+    ): "where the sum over sites is computed in secret: the change and the sums under masks, random numbers to the coordinator",
+    (
+        "secure",
+    ): "for such a sum: public keys, shares that only other sites can read, and what takes the masks off the sum alone",
 }
 """Fields of the wire's Facts and Reply, in words."""
 

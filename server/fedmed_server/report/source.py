@@ -18,6 +18,7 @@ from fedmed_common.metrics import Mean, Metrics, merge
 from fedmed_server import history
 from fedmed_server.folders import WEIGHTS
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteFacts, SiteResult
+from fedmed_server.report.audit import Finding, read_findings
 
 EXPERIMENT, COMPARISON = "experiment.toml", "comparison.json"
 _LOCAL_TABLES = ("simulation", "tracking")
@@ -30,6 +31,7 @@ class RunHistory:
 
     ``comparison``: metrics on the same test patients, by model, the run's own first; empty where it has no baselines.
     ``started_from``: what became of the file that the weights started from, in sentences; empty where they were drawn at random.
+    ``findings``: of attacks on it.
     """
 
     name: str
@@ -40,6 +42,7 @@ class RunHistory:
     ended: RunEnded | None
     comparison: Mapping[str, Metrics]
     started_from: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def facts(self) -> tuple[SiteFacts, ...]:
@@ -117,6 +120,7 @@ def read_run(run: Path) -> RunHistory:
         ended=ended,
         comparison=read_comparison(run),
         started_from=read_start(run),
+        findings=read_findings(run),
     )
 
 

@@ -36,7 +36,11 @@ class Holders(Aggregator):
 
     def weights_of(self, site: Site, classes: tuple[str, ...]) -> NDArray[np.float64]:
         """By class the weight of the site's row."""
-        return np.asarray((1 - self.beta ** site.holds(classes)) / (1 - self.beta))
+        return self.of_counts(site.holds(classes))
+
+    def of_counts(self, counts: NDArray[Any]) -> NDArray[np.float64]:
+        """E(n) of counts of patients, at most 1 / (1 - beta)."""
+        return np.asarray((1 - self.beta ** np.asarray(counts, np.float64)) / (1 - self.beta))
 
 
 class _Rows:
@@ -53,7 +57,7 @@ class _Rows:
         self._weights += weights
         each = np.concatenate([np.zeros(int(self._scene.background)), weights])
         for name, axis in self._axes.items():
-            self._rows[name] += _along(each, axis, update.delta[name].ndim) * update.delta[name]
+            self._rows[name] += along(each, axis, update.delta[name].ndim) * update.delta[name]
 
     def result(self, total: float) -> Arrays:
         mean = self._mean.result(total)
@@ -63,12 +67,13 @@ class _Rows:
         )
         for name, axis in self._axes.items():
             dimensions = mean[name].ndim
-            rows = self._rows[name] / _along(each, axis, dimensions)
-            mean[name] = np.where(_along(held, axis, dimensions), rows, mean[name]).astype(np.float32)
+            rows = self._rows[name] / along(each, axis, dimensions)
+            mean[name] = np.where(along(held, axis, dimensions), rows, mean[name]).astype(np.float32)
         return mean
 
 
-def _along(values: NDArray[Any], axis: int, dimensions: int) -> NDArray[Any]:
+def along(values: NDArray[Any], axis: int, dimensions: int) -> NDArray[Any]:
+    """Values by class in the shape of an array of so many dimensions, of which ``axis`` is the one of classes."""
     shape = [1] * dimensions
     shape[axis] = -1
     return values.reshape(shape)

@@ -1,0 +1,295 @@
+"""A site's part in a secure sum: its keys, its shares for the others, its masked vector, and what opens the sum.
+
+What a site must not forget or do twice lies in a file of its home, ``secure/<run>/<session>.json``, written before anything of
+it leaves: asked again, it gives the same. The file of an older session of the run is deleted with its secrets.
+
+The server may lie. It is the one way by which sites hear of each other, so that each signs its keys with its certified key
+where it has one. A site opens one set of survivors in a session, and of each other site one half of its secrets: with a
+threshold over half the sites, no server can get both (Bonawitz et al. 2017, section 6.1). How many sites have to be in a sum,
+and how much of it may be the site's own, its policy says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from numpy.typing import NDArray
+
+from fedmed_client.site.home import SiteFolder
+from fedmed_common import identity
+from fedmed_common.errors import FedmedError, PolicyRefusal
+from fedmed_common.files import write_atomically
+from fedmed_common.secure import masks, shares
+from fedmed_common.secure.circle import Circle, Given, Offer, Party, Wanted, mark_of, threshold_of
+from fedmed_common.secure.fixed_point import Layout
+from fedmed_common.site_config import Policy
+from fedmed_common.training_config import SecureAggregation
+
+RULE = "secure_session"
+"""The rule by which a site refuses what would tell more than a sum."""
+_SESSIONS, _RUNS, _NONCE = 2, 16, 12
+_HALVES = ("seed", "mask_key")
+
+
+@dataclass(frozen=True)
+class Sum:
+    """One session of a run at this site. ``patients``: whom the site trains on; ``about``: what is summed, as a word or two."""
+
+    folder: Path
+    site: str
+    run: str
+    session: str
+    patients: int
+    policy: Policy
+    settings: SecureAggregation
+    about: tuple[str, ...]
+
+    def answer(self, wanted: Wanted) -> Given:
+        """The keys, the shares for the others, or what opens the sum: what is asked for before and after the vector.
+
+        Raises:
+            PolicyRefusal: ``secure_session``, ``least_sites`` or ``maximum_share``.
+        """
+        if wanted.circle is None:
+            return Given(offer=self._offer())
+        self._join(wanted.circle)
+        if wanted.survivors is None:
+            return Given(sealed=self._sealed(wanted.circle))
+        return Given(opened=self._opened(wanted.circle, wanted.shares or {}, wanted.survivors))
+
+    def mask(
+        self, party: Party, layout: Layout, arrays: Mapping[str, NDArray[np.float64]]
+    ) -> NDArray[np.uint32]:
+        """The arrays as one vector under the masks of all who take part, modulo 2^32: uniform to whoever lacks one of them.
+
+        Raises:
+            PolicyRefusal: ``secure_range``; ``secure_session``, where another vector was masked in this session.
+        """
+        circle, parties, vector = party.circle, list(party.names), layout.encode(arrays)
+        context = party.context(*self.about, layout.described())
+        state = self._state()
+        asked = [hashlib.sha256(vector.data).hexdigest(), context.hex()]
+        if state.setdefault("masked", asked) != asked:
+            raise PolicyRefusal(RULE, "another vector was masked in this session")
+        self._keep(state)
+        result = vector.copy()
+        masks.add_mask(result, masks.derived(bytes.fromhex(state["seed"]), b"self" + context), 1)
+        for other in parties:
+            if other != self.site:
+                key = masks.agreed(
+                    bytes.fromhex(state["mask_key"]), _key(circle, other, "mask_key"), b"pair" + context
+                )
+                masks.add_mask(result, key, 1 if self.site < other else -1)
+        return result
+
+    def taking_part(self, wanted: Wanted) -> Party:
+        """Who takes part: this site, and those whose shares it was sent.
+
+        Raises:
+            PolicyRefusal: ``secure_session``, where the order has none of that, or too few take part.
+        """
+        circle, received = wanted.circle, wanted.shares
+        if circle is None or received is None or wanted.survivors is not None:
+            raise PolicyRefusal(RULE, "the order asks for a masked vector and says with whom not")
+        self._join(circle)
+        self._check_parties({*received, self.site}, circle)
+        return Party(circle=circle, names=tuple(sorted({*received, self.site})))
+
+    def _offer(self) -> Offer:
+        state = self._state()
+        offer = Offer(
+            site=self.site,
+            mask_key=masks.public_of(bytes.fromhex(state["mask_key"])).hex(),
+            seal_key=masks.public_of(bytes.fromhex(state["seal_key"])).hex(),
+            seed_mark=mark_of(bytes.fromhex(state["seed"])),
+            patients=self.patients,
+        )
+        home = SiteFolder(self.folder)
+        if not home.certificate_file.exists():
+            return offer
+        signature = home.key().sign(offer.signed(self.run, self.session), ec.ECDSA(hashes.SHA256()))
+        return offer.model_copy(
+            update={
+                "certificate": identity.certificate_text(home.certificate()),
+                "signature": signature.hex(),
+            }
+        )
+
+    def _join(self, circle: Circle) -> None:
+        """Agree on the circle: the first of a session that is in order is the only one."""
+        state = self._state()
+        digest = circle.digest().hex()
+        if state.get("circle") == digest:
+            return
+        if "circle" in state:
+            raise PolicyRefusal(RULE, "the session has another circle")
+        if circle.run != self.run or circle.session != self.session or self.site not in circle.names:
+            raise PolicyRefusal(RULE, "the circle is not of this session, or without this site")
+        own = circle.offer(self.site)
+        mine = self._offer()
+        if own.signed(self.run, self.session) != mine.signed(self.run, self.session):
+            raise PolicyRefusal(RULE, "the circle has other keys or patients of this site")
+        try:
+            least = threshold_of(len(circle.names), self.settings.dropouts, self.settings.colluding)
+        except ValueError as problem:
+            raise PolicyRefusal(RULE, str(problem)) from None
+        if circle.threshold < least or circle.colluding != self.settings.colluding:
+            raise PolicyRefusal(RULE, f"fewer could open the sum than the experiment says ({least})")
+        self._check_parties(set(circle.names), circle)
+        for offer in circle.offers:
+            if offer.site != self.site:
+                self._check_signature(offer)
+        self._keep(state | {"circle": digest})
+
+    def _check_parties(self, parties: set[str], circle: Circle) -> None:
+        """Enough of them, and none of them most of the sum."""
+        if not parties <= set(circle.names):
+            raise PolicyRefusal(RULE, "somebody takes part who is not in the circle")
+        if len(parties) < circle.threshold:
+            raise PolicyRefusal(RULE, f"{len(parties)} sites take part; {circle.threshold} have to")
+        if len(parties) < self.policy.least_sites:
+            raise PolicyRefusal("least_sites", f"{len(parties)} sites; at least {self.policy.least_sites}")
+        patients = sum(circle.offer(name).patients for name in parties)
+        share = self.patients / patients if self.site in parties and patients else 0.0
+        if share > self.policy.maximum_share:
+            raise PolicyRefusal(
+                "maximum_share",
+                f"{share:.0%} of the sum's patients are here; {self.policy.maximum_share:.0%} at most",
+            )
+
+    def _check_signature(self, offer: Offer) -> None:
+        """Where this site has a certificate, so has each of the others, and its keys are signed with it."""
+        home = SiteFolder(self.folder)
+        if not home.authority_file.exists():
+            return
+        try:
+            authority = identity.load_certificate(home.authority_file)
+            certificate = identity.read_certificate(offer.certificate.encode(), offer.site)
+            certificate.verify_directly_issued_by(authority)
+            if identity.certified_site(certificate) != offer.site or identity.days_left(certificate) < 0:
+                raise ValueError
+            identity.public_key(certificate).verify(
+                bytes.fromhex(offer.signature),
+                offer.signed(self.run, self.session),
+                ec.ECDSA(hashes.SHA256()),
+            )
+        except (ValueError, TypeError, InvalidSignature, FedmedError):
+            raise PolicyRefusal(
+                RULE, f"the keys of '{offer.site}' are not signed with its certificate"
+            ) from None
+
+    def _sealed(self, circle: Circle) -> dict[str, str]:
+        """By receiver its shares of this site's seed and key, encrypted for it alone; its own share stays."""
+        state = self._state()
+        if "sealed" not in state:
+            secrets_ = [bytes.fromhex(state[name]) for name in _HALVES]
+            split = [shares.split(secret, circle.threshold, len(circle.names)) for secret in secrets_]
+            parts = {name: b"".join(half[circle.number(name) - 1] for half in split) for name in circle.names}
+            state["own"] = parts.pop(self.site).hex()
+            state["sealed"] = {name: self._seal(state, circle, name, part) for name, part in parts.items()}
+            self._keep(state)
+        sealed: dict[str, str] = state["sealed"]
+        return sealed
+
+    def _opened(
+        self, circle: Circle, received: Mapping[str, str], survivors: tuple[str, ...]
+    ) -> dict[str, str]:
+        """By site one half of its shares: of a survivor the seed of its own mask, of another the key of its masks with others."""
+        parties = {*received, self.site} if self.site in survivors else set(received)
+        self._check_parties(set(survivors), circle)
+        if not set(survivors) <= parties:
+            raise PolicyRefusal(RULE, "a survivor did not take part")
+        state = self._state()
+        asked = [sorted(parties), sorted(survivors)]
+        if state.setdefault("opened", asked) != asked:
+            raise PolicyRefusal(RULE, "the sum over other sites was opened in this session")
+        self._keep(state)
+        opened = {}
+        for name in sorted(parties):
+            both = (
+                bytes.fromhex(state["own"])
+                if name == self.site
+                else self._unseal(state, circle, name, received[name])
+            )
+            half = both[: shares.SECRET_BYTES] if name in survivors else both[shares.SECRET_BYTES :]
+            opened[name] = half.hex()
+        return opened
+
+    def _seal(self, state: Mapping[str, Any], circle: Circle, receiver: str, part: bytes) -> str:
+        nonce = secrets.token_bytes(_NONCE)
+        return (nonce + self._box(state, circle, self.site, receiver).encrypt(nonce, part, None)).hex()
+
+    def _unseal(self, state: Mapping[str, Any], circle: Circle, sender: str, sealed: str) -> bytes:
+        content = bytes.fromhex(sealed)
+        try:
+            part = self._box(state, circle, sender, self.site).decrypt(
+                content[:_NONCE], content[_NONCE:], None
+            )
+        except (InvalidTag, ValueError):
+            raise PolicyRefusal(RULE, f"the shares of '{sender}' are not what it sealed") from None
+        if len(part) != 2 * shares.SECRET_BYTES:
+            raise PolicyRefusal(RULE, f"the shares of '{sender}' have another length")
+        return part
+
+    def _box(self, state: Mapping[str, Any], circle: Circle, sender: str, receiver: str) -> ChaCha20Poly1305:
+        other = receiver if sender == self.site else sender
+        purpose = b"seal" + circle.digest(sender, receiver)
+        return ChaCha20Poly1305(
+            masks.agreed(bytes.fromhex(state["seal_key"]), _key(circle, other, "seal_key"), purpose)
+        )
+
+    @property
+    def _file(self) -> Path:
+        run = hashlib.sha256(self.run.encode()).hexdigest()[:32]
+        return self.folder / "secure" / run / f"{self.session}.json"
+
+    def _state(self) -> dict[str, Any]:
+        """What is kept of the session; a new one begins with new secrets, and ends the oldest."""
+        if self._file.exists():
+            state: dict[str, Any] = json.loads(self._file.read_bytes())
+            return state
+        new = {name: secrets.token_hex(masks.KEY_BYTES) for name in (*_HALVES, "seal_key")}
+        self._keep(new)
+        self._forget()
+        return new
+
+    def _keep(self, state: Mapping[str, Any]) -> None:
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(self._file, json.dumps(state).encode(), mode=0o600)
+
+    def _forget(self) -> None:
+        sessions = sorted(self._file.parent.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+        for file in sessions[:-_SESSIONS]:
+            file.unlink()
+        runs = sorted(self._file.parents[1].iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+        for folder in runs[:-_RUNS]:
+            if folder != self._file.parent:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Summing:
+    """A session whose masked vector an order asks for, and who takes part in it."""
+
+    sum: Sum
+    party: Party
+
+    def masked(self, layout: Layout, arrays: Mapping[str, NDArray[np.float64]]) -> NDArray[np.uint32]:
+        """See :meth:`Sum.mask`."""
+        return self.sum.mask(self.party, layout, arrays)
+
+
+def _key(circle: Circle, site: str, name: str) -> bytes:
+    return bytes.fromhex(getattr(circle.offer(site), name))

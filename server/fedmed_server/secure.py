@@ -1,0 +1,307 @@
+"""The server's part in a secure sum: it carries messages between sites, adds what it cannot read, and opens the sum alone.
+
+Three further exchanges of small messages go with each round: of keys, of sealed shares, and of what opens the sum. What was
+agreed is in the run's folder before sites train on it, so that a run that goes on after a crash asks for the same, and gets what
+sites have sealed meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmed_common import wire
+from fedmed_common.errors import QuorumError, WireError
+from fedmed_common.files import write_atomically
+from fedmed_common.secure import circle as messages
+from fedmed_common.secure import masks, shares
+from fedmed_common.secure.circle import Circle, Given, Party, Wanted, mark_of, threshold_of
+from fedmed_common.secure.fixed_point import Layout
+from fedmed_server.channel import Channel, Member
+from fedmed_server.exchange import Extras, exchange
+from fedmed_server.history import SiteResult
+
+FILE = "secure.json"
+_MOST_TRIES = 1000
+
+
+@dataclass(slots=True)
+class SecureSum:
+    """One sum. ``order``: what sites do for it, whose experiment has ``[secure_aggregation]``."""
+
+    channel: Channel
+    order: wire.Order
+    party: Party | None = None
+    lost: list[SiteResult] = field(default_factory=list)
+    _sealed: dict[str, dict[str, str]] = field(default_factory=dict)
+    _survivors: tuple[str, ...] | None = None
+    _total: NDArray[np.uint32] | None = None
+    _added: list[str] = field(default_factory=list)
+
+    def agree(self, members: Sequence[Member]) -> list[Member]:
+        """Who takes part: those of the members who gave keys and shares. Those who did not are ``lost``.
+
+        Raises:
+            QuorumError: too few did.
+        """
+        if not self._known(members):
+            self._begin(members)
+        assert self.party is not None  # noqa: S101
+        return [member for member in members if member.name in self.party.names]
+
+    def wanted(self, site: str) -> str:
+        """What a site's order says of the sum."""
+        return messages.to_text(self._wanted(site))
+
+    def add(self, site: str, vector: NDArray[np.uint32]) -> None:
+        """Add a site's masked vector, modulo 2^32. Of a sum that was opened before the others are left out."""
+        if self._survivors is not None and site not in self._survivors:
+            return
+        self._added.append(site)
+        if self._total is None:
+            self._total = vector.copy()
+        else:
+            self._total += vector
+
+    def open(self, members: Sequence[Member], layout: Layout) -> dict[str, NDArray[np.float64]]:
+        """The sum over those whose vectors were added, by the names of the layout's blocks.
+
+        Raises:
+            QuorumError: too few are left, or too few help to open it.
+        """
+        party, survivors = self._party, tuple(sorted(self._added))
+        if self._survivors not in (None, survivors):
+            self._forget()
+            raise QuorumError(
+                f"{self._what}: sites whose sum was to be opened did not answer again; it has to be begun anew\n"
+                "  fix: 'fedmed resume' does that"
+            )
+        if len(survivors) < party.circle.threshold:
+            raise QuorumError(
+                f"{self._what}: {len(survivors)} of {len(party.names)} sites are in the secure sum; "
+                f"{party.circle.threshold} have to be (secure_aggregation.dropouts)"
+            )
+        self._survivors = survivors
+        self._save()
+        opened = self._gathered(members, survivors)
+        context = party.context(self.order.kind.value, self.order.statistic, layout.described())
+        assert self._total is not None  # noqa: S101
+        try:
+            unmask(self._total, party, survivors, opened, context)
+        except ValueError as problem:
+            self._forget()
+            raise QuorumError(
+                f"{self._what}: {problem}\n"
+                "  fix: 'fedmed resume' begins the sum anew; leave a site out that gives wrong shares again"
+            ) from None
+        return layout.decode(self._total)
+
+    @property
+    def _party(self) -> Party:
+        assert self.party is not None  # noqa: S101
+        return self.party
+
+    @property
+    def _what(self) -> str:
+        statistic = f" (statistic '{self.order.statistic}')" if self.order.statistic else ""
+        return f"round {self.order.round}{statistic}"
+
+    def _begin(self, members: Sequence[Member]) -> None:
+        settings = self.channel.experiment.secure_aggregation
+        assert settings is not None  # noqa: S101
+        session = secrets.token_hex(16)
+        offers = {}
+        for member, given in self._ask(members, lambda _site: Wanted(session=session), self._is_offer):
+            offers[member.name] = given.offer
+        try:
+            circle = Circle(
+                run=self.order.run,
+                round=self.order.round,
+                session=session,
+                threshold=threshold_of(len(offers), settings.dropouts, settings.colluding),
+                colluding=settings.colluding,
+                offers=tuple(offer for name in sorted(offers) if (offer := offers[name]) is not None),
+            )
+        except ValueError as problem:
+            raise QuorumError(
+                f"{self._what}: no secure sum: {_first_line(problem)}{self._reasons()}"
+            ) from None
+        asked = [member for member in members if member.name in offers]
+        self._sealed = {
+            member.name: given.sealed or {}
+            for member, given in self._ask(
+                asked,
+                lambda _site: Wanted(session=session, circle=circle),
+                lambda member, given: (
+                    given.sealed is not None and {*given.sealed, member.name} == set(circle.names)
+                ),
+            )
+        }
+        if len(self._sealed) < circle.threshold:
+            raise QuorumError(
+                f"{self._what}: {len(self._sealed)} of {len(circle.names)} sites gave shares for a secure sum, "
+                f"{circle.threshold} have to{self._reasons()}"
+            )
+        self.party = Party(circle=circle, names=tuple(sorted(self._sealed)))
+        self._save()
+
+    def _ask(
+        self,
+        members: Sequence[Member],
+        wanted: Callable[[str], Wanted],
+        is_right: Callable[[Member, Given], bool],
+    ) -> list[tuple[Member, Given]]:
+        """Small messages to and from the members; who does not answer, or not as asked, is lost."""
+        order = replace(self.order, kind=wire.Kind.SECURE)
+        found = []
+        extras = Extras(secure=lambda site: messages.to_text(wanted(site)))
+        for answer in exchange(self.channel, members, order, extras=extras):
+            given = None
+            if answer.reply is not None:
+                try:
+                    given = messages.given(answer.reply.secure)
+                except WireError:
+                    given = Given()
+                if is_right(answer.member, given):
+                    found.append((answer.member, given))
+                    continue
+            result = answer.result
+            if given is not None:
+                result = result.model_copy(update={"outcome": "rejected", "code": "secure aggregation"})
+            self.lost.append(result)
+        return found
+
+    @staticmethod
+    def _is_offer(member: Member, given: Given) -> bool:
+        offer = given.offer
+        return (
+            offer is not None
+            and offer.site == member.name
+            and offer.patients <= member.facts.patients.get("train", 0)
+        )
+
+    def _wanted(self, site: str, survivors: tuple[str, ...] | None = None) -> Wanted:
+        received = {sender: sealed[site] for sender, sealed in self._sealed.items() if sender != site}
+        return Wanted(
+            session=self._party.circle.session,
+            circle=self._party.circle,
+            shares=received,
+            survivors=survivors,
+        )
+
+    def _gathered(self, members: Sequence[Member], survivors: tuple[str, ...]) -> dict[str, dict[int, bytes]]:
+        """By site the shares of one of its secrets, by their numbers."""
+        party, before = self._party, len(self.lost)
+        answers = self._ask(
+            [member for member in members if member.name in party.names],
+            lambda site: self._wanted(site, survivors),
+            lambda _member, given: given.opened is not None and set(given.opened) == set(party.names),
+        )
+        if len(answers) < party.circle.threshold:
+            raise QuorumError(
+                f"{self._what}: {len(answers)} sites help to open the secure sum; {party.circle.threshold} have "
+                f"to{self._reasons(before)}"
+            )
+        del self.lost[before:]
+        opened: dict[str, dict[int, bytes]] = {name: {} for name in party.names}
+        for member, given in answers:
+            for name, share in (given.opened or {}).items():
+                opened[name][party.circle.number(member.name)] = bytes.fromhex(share)
+        return opened
+
+    def _reasons(self, first: int = 0) -> str:
+        problems = "; ".join(result.problem() for result in self.lost[first:])
+        return f". {problems}" if problems else ""
+
+    def _known(self, members: Sequence[Member]) -> bool:
+        """Take up what was agreed on before a crash, for the same work of the same sites."""
+        file = self._file
+        if file is None or not file.exists():
+            return False
+        try:
+            document = json.loads(file.read_bytes())
+            circle = Circle.model_validate(document["circle"])
+            if document["for"] != self._purpose() or not set(circle.names) <= {m.name for m in members}:
+                return False
+            self._sealed = document["sealed"]
+            self._survivors = tuple(document["survivors"]) if document["survivors"] is not None else None
+        except (ValueError, KeyError, TypeError):
+            return False
+        self.party = Party(circle=circle, names=tuple(sorted(self._sealed)))
+        for member in members:
+            if member.name not in self.party.names:
+                missing = SiteResult(site=member.name, patients=member.facts.patients.get("train", 0))
+                self.lost.append(missing.model_copy(update={"outcome": "late", "code": "deadline"}))
+        return True
+
+    def _save(self) -> None:
+        if self._file is None:
+            return
+        document = {
+            "for": self._purpose(),
+            "circle": self._party.circle.model_dump(mode="json"),
+            "sealed": self._sealed,
+            "survivors": self._survivors,
+        }
+        write_atomically(self._file, json.dumps(document).encode())
+
+    def _forget(self) -> None:
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    def _purpose(self) -> list[object]:
+        return [self.order.kind.value, self.order.run, self.order.round, self.order.statistic]
+
+    @property
+    def _file(self) -> Path | None:
+        return None if self.channel.folder is None else self.channel.folder / FILE
+
+
+def unmask(
+    total: NDArray[np.uint32],
+    party: Party,
+    survivors: Collection[str],
+    opened: Mapping[str, Mapping[int, bytes]],
+    context: bytes,
+) -> None:
+    """Take the masks off the survivors' sum, in place.
+
+    ``opened``: by site the shares of its seed, if it survived, or else of its key, by their numbers.
+
+    Raises:
+        ValueError: they are not what the site has announced.
+    """
+    for name in party.names:
+        secret = _secret(party, name, opened[name], survived=name in survivors)
+        if name in survivors:
+            masks.add_mask(total, masks.derived(secret, b"self" + context), -1)
+            continue
+        for other in survivors:
+            public = bytes.fromhex(party.circle.offer(other).mask_key)
+            masks.add_mask(total, masks.agreed(secret, public, b"pair" + context), -1 if other < name else 1)
+
+
+def _secret(party: Party, name: str, found: Mapping[int, bytes], *, survived: bool) -> bytes:
+    """The site's seed or key, of shares some of which may be wrong: of the first set that gives what was announced."""
+    offer = party.circle.offer(name)
+    for numbers in islice(combinations(found, party.circle.threshold), _MOST_TRIES):
+        secret = shares.combine({number: found[number] for number in numbers})
+        if survived and mark_of(secret) == offer.seed_mark:
+            return secret
+        if not survived and masks.public_of(secret).hex() == offer.mask_key:
+            return secret
+    raise ValueError(f"the shares of '{name}' do not open the secure sum: some site's are wrong")
+
+
+def _first_line(problem: Exception) -> str:
+    errors = getattr(problem, "errors", None)
+    if callable(errors):
+        return str(errors()[0]["msg"]).removeprefix("Value error, ")
+    return str(problem)
