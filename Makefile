@@ -76,6 +76,7 @@ test-faults: $(INSTALLED)
 	$(BIN)/python benchmarks/kill_matrix.py
 	$(BIN)/python benchmarks/chaos.py
 	$(BIN)/python benchmarks/canaries.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ledger_kills.py
 
 bench-load: $(INSTALLED)
 	$(BIN)/python benchmarks/load.py

@@ -207,11 +207,13 @@ class Sum:
         self, circle: Circle, received: Mapping[str, str], survivors: tuple[str, ...]
     ) -> dict[str, str]:
         """By site one half of its shares: of a survivor the seed of its own mask, of another the key of its masks with others."""
-        parties = {*received, self.site} if self.site in survivors else set(received)
+        parties = {*received, self.site}
         self._check_parties(set(survivors), circle)
         if not set(survivors) <= parties:
             raise PolicyRefusal(RULE, "a survivor did not take part")
         state = self._state()
+        if "own" not in state:
+            raise PolicyRefusal(RULE, "this site has sealed no shares in this session")
         asked = [sorted(parties), sorted(survivors)]
         if state.setdefault("opened", asked) != asked:
             raise PolicyRefusal(RULE, "the sum over other sites was opened in this session")

@@ -172,3 +172,50 @@ def test_facts_hold_a_name_counts_and_a_version(changes: dict[str, object]) -> N
 
 def test_a_roll_call_measures_nothing() -> None:
     assert not gate.allowed_metrics(wire.Kind.FACTS, TASK)
+
+
+MASKED = replace(EXPECTED, template=None, masked=5)
+VECTOR = np.arange(5, dtype=np.uint32)
+
+
+def test_a_masked_vector_passes_in_the_place_of_an_update() -> None:
+    reply = gate.admit(_packed(delta={}, masked=VECTOR), MASKED)
+    assert reply.masked is not None
+    np.testing.assert_array_equal(reply.masked, VECTOR)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"masked": VECTOR[:4]}, "parameter (size|shape)"),
+        ({"masked": np.zeros(6, np.uint32)}, "parameter (size|shape)"),
+        ({"masked": np.zeros((5, 1), np.uint32)}, "parameter shape"),
+        ({"masked": np.zeros(5, np.float32)}, "parameter type"),
+        ({"masked": np.zeros(5, np.int32)}, "parameter type"),
+        ({"masked": np.zeros(5, np.uint64)}, "parameter (size|type)"),
+        ({}, "no masked vector"),
+        ({"masked": VECTOR, "delta": DELTA}, "undeclared parameters"),
+        ({"masked": VECTOR, "sums": DELTA}, "undeclared sums"),
+        ({"masked": VECTOR, "secure": "{}"}, "secure aggregation"),
+        ({"masked": VECTOR, "code": "internal"}, "a refusal that carries results"),
+        ({"code": "policy", "secure": "{}"}, "a refusal that carries results"),
+    ],
+)
+def test_what_is_no_masked_vector_of_that_length_is_refused(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(RejectedReply, match=f"^{reason}$"):
+        gate.admit(_packed(**{"delta": {}, **changes}), MASKED)
+
+
+def test_a_masked_vector_that_was_not_asked_for_is_refused() -> None:
+    with pytest.raises(RejectedReply, match="undeclared masked vector"):
+        gate.admit(_packed(masked=VECTOR), EXPECTED)
+
+
+def test_messages_of_a_secure_sum_come_when_they_are_asked_for_alone() -> None:
+    expected = replace(EXPECTED, kind=wire.Kind.SECURE, template=None, metrics=frozenset())
+    assert gate.admit(_packed(delta={}, metrics={}, secure="{}"), expected).secure == "{}"
+    for changes in ({}, {"secure": "{}", "masked": VECTOR}, {"secure": "x" * 5_000_000}):
+        with pytest.raises(RejectedReply):
+            gate.admit(_packed(**{"delta": {}, "metrics": {}, **changes}), expected)
+    with pytest.raises(RejectedReply, match="secure aggregation"):
+        gate.admit(_packed(secure="{}"), EXPECTED)
