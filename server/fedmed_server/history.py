@@ -141,6 +141,16 @@ def missed(results: Iterable[SiteResult], what: str) -> tuple[str, ...]:
     )
 
 
+def rounds_by_site(rounds: Iterable[RoundDone]) -> dict[str, int]:
+    """In how many rounds each site's update was used."""
+    counts: dict[str, int] = {}
+    for done in rounds:
+        for result in done.train:
+            if result.outcome == "ok":
+                counts[result.site] = counts.get(result.site, 0) + 1
+    return counts
+
+
 def epsilon_by_site(rounds: Iterable[RoundDone]) -> dict[str, float]:
     """By site that trained privately: what all its answers so far have cost each of its patients."""
     spent: dict[str, float] = {}

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from fedmed_common.config import Experiment
 from fedmed_common.metrics import Metrics, class_mean, merge
-from fedmed_server.history import RoundDone, RunEnded, SiteResult, epsilon_by_site
+from fedmed_server.history import RoundDone, RunEnded, SiteResult, epsilon_by_site, rounds_by_site
+from fedmed_strategies.presets import recipe_of
 
 _IN_WORDS = {
     "false_positive": "painted where absent",
@@ -95,15 +96,22 @@ class Display:
 
 
 def privacy_sentence(rounds: Iterable[RoundDone], experiment: Experiment) -> str:
-    """What the run has cost each training patient, where it trained privately; else nothing."""
-    spent = epsilon_by_site(rounds)
-    if experiment.privacy is None or not spent:
-        return ""
-    each = ", ".join(f"{site} {epsilon:.2f}" for site, epsilon in spent.items())
-    return (
-        f"epsilon {max(spent.values()):.2f} of {experiment.privacy.epsilon:g} spent at delta {experiment.privacy.delta:g} "
-        f"({each})"
-    )
+    """What the run has cost each training patient, where it trained privately, and each site, with central privacy."""
+    done = list(rounds)
+    spent, said = epsilon_by_site(done), []
+    if experiment.privacy is not None and spent:
+        each = ", ".join(f"{site} {epsilon:.2f}" for site, epsilon in spent.items())
+        said.append(
+            f"epsilon {max(spent.values()):.2f} of {experiment.privacy.epsilon:g} spent at delta {experiment.privacy.delta:g} "
+            f"({each})"
+        )
+    central = recipe_of(experiment).central_privacy
+    if central is not None and done:
+        most = max(rounds_by_site(done).values(), default=0)
+        said.append(
+            f"epsilon {central.epsilon(most):.2f} for a whole site, at delta {central.delta:g}, over {most} rounds"
+        )
+    return "; ".join(said)
 
 
 def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:

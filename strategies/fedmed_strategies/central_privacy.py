@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedmed_common import privacy
 from fedmed_common.fields import Fraction, Positive
 from fedmed_common.params import is_statistic
+from fedmed_common.privacy import Spent
 from fedmed_strategies.combining import Weighed
 from fedmed_strategies.filters.norm_bound import bounded
 from fedmed_strategies.pieces import Arrays, Memory, Piece
@@ -27,7 +29,9 @@ class CentralPrivacy(Piece):
     others more.
 
     With ``adapts``, C follows the ``quantile`` of the updates' lengths: C <- max(least, C exp(-adapts (b - quantile))), b the
-    share of updates no longer than C, with noise of deviation ``noise_of_shares`` / n on it, which is a release by itself."""
+    share of updates no longer than C, with noise of deviation ``noise_of_shares`` / n on it, which is a release by itself.
+
+    ``delta``: at which the epsilon of a run is told."""
 
     name = "central_privacy"
     source = (
@@ -39,7 +43,26 @@ class CentralPrivacy(Piece):
     adapts: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
     quantile: Fraction = 0.5
     least: Positive = 1e-3
+    delta: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-5
     noise_of_shares: Annotated[float, Field(ge=0.0)] = 1.0
+
+    def spent(self, rounds: int) -> tuple[Spent, ...]:
+        """What so many rounds in which a site took part cost it; none is cheaper for its not being drawn: that is known."""
+        if not self.noise_multiplier or not rounds:
+            return ()
+        own = (Spent(noise_multiplier=self.noise_multiplier, sampling_rate=1.0, steps=rounds),)
+        if not self.adapts:
+            return own
+        if not self.noise_of_shares:
+            return ()
+        return (*own, Spent(noise_multiplier=self.noise_of_shares, sampling_rate=1.0, steps=rounds))
+
+    def epsilon(self, rounds: int) -> float:
+        """The epsilon at ``delta`` of so many rounds in which a site took part; infinite where a release has no noise."""
+        if not rounds:
+            return 0.0
+        spent = self.spent(rounds)
+        return privacy.epsilon(spent, self.delta) if spent else math.inf
 
     def clip_of(self, memory: Memory) -> float:
         """C of the round."""

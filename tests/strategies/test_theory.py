@@ -10,6 +10,7 @@ import pytest
 from federated import scene
 from quadratics import Quadratics
 
+from fedmed_common.privacy import Spent, epsilon
 from fedmed_strategies.central_privacy import CentralPrivacy
 from fedmed_strategies.corrections.dyn import Dyn
 from fedmed_strategies.personal.networks import MeanRegularised
@@ -141,3 +142,16 @@ def test_one_site_moves_a_clipped_mean_by_no_more_than_the_noise_is_for() -> Non
         deltas = [np.full(4, sent, np.float32), *([np.full(4, -0.1, np.float32)] * 5)]
         means.append(play(Recipe(central_privacy=privacy), deltas, patients, {}).finish()[0]["w"])
     assert np.linalg.norm(means[0] - means[1]) == pytest.approx(0.7 * 500 / 750, rel=1e-6)
+
+
+def test_central_privacy_tells_what_it_costs_a_site() -> None:
+    """Of rounds in which the site took part, none cheaper for not being drawn; adaptive clipping is charged besides."""
+    fixed, adaptive = CentralPrivacy(noise_multiplier=4.0), CentralPrivacy(noise_multiplier=4.0, adapts=0.2)
+    alone = Spent(noise_multiplier=4.0, sampling_rate=1.0, steps=10)
+    assert fixed.epsilon(0) == 0.0
+    assert fixed.epsilon(10) == epsilon([alone], 1e-5)
+    assert adaptive.epsilon(10) == epsilon(
+        [alone, Spent(noise_multiplier=1.0, sampling_rate=1.0, steps=10)], 1e-5
+    )
+    assert CentralPrivacy(noise_multiplier=0.0).epsilon(1) == np.inf
+    assert CentralPrivacy(adapts=0.2, noise_of_shares=0.0).epsilon(1) == np.inf

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedmed_server.history import SiteResult, epsilon_by_site
+from fedmed_server.history import SiteResult, epsilon_by_site, rounds_by_site
 from fedmed_server.report.source import RunHistory, in_order
 from fedmed_server.report.tables import MOST_SITES, last_round
+from fedmed_strategies.presets import recipe_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,15 @@ def incidents(run: RunHistory) -> tuple[Incident, ...]:
 def spent(run: RunHistory) -> list[tuple[str, float]]:
     """Sites that trained privately, by name, with the epsilon that the run has cost each of their patients."""
     return sorted(epsilon_by_site(run.rounds).items(), key=lambda pair: in_order(pair[0]))
+
+
+def spent_of_sites(run: RunHistory) -> tuple[float, float, int] | None:
+    """With central privacy, the epsilon of a whole site, its delta, and the most rounds that a site took part in."""
+    central = recipe_of(run.experiment).central_privacy
+    if central is None:
+        return None
+    most = max(rounds_by_site(run.rounds).values(), default=0)
+    return central.epsilon(most), central.delta, most
 
 
 def missing_rounds(run: RunHistory) -> tuple[int, ...]:

@@ -128,6 +128,7 @@ def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> st
             reply_told=REPLY_TOLD,
             facts_told=FACTS_TOLD,
             spent=effort.spent(run),
+            of_sites=effort.spent_of_sites(run),
             command=_without_folders(start.command)
             if start and shareable
             else start.command
