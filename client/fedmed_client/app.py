@@ -22,17 +22,19 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedmed_client import independence, policy, private, secure
+from fedmed_client import independence, policy, private
+from fedmed_client.charges import charge, promised_by
 from fedmed_client.data.splits import SPLITS
 from fedmed_client.engine.parallel import train_together
 from fedmed_client.evaluate import measurements
 from fedmed_client.keeping import Keeping
-from fedmed_client.ledger import Budget, Ledger, Reservation
+from fedmed_client.ledger import Budget, Ledger
 from fedmed_client.method import Method, Result, changed_inputs, own_normalisation
 from fedmed_client.secure import Summing
 from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.site.withdrawals import Withdrawals
 from fedmed_client.statistics import summed
+from fedmed_client.summing import noise_shares, sum_of, summing_of
 from fedmed_client.train import Course, Update, train
 from fedmed_client.work.outbox import Outbox
 from fedmed_client.workbench import (
@@ -44,14 +46,12 @@ from fedmed_client.workbench import (
     numerics,
 )
 from fedmed_common import entropy, params, privacy, wire
-from fedmed_common.config import Experiment
 from fedmed_common.errors import FedmedError, Interrupted, PolicyRefusal
 from fedmed_common.failpoints import reach
 from fedmed_common.loading import load_site
 from fedmed_common.metrics import Mean
 from fedmed_common.params import Parameters
 from fedmed_common.privacy import Spent
-from fedmed_common.receipts import Receipt
 from fedmed_common.secure import circle
 from fedmed_strategies.layers import sizes_of
 from fedmed_strategies.pieces import SiteHalf, under
@@ -61,7 +61,7 @@ from fedmed_strategies.statistics.base import Statistic
 
 INCIDENTS = "incidents.log"
 HOME_VARIABLE = "FEDMED_HOME"
-_UNKNOWN = "unknown"
+_UNKNOWN, _CLIPPING_NORM = "unknown", "privacy/clipping_norm"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
     method = Method.of(home, bench, order, cohort, sampler)
     used = {cohort.keys[case.patient] for case in cohort.of("train")} if cohort.keys else ()
     Withdrawals(home.folder).note_use(order.run, bench.experiment.name, used)
-    summing = _summing(home, order)
+    summing = summing_of(home, order)
     policy.check_steps(home.site.policy, bench.experiment.train.steps_of(sampler.patients))
     policy.check_scalars(home.site.policy, method.recipe.scalars())
     if bench.experiment.privacy is not None:
@@ -226,7 +226,9 @@ def _train_privately(
     """Reserve what it spends, durably, then train. No loss leaves, and no time: neither has noise on it."""
     bench, sampler = method.bench, method.sampler
     also = method.recipe.spent(bench.experiment)
-    mechanism = private.mechanism_for(bench.experiment, sampler.patients, also, _sharing(bench, summing))
+    mechanism = private.mechanism_for(
+        bench.experiment, sampler.patients, also, noise_shares(bench.experiment, summing)
+    )
     noise_multiplier = privacy.noise_multiplier(bench.experiment, also)
     policy.check_noise(home.site.policy, noise_multiplier)
     cost = Spent(
@@ -235,14 +237,23 @@ def _train_privately(
         steps=bench.experiment.train.steps,
     )
 
+    reached = method.memory.get(_CLIPPING_NORM)
+    if mechanism.following is not None and reached is not None:
+        mechanism = replace(mechanism, clipping_norm=float(reached))
+    left = [mechanism]
+
     def train_it(start: Parameters, halves: Sequence[SiteHalf], _seed: np.random.SeedSequence) -> Update:
-        change = private.train(bench, sampler, start, order.round, mechanism, on_step, halves)
+        change, after = private.train(bench, sampler, start, order.round, mechanism, on_step, halves)
+        left.append(after)
         return Update(delta=change, loss=Mean(0.0, 0.0))
 
     with numerics(bench.experiment, bench.device, home.site.device.threads):
         independence.check(bench, order.parameters, sampler.of_patient(0, entropy.generator()))
-        spent, receipt = _reserve(home, order, _promise(bench.experiment, order), cost)
+        spent, receipt = charge(home, order, promised_by(bench.experiment, order), cost)
         result = method.train(home.site.name, train_it)
+    if mechanism.following is not None:
+        kept = {**result.left.memory, _CLIPPING_NORM: np.array(left[-1].clipping_norm)}
+        result = replace(result, left=replace(result.left, memory=kept))
     return _trained(home, order, (method, summing), result, epsilon_spent=spent, receipt=receipt)
 
 
@@ -267,46 +278,8 @@ def _trained(
 
 def _secure(home: SiteHome, order: wire.Order) -> wire.Reply:
     """A site's part in a secure sum but for the masked vector itself, which comes of the work that is summed."""
-    given = _sum_of(home, order).answer(circle.wanted(order.secure))
+    given = sum_of(home, order).answer(circle.wanted(order.secure))
     return _reply(home, order, secure=circle.to_text(given))
-
-
-def _summing(home: SiteHome, order: wire.Order) -> Summing | None:
-    """The secure sum that the order's work is for; None where the experiment asks for none.
-
-    Raises:
-        PolicyRefusal: it asks for one, and the order has none that this site takes part in.
-    """
-    if experiment_of(order.experiment).secure_aggregation is None:
-        return None
-    if not order.secure:
-        raise PolicyRefusal(secure.RULE, "the experiment has [secure_aggregation], and the order has not")
-    of_site = _sum_of(home, order)
-    return Summing(of_site, of_site.taking_part(circle.wanted(order.secure)))
-
-
-def _sum_of(home: SiteHome, order: wire.Order) -> secure.Sum:
-    settings = experiment_of(order.experiment).secure_aggregation
-    if settings is None:
-        raise PolicyRefusal(secure.RULE, "the experiment has no [secure_aggregation]")
-    cohort, _ = COHORTS.get(home, order.experiment)
-    policy.check_patients(home.site.policy, cohort.patients("train"))
-    return secure.Sum(
-        folder=home.folder,
-        site=home.site.name,
-        run=order.run,
-        session=circle.wanted(order.secure).session,
-        patients=cohort.patients("train"),
-        policy=home.site.policy,
-        settings=settings,
-        about=(order.kind.value, order.statistic),
-    )
-
-
-def _sharing(bench: Bench, summing: Summing | None) -> int:
-    """How many sites at least add their part of the noise."""
-    settings = bench.experiment.secure_aggregation
-    return summing.party.honest if settings is not None and settings.distributed_noise and summing else 1
 
 
 def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
@@ -320,11 +293,11 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         raise PolicyRefusal("statistics", f"'{order.statistic}' is not what the recipe asks of this site")
     policy.check_statistics(home.site.policy, statistic.name)
     policy.check_patients(home.site.policy, cohort.patients("train"))
-    summing = _summing(home, order)
+    summing = summing_of(home, order)
     spending: dict[str, object] = {}
 
     def reserve() -> None:
-        promise = _promise(bench.experiment, order)
+        promise = promised_by(bench.experiment, order)
         limit = Budget(
             epsilon=float(statistic.epsilon or 0.0),
             delta=statistic.delta,
@@ -332,7 +305,7 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
             run=order.run,
         )
         policy.check_noise(home.site.policy, statistic.noise_multiplier)
-        spent, receipt = _reserve(home, order, promise or limit, *statistic.spent)
+        spent, receipt = charge(home, order, promise or limit, *statistic.spent)
         spending.update(epsilon_spent=spent, receipt=receipt)
 
     arrays = own_normalisation(cohort) if recipe.inputs is not None else {}
@@ -343,7 +316,7 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         if statistic.with_model:
             params.to_model(order.parameters, bench.model)
         bench.model.eval()
-        few, sharing = home.site.policy.least_patients, _sharing(bench, summing)
+        few, sharing = home.site.policy.least_patients, noise_shares(bench.experiment, summing)
         sums = under(statistic.name, summed(statistic, bench, cohort.of("train"), few, reserve, sharing))
     if summing is None:
         return _reply(home, order, sums=sums, **spending)
@@ -351,48 +324,6 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
     layout = statistic_layout(statistic, sums, sensitivity, summing.party)
     arrays = {name: array.astype(np.float64) for name, array in sums.items()}
     return _reply(home, order, masked=summing.masked(layout, arrays), **spending)
-
-
-def _promise(experiment: Experiment, order: wire.Order) -> Budget | None:
-    """What an experiment with ``[privacy]`` promises of the run."""
-    promised = experiment.privacy
-    if promised is None:
-        return None
-    return Budget(epsilon=promised.epsilon, delta=promised.delta, source="privacy.epsilon", run=order.run)
-
-
-def _reserve(home: SiteHome, order: wire.Order, promise: Budget | None, cost: Spent) -> tuple[float, Receipt]:
-    """Write down what the order's work spends; the epsilon of the run with it, and the ledger's receipt.
-
-    Raises:
-        PolicyRefusal: more than the experiment promises, or than the site gives.
-    """
-    rules = home.site.policy
-    assert promise is not None  # noqa: S101
-    budgets = [promise]
-    if rules.maximum_epsilon is not None:
-        budgets.append(Budget(epsilon=rules.maximum_epsilon, delta=rules.budget_delta))
-    if rules.maximum_run_epsilon is not None:
-        of_run = Budget(
-            epsilon=rules.maximum_run_epsilon,
-            delta=rules.budget_delta,
-            source="maximum_run_epsilon",
-            run=order.run,
-        )
-        budgets.append(of_run)
-    reservation = Reservation(
-        run=order.run,
-        round=order.round,
-        attempt=order.attempt,
-        noise_multiplier=cost.noise_multiplier,
-        sampling_rate=cost.sampling_rate,
-        steps=cost.steps,
-        experiment=experiment_of(order.experiment).name,
-    )
-    reserved = Ledger(home.folder).reserve(reservation, *budgets, receipt=order.receipt)
-    if home.audit is not None:
-        home.audit.append("reserved", run=order.run, round=order.round, kind=order.kind.value)
-    return budgets[0].cost(reserved.rows, privacy.epsilon), reserved.receipt
 
 
 def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:

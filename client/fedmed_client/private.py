@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,18 @@ Samples = tuple[Tensor, Tensor, Tensor]
 RULE = "privacy_network"
 """The rule by which a network is refused that cannot be trained so."""
 _ROUNDING = 1 - 1e-9
+_LEAST_OF_NORM = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """A clipping norm that follows a ``quantile`` of gradients' lengths, ``most`` at most (Andrew et al. 2021, 'Differentially
+    private learning with adaptive clipping', NeurIPS, algorithm 1). ``charge``: the share of a step's privacy that it takes."""
+
+    quantile: float
+    rate: float
+    charge: float
+    most: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +67,15 @@ class Mechanism:
     Source: Abadi et al. 2016, 'Deep learning with differential privacy', algorithm 1, with patients in the place of examples,
     and with the expected number of those drawn, a constant, in the place of the actual one, which would be a release by itself.
 
-    ``normal(count)``, ``draw(population, rate)``: where chance comes from.
+    ``following``: how ``clipping_norm`` changes, which is then that of the next step. ``normal(count)``, ``draw(population,
+    rate)``: where chance comes from.
     """
 
     clipping_norm: float
     noise_multiplier: float
     sampling_rate: float
     patients: int
+    following: Following | None = None
     normal: Callable[[int], Tensor] = entropy.normal
     draw: Callable[[int, float], list[int]] = entropy.poisson_sample
 
@@ -71,14 +85,15 @@ class Mechanism:
 
     @property
     def deviation(self) -> float:
-        """Of the noise on a sum."""
-        return self.noise_multiplier * self.clipping_norm
+        """Of the noise on a sum; where the count of lengths is released besides, a little more than alone."""
+        left = 1.0 if self.following is None else 1.0 - self.following.charge
+        return self.noise_multiplier * self.clipping_norm / math.sqrt(left)
 
     def clip(self, gradient: Sequence[Tensor]) -> list[Tensor] | None:
         """One patient's gradient in float64, of length ``clipping_norm`` at most, on the noise's grid; None where it is not
         finite."""
         parts = [part.double() for part in gradient]
-        length = float(torch.stack([part.square().sum() for part in parts]).sum().sqrt())
+        length = length_of(parts)
         if not np.isfinite(length):
             return None
         scale = min(1.0, self.clipping_norm * _ROUNDING / length) if length else 1.0
@@ -86,6 +101,22 @@ class Mechanism:
         if not spacing:
             return [part * scale for part in parts]
         return [part.mul(scale / spacing).trunc_().mul_(spacing) for part in parts]
+
+    def after(self, lengths: Sequence[float]) -> Mechanism:
+        """The mechanism of the next step, of how many of the drawn patients' gradients were no longer than C.
+
+        Each counts 1/2 or -1/2, so that one patient moves the sum by 1/2. Its noise and that of the gradients are together what
+        ``noise_multiplier`` alone would be: 1 / sigma^2 = (1 - charge) / sigma^2 + charge / sigma^2.
+        """
+        follow = self.following
+        if follow is None:
+            return self
+        within = sum(0.5 if length <= self.clipping_norm else -0.5 for length in lengths)
+        deviation = 0.5 * self.noise_multiplier / math.sqrt(follow.charge)
+        noisy = within + float(entropy.noise(1, deviation, self.normal)[0])
+        share = 0.5 + noisy / (self.sampling_rate * self.patients)
+        moved = self.clipping_norm * math.exp(-follow.rate * (min(1.0, max(0.0, share)) - follow.quantile))
+        return replace(self, clipping_norm=min(follow.most, max(follow.most * _LEAST_OF_NORM, moved)))
 
     def release(self, total: Sequence[Tensor]) -> list[Tensor]:
         """The sum over patients with noise, divided by the number of patients that a step draws on average."""
@@ -114,6 +145,14 @@ def mechanism_for(
         noise_multiplier=privacy.noise_multiplier(experiment, also) / math.sqrt(sharing),
         sampling_rate=settings.sampling_rate,
         patients=patients,
+        following=None
+        if settings.clipping_quantile is None
+        else Following(
+            quantile=settings.clipping_quantile,
+            rate=settings.clipping_rate,
+            charge=settings.clipping_charge,
+            most=settings.clipping_norm,
+        ),
     )
 
 
@@ -125,9 +164,9 @@ def train(
     mechanism: Mechanism,
     on_step: Callable[[int], None],
     halves: Sequence[SiteHalf] = (),
-) -> Parameters:
-    """Take ``train.steps`` private steps from ``start``; what they changed. The optimizer begins afresh in every round, unless a
-    piece hands its state on.
+) -> tuple[Parameters, Mechanism]:
+    """Take ``train.steps`` private steps from ``start``; what they changed, and the mechanism of the step that would come next.
+    The optimizer begins afresh in every round, unless a piece hands its state on.
 
     No chance in it comes from the experiment's seed, also not which samples of a patient are taken and what dropout drops: with
     a known seed these would depend on who else was drawn. ``halves``: what the recipe's pieces do meanwhile, with gradients
@@ -155,8 +194,9 @@ def train(
     ):
         torch.manual_seed(int(rng.integers(2**63)))
         for step in range(1, settings.steps + 1):
-            drawn = (sampler.of_patient(number, rng) for number in mechanism.choose())
-            released = mechanism.release(clipped_sum(bench, parameters, mechanism, drawn, shaping))
+            drawn, lengths = (sampler.of_patient(number, rng) for number in mechanism.choose()), list[float]()
+            released = mechanism.release(clipped_sum(bench, parameters, mechanism, drawn, shaping, lengths))
+            mechanism = mechanism.after(lengths)
             for parameter, gradient in zip(parameters, released, strict=True):
                 parameter.grad = gradient.to(parameter.dtype)
             for half in halves:
@@ -165,7 +205,12 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             on_step(step)
     check_buffers(bench.model, buffers)
-    return params.delta(bench.model, start)
+    return params.delta(bench.model, start), mechanism
+
+
+def length_of(parts: Sequence[Tensor]) -> float:
+    """The Euclidean length of all of them together."""
+    return float(torch.stack([part.square().sum() for part in parts]).sum().sqrt())
 
 
 def check_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> None:
@@ -187,17 +232,22 @@ def clipped_sum(
     mechanism: Mechanism,
     drawn: Iterable[Samples],
     shaping: Shaping = PLAIN,
+    lengths: list[float] | None = None,
 ) -> list[Tensor]:
     """The sum of the drawn patients' clipped gradients, float64; zero where nobody was drawn. Of a patient's samples
     ``train.batch_size`` / ``train.accumulate`` at most are in memory together.
 
-    A patient whose gradient is not finite counts as one who was not drawn, and nobody is told.
+    A patient whose gradient is not finite counts as one who was not drawn, and nobody is told. ``lengths``: is given how long
+    each of the others' was.
     """
     at_once = bench.experiment.train.batch_size // bench.experiment.train.accumulate
     total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
     for samples in drawn:
-        clipped = mechanism.clip(patient_gradient(bench, parameters, samples, at_once, shaping))
+        gradient = [part.double() for part in patient_gradient(bench, parameters, samples, at_once, shaping)]
+        clipped = mechanism.clip(gradient)
         if clipped is not None:
+            if lengths is not None:
+                lengths.append(length_of(gradient))
             for sum_so_far, part in zip(total, clipped, strict=True):
                 sum_so_far.add_(part)
         pulse.beat()

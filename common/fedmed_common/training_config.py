@@ -164,6 +164,16 @@ class Privacy(Model):
         None,
         description="sigma: deviation of the noise in units of clipping_norm; absent: the least that keeps epsilon",
     )
+    clipping_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None,
+        description="C follows this quantile of gradients' lengths at the site, never above clipping_norm; absent: it is fixed",
+    )
+    clipping_rate: Annotated[float, Field(gt=0.0, le=2.0)] = Field(
+        0.2, description="how fast it follows: C <- C exp(-rate (share within C - quantile)) in each step"
+    )
+    clipping_charge: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.05, description="the share of a step's privacy that the count of those within C takes"
+    )
     samples: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None,
         description="of a patient in a step, whose mean is the patient's gradient; absent: train.batch_size",

@@ -79,7 +79,7 @@ sys.exit(healthy != "ok")
 }
 
 back_up_server() {
-  for path in server.toml registry.json tls/ca.pem tls/server.pem state/sites.json; do copy "$path"; done
+  for path in server.toml registry.json tls/ca.pem tls/server.pem state/sites.json receipts; do copy "$path"; done
   copy_database state/flower.db
   copy_database runs/mlflow.db
   copy runs/mlartifacts
@@ -98,6 +98,7 @@ back_up_site() {
   copy_settled 'audit.log audit.head' 'audit.*'
   copy_database ledger.db
   copy ledger.key # names nobody; without it the ledger counts as changed
+  for path in withdrawn.key withdrawn.json uses; do copy "$path"; done # without these a patient who withdrew would be back
   if [ "$keys" = yes ]; then
     for path in site.key site.key.next; do copy "$path"; done
   fi

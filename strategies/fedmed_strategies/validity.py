@@ -366,6 +366,16 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
         fix="set train.steps = 1 and train.optimizer = 'sgd', or leave distributed_noise out",
     ),
     ExperimentRule(
+        what="shared noise x a clipping norm of each site's own",
+        offends=lambda r, e: _all(
+            _shares_noise(e) and e.privacy is not None and e.privacy.clipping_quantile is not None,
+            [r.weights],
+        ),
+        field="privacy.clipping_quantile",
+        why="sites whose clipping norms differ add noise of different sizes, and the count of lengths would not be shared",
+        fix="leave it out, or leave distributed_noise out",
+    ),
+    ExperimentRule(
         what="shared noise x weights other than by patients",
         offends=lambda r, e: _all(_shares_noise(e) and r.weights.name != "by_patients", [r.weights]),
         field="secure_aggregation.distributed_noise",

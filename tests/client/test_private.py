@@ -110,7 +110,7 @@ def test_without_noise_a_step_is_plain_arithmetic() -> None:
     rows = np.random.default_rng(0).normal(0, 1, (6, WIDTH)).astype(np.float32)
     drawn = iter([[0, 2, 5], []])
     steps: list[int] = []
-    change = private.train(
+    change, _ = private.train(
         bench,
         Patients([patient(row) for row in rows]),  # type: ignore[arg-type]
         {"w": np.zeros(WIDTH, np.float32)},
@@ -215,7 +215,7 @@ def test_the_same_order_twice_gives_other_noise(unet: Bench) -> None:
     mechanism = _mechanism(patients=3)
     sampler = Patients([_discs(1), _discs(2), _discs(3)])
     one, other = (
-        private.train(unet, sampler, start, 1, mechanism, lambda _step: None)  # type: ignore[arg-type]
+        private.train(unet, sampler, start, 1, mechanism, lambda _step: None)[0]  # type: ignore[arg-type]
         for _ in range(2)
     )
     assert list(one) == list(start)
@@ -323,7 +323,9 @@ def test_what_is_frozen_has_neither_noise_nor_a_share_of_the_norm(transfer: dict
     start = params.from_model(bench.model)
     trained = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
     assert 0 < len(trained) < len(list(bench.model.parameters()))
-    change = private.train(bench, Patients([_discs(1)]), start, 1, _mechanism(patients=1), lambda _step: None)  # type: ignore[arg-type]
+    change, _ = private.train(
+        bench, Patients([_discs(1)]), start, 1, _mechanism(patients=1), lambda _step: None
+    )  # type: ignore[arg-type]
     assert sum(array.size for array in change.values()) == sum(parameter.numel() for parameter in trained)
     after = params.from_model(bench.model)
     assert all(after[name].tobytes() == start[name].tobytes() for name in start.keys() - change.keys())
@@ -350,7 +352,7 @@ def test_without_noise_and_clipping_a_federated_step_is_the_step_on_the_pooled_p
     start = params.from_model(bench.model)
     free = _mechanism(clipping_norm=1e9, noise_multiplier=0.0, sampling_rate=1.0)
     changes = [
-        private.train(bench, Patients(own), start, 1, replace(free, patients=len(own)), lambda _step: None)  # type: ignore[arg-type]
+        private.train(bench, Patients(own), start, 1, replace(free, patients=len(own)), lambda _step: None)[0]  # type: ignore[arg-type]
         for own in (patients[:3], patients[3:], patients)
     ]
     mean = params.WeightedMean(start)
@@ -364,3 +366,50 @@ def test_without_noise_and_clipping_a_federated_step_is_the_step_on_the_pooled_p
     plain = torch.autograd.grad(bench.task.objective(bench.model, *everything), parameters)
     for (name, _), gradient in zip(bench.model.named_parameters(), plain, strict=True):
         np.testing.assert_allclose(changes[2][name], -0.3 * gradient.numpy(), rtol=1e-3, atol=1e-6)
+
+
+FOLLOWING = private.Following(quantile=0.5, rate=0.3, charge=0.1, most=5.0)
+
+
+def test_the_norm_and_the_gradients_together_have_the_noise_that_is_charged() -> None:
+    """1 / sigma^2 is the sum of both releases' squared sensitivity over their squared deviation."""
+    mechanism = _mechanism(following=FOLLOWING, noise_multiplier=1.7)
+    counted = 0.5 * 1.7 / 0.1**0.5
+    both = (C / mechanism.deviation) ** 2 + (0.5 / counted) ** 2
+    assert both == pytest.approx(1.7**-2)
+    without = _mechanism(noise_multiplier=1.7)
+    assert mechanism.deviation == pytest.approx(without.deviation / 0.9**0.5)
+    moved = [np.log(mechanism.after([]).clipping_norm / C) for _ in range(4000)]
+    assert float(np.std(moved)) == pytest.approx(
+        0.3 * _clipped_share_deviation(counted / (0.5 * 6)), rel=0.06
+    )
+
+
+def _clipped_share_deviation(deviation: float) -> float:
+    """Of a share about 1/2 with normal noise, cut to 0 and 1."""
+    draws = np.random.default_rng(0).normal(0.5, deviation, 400_000)
+    return float(np.std(draws.clip(0, 1)))
+
+
+def test_the_norm_follows_the_quantile_of_lengths_and_stays_below_its_bound() -> None:
+    lengths = np.linspace(0.1, 2.0, 41).tolist()
+    free = _mechanism(following=FOLLOWING, patients=41, sampling_rate=1.0, noise_multiplier=0.5)
+    for start in (0.01, 5.0):
+        mechanism, seen = replace(free, clipping_norm=start), []
+        for _ in range(300):
+            mechanism = mechanism.after(lengths)
+            seen.append(mechanism.clipping_norm)
+        assert np.mean(seen[-150:]) == pytest.approx(np.median(lengths), rel=0.15)
+    long = replace(free, clipping_norm=4.9)
+    for _ in range(200):
+        long = long.after([1e9] * 41)
+        assert long.clipping_norm <= FOLLOWING.most
+    assert _mechanism().after([1.0]) == _mechanism()
+
+
+def test_lengths_are_of_those_who_count(unet: Bench) -> None:
+    lengths: list[float] = []
+    parameters = list(unet.model.parameters())
+    clipped_sum(unet, parameters, _mechanism(), [_discs(5), HOSTILE["NaN"], _discs(6)], lengths=lengths)
+    assert len(lengths) == 2
+    assert all(length > 0 for length in lengths)

@@ -14,6 +14,7 @@ from flwr.app import Message
 from private_sites import experiment
 
 from fedmed_client.app import make_client_app
+from fedmed_client.keeping import Keeping
 from fedmed_client.ledger import KEY, LEDGER, Ledger, Reservation
 from fedmed_client.site.audit import AuditLog
 from fedmed_client.work.outbox import Outbox
@@ -251,3 +252,14 @@ def test_an_evaluation_of_a_private_experiment_is_one_as_any_other(home: SiteHom
     assert set(reply.metrics) >= {"dice/disc"}
     assert reply.epsilon_spent is None
     assert set(reply.seconds) == {"evaluate", "site"}
+
+
+def test_a_norm_that_follows_is_kept_from_round_to_round_and_charged_once(home: SiteHome) -> None:
+    asked = experiment(steps=3, rounds=4, clipping_quantile=0.5)
+    replies = [_ask(home, replace(_order(asked), round=number)) for number in (1, 2)]
+    assert [reply.code for reply in replies] == ["", ""]
+    norms = [float(Keeping(home.folder, "run").before(number)["privacy/clipping_norm"]) for number in (2, 3)]
+    assert all(0 < norm <= 1.0 for norm in norms)
+    assert norms[0] != norms[1]
+    assert [row.noise_multiplier for row in Ledger(home.folder).read()] == [2.0, 2.0]
+    assert set(wire.pack_reply(replies[0])) == {"reply", "parameters", "privacy", "receipt"}

@@ -24,7 +24,9 @@ BACKUP, RESTORE = DEPLOY / "backup" / "backup.sh", DEPLOY / "backup" / "restore.
 SERVER_KEYS = frozenset({"tls/server.key", "signing.key", "secrets/control.token"})
 SERVER_ANEW = frozenset({"run/serve.pid", "log/superlink.log"})
 SITE_KEYS = frozenset({"site.key"})
-SITE_ANEW = frozenset({"instance", "status.json", "cache/huge", "scan.index", "run/link.pid"})
+SITE_ANEW = frozenset(
+    {"instance", "status.json", "cache/huge", "scan.index", "run/link.pid", "secure/run/session.json"}
+)
 
 
 def back_up(home: Path, target: Path, *more: str) -> Path:
@@ -46,7 +48,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def make_server(home: Path) -> Path:
     """A server's home. The registry is a link, as in Kubernetes, where it lies in a secret."""
     names = (
-        "server.toml", "tls/ca.pem", "tls/server.pem", "state/sites.json", "run/serve.pid", "log/superlink.log",
+        "server.toml", "tls/ca.pem", "tls/server.pem", "state/sites.json", "receipts/north.json", "run/serve.pid", "log/superlink.log",
         "runs/one/experiment.toml", "runs/one/launch.json", "runs/one/history.jsonl",
         "runs/one/state.safetensors", "runs/one/models/best.safetensors", "runs/mlartifacts/0/a", *SERVER_KEYS,
     )  # fmt: skip
@@ -62,7 +64,7 @@ def make_site(home: Path) -> Path:
     names = (
         "site.toml", "connection.json", "ca.pem", "site.pem", "request.json", "approvals/a.json", "outbox/run/1",
         "audit.log", "audit.head", "incidents.log", "instance", "status.json", "cache/huge", "scan.index", "run/link.pid",
-        "ledger.key", *SITE_KEYS,
+        "ledger.key", "withdrawn.key", "withdrawn.json", "uses/a.json", "secure/run/session.json", *SITE_KEYS,
     )  # fmt: skip
     write(home, **{name: name for name in names})
     with sqlite3.connect(home / "ledger.db") as database:
