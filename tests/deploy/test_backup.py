@@ -48,7 +48,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def make_server(home: Path) -> Path:
     """A server's home. The registry is a link, as in Kubernetes, where it lies in a secret."""
     names = (
-        "server.toml", "tls/ca.pem", "tls/server.pem", "state/sites.json", "receipts/north.json", "run/serve.pid", "log/superlink.log",
+        "server.toml", "tls/ca.pem", "tls/server.pem", "state/sites.json", "receipts/north.json",
+        "run/serve.pid", "log/superlink.log",
         "runs/one/experiment.toml", "runs/one/launch.json", "runs/one/history.jsonl",
         "runs/one/state.safetensors", "runs/one/models/best.safetensors", "runs/mlartifacts/0/a", *SERVER_KEYS,
     )  # fmt: skip
