@@ -117,8 +117,10 @@ class SecureSum:
         settings = self.channel.experiment.secure_aggregation
         assert settings is not None  # noqa: S101
         session = secrets.token_hex(16)
-        offers = {}
-        for member, given in self._ask(members, lambda _site: Wanted(session=session), self._is_offer):
+        offers, keys = {}, set[str]()
+        for member, given in self._ask(
+            members, lambda _site: Wanted(session=session), lambda member, given: _is_new(member, given, keys)
+        ):
             offers[member.name] = given.offer
         try:
             circle = Circle(
@@ -177,15 +179,6 @@ class SecureSum:
                 result = result.model_copy(update={"outcome": "rejected", "code": "secure aggregation"})
             self.lost.append(result)
         return found
-
-    @staticmethod
-    def _is_offer(member: Member, given: Given) -> bool:
-        offer = given.offer
-        return (
-            offer is not None
-            and offer.site == member.name
-            and offer.patients <= member.facts.patients.get("train", 0)
-        )
 
     def _wanted(self, site: str, survivors: tuple[str, ...] | None = None) -> Wanted:
         received = {sender: sealed[site] for sender, sealed in self._sealed.items() if sender != site}
@@ -262,6 +255,18 @@ class SecureSum:
     @property
     def _file(self) -> Path | None:
         return None if self.channel.folder is None else self.channel.folder / FILE
+
+
+def _is_new(member: Member, given: Given, known: set[str]) -> bool:
+    """Whether it is the member's own offer, with keys that no other has; ``known`` has them from then on."""
+    offer = given.offer
+    if offer is None or offer.site != member.name:
+        return False
+    own = {offer.mask_key, offer.seal_key}
+    if len(own) < 2 or own & known or offer.patients > member.facts.patients.get("train", 0):
+        return False
+    known |= own
+    return True
 
 
 def unmask(

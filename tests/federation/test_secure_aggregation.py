@@ -353,3 +353,29 @@ def test_central_privacy_in_secret_has_its_noise_from_the_sites_that_stay(tmp_pa
     quiet = RECIPES["equal"] + Recipe(central_privacy=CentralPrivacy(noise_multiplier=0.0))
     clipped = of_site(quiet, party, party.names[0], long, {}, {}, np.zeros(1, np.int64), 1)["delta/x"]
     assert 0.999 / 5 < np.linalg.norm(clipped) <= 1.0 / 5
+
+
+def test_a_site_that_takes_anothers_keys_costs_itself_alone(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    seen: list[messages.Offer] = []
+
+    def steal(order: wire.Order, reply: Message) -> Message | None:
+        if order.kind is not wire.Kind.SECURE or messages.wanted(order.secure).circle is not None:
+            return None
+        offer = messages.given(str(reply.content.config_records["secure"]["text"])).offer
+        assert offer is not None
+        seen.append(offer)
+        if order.best == 2:
+            stolen = seen[0].model_copy(update={"site": offer.site, "patients": offer.patients})
+            reply.content.config_records["secure"]["text"] = messages.to_text(messages.Given(offer=stolen))
+            return reply
+        return None
+
+    federation = "[federation]\nretries = 0\nquorum = 0.5\n"
+    _, records, _ = run(write_experiment, tmp_path, SECURE + federation, steal, rounds=1)
+    assert records[-1].status.startswith("degraded: site-2 ")
+    (done,) = [record for record in records if isinstance(record, RoundDone)]
+    assert [(r.site, r.outcome, r.code) for r in done.train if r.outcome != "ok"] == [
+        ("site-2", "rejected", "secure aggregation")
+    ]
