@@ -38,7 +38,6 @@ from fedmed_strategies.statistics.counts import Counts
 from fedmed_strategies.validity import EXPERIMENT_RULES, PIECE_RULES, refuse, refuse_network, warnings
 from fedmed_strategies.weights.contribution import Contribution
 from fedmed_strategies.weights.disco import Disco
-from fedmed_strategies.weights.fair import Fair
 from fedmed_strategies.weights.fixed import Equal
 from fedmed_strategies.weights.gap import Gap
 
@@ -60,7 +59,7 @@ PIECES: list[tuple[str, Make, Make]] = [
     (
         "secure aggregation x a rule that compares updates",
         lambda: Recipe(secure=True, filters=(Krum(),)),
-        lambda: Recipe(secure=True, filters=(NormBound(),)),
+        lambda: Recipe(secure=True, weights=Equal()),
     ),
     (
         "secure aggregation x a rule that compares updates",
@@ -73,9 +72,19 @@ PIECES: list[tuple[str, Make, Make]] = [
         lambda: Recipe(secure=True, losses=(ClassBalanced(),)),
     ),
     (
-        "secure aggregation x weights that need an update's length",
-        lambda: Recipe(secure=True, weights=Fair()),
+        "secure aggregation x weights that are not known beforehand",
         lambda: Recipe(secure=True, weights=Gap()),
+        lambda: Recipe(secure=True, weights=Equal()),
+    ),
+    (
+        "secure aggregation x what the server does to each update",
+        lambda: Recipe(secure=True, filters=(NormBound(),)),
+        lambda: Recipe(secure=True, server_optimizer=Momentum(momentum=0.9)),
+    ),
+    (
+        "secure aggregation x a clipping norm that follows the updates",
+        lambda: Recipe(secure=True, central_privacy=CentralPrivacy(adapts=0.2)),
+        lambda: Recipe(secure=True, central_privacy=CLIPPED),
     ),
     (
         "central privacy x a rule that is no weighted mean",
@@ -157,6 +166,11 @@ PIECES: list[tuple[str, Make, Make]] = [
 
 SGD = {"train": {"optimizer": "sgd", "momentum": 0.0}}
 PRIVATE = {"privacy": {"epsilon": 4.0, "sampling_rate": 0.5}, "model": {"norm": "group"}}
+SHARED: dict[str, Any] = {
+    **PRIVATE,
+    "secure_aggregation": {"distributed_noise": True},
+    "train": {"steps": 1, "optimizer": "sgd"},
+}
 NOISED = {"counts": {"epsilon": 1.0}}
 Case = tuple[str, Recipe, dict[str, Any], Recipe, dict[str, Any]]
 EXPERIMENTS: list[Case] = [
@@ -243,6 +257,28 @@ EXPERIMENTS: list[Case] = [
         {"task": {"name": "classification"}, "model": {"name": "resnet"}},
         RECIPES["operating_point"],
         {},
+    ),
+    ("shared noise x several steps", Recipe(), {**SHARED, "train": {"steps": 2}}, Recipe(), SHARED),
+    (
+        "shared noise x a clipping norm of each site's own",
+        Recipe(),
+        {**SHARED, "privacy": {**PRIVATE["privacy"], "clipping_quantile": 0.5}},
+        Recipe(),
+        {**PRIVATE, "privacy": {**PRIVATE["privacy"], "clipping_quantile": 0.5}},
+    ),
+    (
+        "shared noise x weights other than by patients",
+        Recipe(weights=Equal()),
+        SHARED,
+        Recipe(weights=Equal()),
+        PRIVATE,
+    ),
+    (
+        "shared noise x what changes gradients or stays at the site",
+        RECIPES["fedprox"],
+        SHARED,
+        RECIPES["fedprox"],
+        PRIVATE,
     ),
     ("FedNova x equal steps", RECIPES["fednova"], {}, RECIPES["fednova"], {"train": {"epochs": 1.0}}),
 ]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fedmed_client.site.spending import Spending
 
-_KINDS = ("html", "svg", "png", "pdf")
+_KINDS = ("html", "svg")
 _POINTS = 24
 
 
@@ -25,7 +25,7 @@ def ledger_command(
     export: Annotated[
         Path | None,
         typer.Option(
-            help="Also write it: a page for an ethics board (.html), or its picture (.svg, .png, .pdf).",
+            help="Also write it: a page for an ethics board (.html), or its picture (.svg).",
             metavar="FILE",
         ),
     ] = None,
@@ -66,10 +66,8 @@ def _write(file: Path, kind: str, spent: Spending, consortium: str) -> None:
     from fedmed_client.site import ledger_page
     from fedmed_common.files import write_atomically
 
-    content = (
-        ledger_page.page(spent, consortium).encode() if kind == "html" else ledger_page.picture(spent, kind)
-    )
-    write_atomically(file, content)
+    content = ledger_page.page(spent, consortium) if kind == "html" else ledger_page.picture(spent)
+    write_atomically(file, content.encode())
     typer.echo(f"written: {file}", err=True)
 
 
@@ -77,7 +75,7 @@ def _sentence(spent: Spending) -> str:
     if not spent.runs:
         return "nothing was trained with differential privacy here yet" + _ceiling(spent)
     return (
-        f"spent: epsilon {spent.epsilon:.3f} at delta {spent.delta:g}, over {spent.rows} releases"
+        f"spent: epsilon {spent.epsilon:.3f} at delta {spent.delta:g}, over {spent.rows} orders"
         + _ceiling(spent)
     )
 

@@ -2,54 +2,69 @@
 
 from __future__ import annotations
 
-import io
+import math
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
 from fedmed_client.site.spending import Spending
 
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720.0, 280.0, 48.0, 12.0, 28.0, 36.0
 _INK, _MUTED, _RULE, _ACCENT, _CEILING = "#1a2330", "#5b6673", "#e2e6ea", "#0b6e69", "#a8201a"
 
 
-def picture(spent: Spending, kind: str = "svg") -> bytes:
-    """How epsilon grew, and the site's ceiling; ``kind``: svg, png or pdf. A ledger without rows is an empty picture."""
-    import matplotlib as mpl
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
-    from matplotlib.figure import Figure
-
-    times = [float(date2num(datetime.fromisoformat(time))) for time, _ in spent.growth]
+def picture(spent: Spending) -> str:
+    """How epsilon grew, and the site's ceiling, as SVG. A ledger without rows is an empty picture."""
+    times = [datetime.fromisoformat(time) for time, _ in spent.growth]
     values = [value for _, value in spent.growth]
-    canvas = Figure(figsize=(7.2, 3.0), dpi=110, layout="constrained")
-    axes = canvas.add_subplot()
-    if times:
-        axes.step(times, values, where="post", color=_ACCENT, linewidth=1.8, label="spent")
-        axes.plot(times[-1:], values[-1:], "o", color=_ACCENT, markersize=5)
-        axes.fill_between(times, values, step="post", color=_ACCENT, alpha=0.12)
-    if spent.maximum_epsilon is not None:
-        axes.axhline(
-            spent.maximum_epsilon, color=_CEILING, linewidth=1.2, linestyle="--", label="maximum_epsilon"
+    top = 1.12 * max([spent.maximum_epsilon or 0.0, *values, 1e-3])
+    first, span = (times[0], max(1.0, (times[-1] - times[0]).total_seconds())) if times else (None, 1.0)
+
+    def across(time: datetime) -> float:
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * ((time - first).total_seconds() / span if first else 0.0)
+
+    def up(value: float) -> float:
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * value / top
+
+    box = f'viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" font-family="sans-serif" font-size="12"'
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" {box}>']
+    for value in _ticks(top):
+        y = up(value)
+        lines.append(f'<path d="M{_LEFT:g} {y:.1f}H{_WIDTH - _RIGHT:g}" stroke="{_RULE}"/>')
+        lines.append(
+            f'<text x="{_LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end" fill="{_MUTED}">{value:g}</text>'
         )
-    axes.set_ylim(0, 1.12 * max([spent.maximum_epsilon or 0.0, *values, 1e-3]))
-    axes.set_ylabel(f"epsilon of all runs\nat delta {spent.delta:g}", color=_INK)
     if times:
-        locator = AutoDateLocator(minticks=3, maxticks=8)
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    else:
-        axes.set_xticks([])
-    axes.grid(axis="y", color=_RULE)
-    axes.tick_params(colors=_MUTED)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in {"left", "bottom"})
-        spine.set_color(_RULE)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="lower right", labelcolor=_INK)
-    stream = io.BytesIO()
-    undated: dict[str, Any] = {"Date": None} if kind == "svg" else {}
-    with mpl.rc_context({"svg.hashsalt": "fedmed", "svg.fonttype": "none"}):
-        canvas.savefig(stream, format=kind, metadata=undated)
-    return stream.getvalue()
+        path = f"M{across(times[0]):.1f} {up(values[0]):.1f}"
+        path += "".join(f"H{across(t):.1f}V{up(v):.1f}" for t, v in zip(times[1:], values[1:], strict=True))
+        base = f"V{up(0):.1f}H{across(times[0]):.1f}Z"
+        lines.append(f'<path d="{path}{base}" fill="{_ACCENT}" opacity="0.12"/>')
+        lines.append(f'<path d="{path}" fill="none" stroke="{_ACCENT}" stroke-width="2"/>')
+        lines.append(
+            f'<circle cx="{across(times[-1]):.1f}" cy="{up(values[-1]):.1f}" r="4" fill="{_ACCENT}"/>'
+        )
+        for time, anchor in ((times[0], "start"), (times[-1], "end"))[: 1 + (len(times) > 1)]:
+            lines.append(
+                f'<text x="{across(time):.1f}" y="{_HEIGHT - 12:g}" text-anchor="{anchor}" fill="{_MUTED}">{time:%Y-%m-%d}</text>'
+            )
+    if spent.maximum_epsilon is not None:
+        y = up(spent.maximum_epsilon)
+        lines.append(
+            f'<path d="M{_LEFT:g} {y:.1f}H{_WIDTH - _RIGHT:g}" stroke="{_CEILING}" stroke-dasharray="6 4"/>'
+        )
+        lines.append(
+            f'<text x="{_WIDTH - _RIGHT:g}" y="{y - 6:.1f}" text-anchor="end" fill="{_CEILING}">maximum_epsilon</text>'
+        )
+    lines.append(
+        f'<text x="{_LEFT:g}" y="14" fill="{_INK}">epsilon of all runs, at delta {spent.delta:g}</text></svg>'
+    )
+    return "\n".join(lines)
+
+
+def _ticks(top: float) -> list[float]:
+    """Round numbers from 0 to the top."""
+    size = 10.0 ** math.floor(math.log10(top))
+    step = next(size * part for part in (0.2, 0.5, 1.0, 2.0) if top / (size * part) <= 6)
+    return [number * step for number in range(int(top / step) + 1)]
 
 
 def page(spent: Spending, consortium: str) -> str:
@@ -64,11 +79,10 @@ def page(spent: Spending, consortium: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawing = picture(spent).decode()
     return environment.get_template("ledger.html").render(
         spent=spent,
         consortium=consortium,
-        drawing=Markup(drawing[drawing.index("<svg") :]),  # noqa: S704
+        drawing=Markup(picture(spent)),  # noqa: S704
         version=version("fedmed"),
         date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )

@@ -26,7 +26,7 @@ ORDER_TOLD: Told = {
     ): "for private training: how far the coordinator knows the site's privacy ledger to have come",
     (
         "secure",
-    ): "where sums are computed in secret: the other sites' public keys, and what they sealed for this site",
+    ): "where sums are computed securely: the other sites' public keys, and what they sealed for this site",
     ("parameters",): "the model's numbers",
     ("down",): "what the strategy sends beside them, as sums over all sites",
 }

@@ -62,7 +62,7 @@ REPLY_TOLD: dict[tuple[str, ...], str] = {
     ): "with it: how many rows the site's privacy ledger has, and a code by which the site knows it again",
     (
         "masked",
-    ): "where the sum over sites is computed in secret: the change and the sums under masks, random numbers to the coordinator",
+    ): "where the sum over sites is computed securely: the change and the sums under masks, random numbers to the coordinator",
     (
         "secure",
     ): "for such a sum: public keys, shares that only other sites can read, and what takes the masks off the sum alone",
