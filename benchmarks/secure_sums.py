@@ -60,8 +60,8 @@ def main() -> None:
         pages.made_by(),
         "",
         f"{arguments.sites} sites. Seconds of one processor, without the network; bytes of all messages of a round, both ways, "
-        "but for the model that is sent to the sites, which is the same; the small ones are counted as three of the largest order "
-        "and two of the largest reply.",
+        "but for the model that is sent to the sites, which is the same; the small ones are counted as three of the largest "
+        "order and two of the largest reply.",
         "",
         "| parameters | dropouts | bytes of a site | times those in the clear | site, s | in the clear | server, s "
         "| in the clear | largest error, of the stated bound |",
