@@ -189,11 +189,12 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
         home.on_step(home.site.name, step)
 
     method = Method.of(home, bench, order, cohort, sampler)
-    used = {cohort.keys[case.patient] for case in cohort.of("train")} if cohort.keys else ()
-    Withdrawals(home.folder).note_use(order.run, bench.experiment.name, used)
     summing = summing_of(home, order)
     policy.check_steps(home.site.policy, bench.experiment.train.steps_of(sampler.patients))
     policy.check_scalars(home.site.policy, method.recipe.scalars())
+    if cohort.keys:
+        used = {cohort.keys[case.patient] for case in cohort.of("train")}
+        Withdrawals(home.folder).note_use(order.run, bench.experiment.name, used)
     if bench.experiment.privacy is not None:
         return _train_privately(home, order, method, summing, on_step)
 

@@ -6,8 +6,6 @@ that a round that is asked for again, also after a crash here or at the server, 
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedmed_common.errors import CheckpointError
-from fedmed_common.files import remove_leftovers, write_atomically
+from fedmed_common.files import keep_newest, name_of, remove_leftovers, write_atomically
 
 _NEWEST, _RUNS = 3, 16
 _FIRST = "first"
@@ -63,7 +61,7 @@ class Keeping:
 
     @property
     def _place(self) -> Path:
-        return self.folder / "personal" / hashlib.sha256(self.run.encode()).hexdigest()[:32]
+        return self.folder / "personal" / name_of(self.run)
 
     def _path(self, round_number: int) -> Path:
         return self._place / f"{round_number:09}.safetensors"
@@ -85,10 +83,7 @@ class Keeping:
         for number in self._rounds():
             if number not in needed:
                 self._path(number).unlink()
-        runs = sorted(self._place.parent.iterdir(), key=lambda folder: folder.stat().st_mtime)
-        for run in runs[:-_RUNS]:
-            if run != self._place:
-                shutil.rmtree(run, ignore_errors=True)
+        keep_newest(self._place.parent, _RUNS, but=self._place)
 
     def _read(self, round_number: int) -> Memory:
         path = self._path(round_number)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from fedmed_client.site.home import SiteFolder
 from fedmed_common import identity
 from fedmed_common.errors import FedmedError, PolicyRefusal
-from fedmed_common.files import write_atomically
+from fedmed_common.files import keep_newest, name_of, write_atomically
 from fedmed_common.secure import masks, shares
 from fedmed_common.secure.circle import Circle, Given, Offer, Party, Wanted, mark_of, threshold_of
 from fedmed_common.secure.fixed_point import Layout
@@ -254,8 +253,7 @@ class Sum:
 
     @property
     def _file(self) -> Path:
-        run = hashlib.sha256(self.run.encode()).hexdigest()[:32]
-        return self.folder / "secure" / run / f"{self.session}.json"
+        return self.folder / "secure" / name_of(self.run) / f"{self.session}.json"
 
     def _state(self) -> dict[str, Any]:
         """What is kept of the session; a new one begins with new secrets, and ends the oldest."""
@@ -275,10 +273,7 @@ class Sum:
         sessions = sorted(self._file.parent.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
         for file in sessions[:-_SESSIONS]:
             file.unlink()
-        runs = sorted(self._file.parents[1].iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
-        for folder in runs[:-_RUNS]:
-            if folder != self._file.parent:
-                shutil.rmtree(folder, ignore_errors=True)
+        keep_newest(self._file.parents[1], _RUNS, but=self._file.parent)
 
 
 @dataclass(frozen=True, slots=True)

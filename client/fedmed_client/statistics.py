@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedmed_client import pulse
-from fedmed_client.data.cohort import Case
+from fedmed_client.data.cohort import Case, by_patient
 from fedmed_client.workbench import Bench
 from fedmed_common import entropy
 from fedmed_common.params import Parameters
@@ -61,10 +61,7 @@ def summed(
 
 def patients_of(cases: Sequence[Case], bench: Bench | None = None) -> Iterator[Patient]:
     """The patients of the cases as statistics see them."""
-    by_patient: dict[int, list[Case]] = {}
-    for case in cases:
-        by_patient.setdefault(case.patient, []).append(case)
-    for own in by_patient.values():
+    for own in by_patient(cases).values():
         yield Patient(
             cases=own,
             annotated=np.any([case.annotated for case in own], axis=0),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +36,19 @@ def remove_leftovers(path: Path) -> None:
     """Delete what killed writers of ``path`` left beside it. Only for a file that one process writes at a time."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def name_of(text: str) -> str:
+    """A file's name for any text, as a run's: 32 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def keep_newest(folder: Path, count: int, but: Path) -> None:
+    """Delete the folders in ``folder`` that changed longest ago, down to ``count``, never ``but``."""
+    oldest_first = sorted(folder.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)
+    for entry in oldest_first[:-count]:
+        if entry != but:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedmed_common import wire
 from fedmed_common.params import Parameters
+from fedmed_common.secure.circle import Party
 from fedmed_common.secure.fixed_point import Layout
 from fedmed_common.training_config import SecureAggregation
 from fedmed_server.channel import Channel, Member
@@ -25,9 +26,7 @@ from fedmed_strategies.pieces import Layers, Memory, Scene, Site, add_up, own, u
 from fedmed_strategies.recipe import Recipe
 from fedmed_strategies.statistics.base import Statistic
 
-ALL_SITES = "all sites"
-_NOISE_SPAN = 12.0
-"""So many standard deviations of its noise may a statistic lie beyond what its patients can add."""
+_ALL_SITES = "all sites"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,14 +174,21 @@ def _ask(
     sent = parameters if statistic.with_model else None
     members = [member for member in roster if member.facts.patients["train"]]
     count = sum(array.size for array in zeros.values())
-    noise = statistic.noise_multiplier * _NOISE_SPAN * math.sqrt(max(count, 1))
+    noise = statistic.noise_multiplier * secure.NOISE_SPAN * math.sqrt(max(count, 1))
     extras = Extras(
         sums=zeros,
         sums_limit=lambda patients: statistic.sensitivity(sizes) * (patients + noise) * (1 + 1e-5),
         private=statistic.epsilon is not None,
     )
     if channel.experiment.secure_aggregation is not None:
-        return _ask_in_secret(channel, statistic, members, replace(extras, sums={}), (order, zeros, sent))
+        extras = replace(extras, sums={})
+        return _ask_in_secret(
+            channel,
+            members,
+            extras,
+            (order, sent),
+            lambda party: secure.statistic_layout(statistic, zeros, statistic.sensitivity(sizes), party),
+        )
     by_site, results = dict[str, Parameters](), list[SiteResult]()
     for answer in exchange(channel, members, order, sent, extras):
         results.append(answer.result)
@@ -194,20 +200,17 @@ def _ask(
 
 def _ask_in_secret(
     channel: Channel,
-    statistic: Statistic,
     members: Sequence[Member],
     extras: Extras,
-    asked: tuple[wire.Order, Parameters, Parameters | None],
+    asked: tuple[wire.Order, Parameters | None],
+    layout_for: Callable[[Party], Layout],
 ) -> tuple[dict[str, Parameters], list[SiteResult]]:
     """The sum over sites, under no site's name."""
-    from fedmed_strategies.layers import sizes_of
-
-    order, zeros, sent = asked
+    order, sent = asked
     summing = SecureSum(channel, order)
     parties = summing.agree(members)
     assert summing.party is not None  # noqa: S101
-    sensitivity = statistic.sensitivity(sizes_of(channel.experiment, channel.model))
-    layout = secure.statistic_layout(statistic, zeros, sensitivity, summing.party)
+    layout = layout_for(summing.party)
     results = list(summing.lost)
     extras = replace(extras, secure=summing.wanted, masked=layout.length)
     for answer in exchange(channel, parties, order, sent, extras):
@@ -216,9 +219,8 @@ def _ask_in_secret(
             summing.add(answer.member.name, answer.reply.masked)
         del answer
     opened = summing.open(parties, layout)
-    return {
-        ALL_SITES: own({name: array.astype(np.float32) for name, array in opened.items()}, statistic.name)
-    }, results
+    sums = {name: array.astype(np.float32) for name, array in opened.items()}
+    return {_ALL_SITES: own(sums, order.statistic)}, results
 
 
 def _total(by_site: dict[str, Parameters]) -> Parameters:

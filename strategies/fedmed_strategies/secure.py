@@ -23,7 +23,9 @@ from fedmed_strategies.recipe import Recipe
 from fedmed_strategies.statistics.base import Statistic
 
 DELTA, SUMS, HELD, WEIGHTS = "delta", "sums", "held", "held-weights"
-_NOISE_SPAN, _ROUNDING = 12.0, 1 - 1e-6
+_ROUNDING = 1 - 1e-6
+NOISE_SPAN = 12.0
+"""So many standard deviations of its noise may a statistic lie beyond what its patients can add."""
 
 
 def shares_of(recipe: Recipe, party: Party) -> dict[str, float]:
@@ -60,7 +62,7 @@ def layout(
 def statistic_layout(statistic: Statistic, zeros: Arrays, sensitivity: float, party: Party) -> Layout:
     """The vector of a statistic, of so many patients as all parties have."""
     patients = sum(party.patients.values())
-    noise = statistic.noise_multiplier * _NOISE_SPAN
+    noise = statistic.noise_multiplier * NOISE_SPAN
     return Layout(tuple(blocks_of(zeros, sensitivity * (patients + noise))), len(party.names))
 
 

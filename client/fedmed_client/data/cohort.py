@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -126,6 +126,14 @@ def patient_numbers(manifest: Manifest) -> dict[str, int]:
     return {
         patient: number for number, patient in enumerate(sorted({entry.patient for entry in manifest.cases}))
     }
+
+
+def by_patient(cases: Iterable[Case]) -> dict[int, list[Case]]:
+    """The cases of each patient, by ``Case.patient``, in the order in which they come."""
+    found: dict[int, list[Case]] = {}
+    for case in cases:
+        found.setdefault(case.patient, []).append(case)
+    return found
 
 
 def pool(cohorts: Sequence[Cohort], name: str) -> Cohort:

@@ -69,17 +69,13 @@ def _ticks(top: float) -> list[float]:
 
 def page(spent: Spending, consortium: str) -> str:
     """One self-contained HTML page, which prints on paper."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import PackageLoader
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("fedmed_client.site", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("ledger.html").render(
+    from fedmed_common.templates import environment
+
+    pages = environment(PackageLoader("fedmed_client.site", "."))
+    return pages.get_template("ledger.html").render(
         spent=spent,
         consortium=consortium,
         drawing=Markup(picture(spent)),  # noqa: S704

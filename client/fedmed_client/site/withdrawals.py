@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fedmed_client.data.text import normalise, normalise_patient, without_issuer
 from fedmed_common.errors import DataError
-from fedmed_common.files import write_atomically
+from fedmed_common.files import name_of, write_atomically
 
 FILE, KEY, USES = "withdrawn.json", "withdrawn.key", "uses"
 
@@ -44,7 +44,7 @@ class Withdrawals:
         ``identifier``: PatientID, or what stands for it in file names; ``issuer``: IssuerOfPatientID, None: whatever it is. What
         is prepared of the patient's images is deleted here; the images themselves are the hospital's.
         """
-        self._secret(new=True)
+        self._make_key()
         patient = normalise_patient(identifier, issuer or "")
         codes = {self._code(patient)} if issuer is not None else {self._code(_any_issuer(patient))}
         known = self._known()
@@ -70,8 +70,8 @@ class Withdrawals:
 
     def note_use(self, run: str, experiment: str, patients: Iterable[str]) -> None:
         """Note, durably, that a run is about to train on the patients of these keys."""
-        file = self.home / USES / f"{hashlib.sha256(run.encode()).hexdigest()[:32]}.json"
-        self._secret(new=True)
+        file = self.home / USES / f"{name_of(run)}.json"
+        self._make_key()
         codes = {code for patient in patients for code in self._codes(patient)}
         before = json.loads(file.read_bytes()) if file.exists() else None
         if before is not None and codes <= set(before["patients"]):
@@ -113,18 +113,22 @@ class Withdrawals:
         return self._code(patient), self._code(_any_issuer(patient))
 
     def _code(self, text: str) -> str:
-        return hmac.new(self._secret(), text.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
 
-    def _secret(self, *, new: bool = False) -> bytes:
-        file = self.home / KEY
-        if not file.exists():
-            if not new or (self.home / FILE).exists():
-                raise DataError(
-                    f"{file}: is gone, and without it nobody knows who withdrew\n  fix: put it back from a backup"
-                )
+    @cached_property
+    def _key(self) -> bytes:
+        try:
+            return (self.home / KEY).read_bytes()
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.home / KEY}: is gone, and without it nobody knows who withdrew\n  fix: put it back from a backup"
+            ) from None
+
+    def _make_key(self) -> None:
+        """Make the key where there is none; once somebody withdrew, it is not made again."""
+        if not (self.home / KEY).exists() and not (self.home / FILE).exists():
             self.home.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, secrets.token_bytes(32), mode=0o600)
-        return file.read_bytes()
+            write_atomically(self.home / KEY, secrets.token_bytes(32), mode=0o600)
 
 
 def _any_issuer(patient: str) -> str:

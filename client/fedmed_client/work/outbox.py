@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedmed_common import wire
-from fedmed_common.files import write_atomically
+from fedmed_common.files import keep_newest, name_of, write_atomically
 from fedmed_common.metrics import Mean
 from fedmed_common.receipts import Receipt
 
@@ -95,8 +94,9 @@ class Outbox:
         self._forget(path)
 
     def _path(self, order: wire.Order) -> Path:
-        run = hashlib.sha256(order.run.encode()).hexdigest()[:32]
-        return self.folder / run / f"{order.round:020}-{_digest(order, self.terms)}.safetensors"
+        return (
+            self.folder / name_of(order.run) / f"{order.round:020}-{_digest(order, self.terms)}.safetensors"
+        )
 
     def _forget(self, newest: Path) -> None:
         """Delete what nobody asks for any more, never ``newest``."""
@@ -105,10 +105,7 @@ class Outbox:
         for path in replies:
             if _round(path) not in kept:
                 path.unlink()
-        runs = sorted(self.folder.iterdir(), key=lambda folder: folder.stat().st_mtime)
-        for folder in runs[:-_RUNS]:
-            if folder != newest.parent:
-                shutil.rmtree(folder, ignore_errors=True)
+        keep_newest(self.folder, _RUNS, but=newest.parent)
 
 
 def _remove_leftovers(folder: Path) -> None:

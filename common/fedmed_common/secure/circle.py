@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from fedmed_common.errors import WireError
 from fedmed_common.fields import Model
+
+M = TypeVar("M", bound=Model)
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]+$", max_length=20_000)]
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -177,10 +179,7 @@ def wanted(text: str) -> Wanted:
     Raises:
         WireError: it is no such message.
     """
-    try:
-        return Wanted.model_validate_json(text)
-    except ValueError:
-        raise WireError("secure aggregation") from None
+    return _read(Wanted, text)
 
 
 def given(text: str) -> Given:
@@ -189,8 +188,12 @@ def given(text: str) -> Given:
     Raises:
         WireError: it is no such message.
     """
+    return _read(Given, text)
+
+
+def _read(kind: type[M], text: str) -> M:
     try:
-        return Given.model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValueError:
         raise WireError("secure aggregation") from None
 

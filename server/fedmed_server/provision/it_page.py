@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from importlib.metadata import version
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import PackageLoader
 
 from fedmed_common.consortium import Certificates, Connection
 from fedmed_common.signed_requests import SIGNATURE_HEADER, Stamp
+from fedmed_common.templates import environment
 from fedmed_common.wire import Facts, Order, Reply
 from fedmed_server.report.page import FACTS_TOLD, REPLY_TOLD
 
@@ -60,14 +61,8 @@ HEADERS_TOLD: Told = {
 
 def draw_page(connection: Connection, certificates: Certificates) -> str:
     """The page of one site, in one file that needs nothing else. Everything that people wrote is escaped."""
-    environment = Environment(
-        loader=PackageLoader("fedmed_server.provision", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("it_page.html").render(
+    pages = environment(PackageLoader("fedmed_server.provision", "."))
+    return pages.get_template("it_page.html").render(
         connection=connection,
         host=connection.host,
         port=connection.port,

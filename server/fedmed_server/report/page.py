@@ -11,10 +11,11 @@ from datetime import datetime
 from importlib.resources import files
 from typing import Literal
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 
 from fedmed_common.metrics import Metrics, class_mean
+from fedmed_common.templates import environment
 from fedmed_server.report import comparison, effort, tables
 from fedmed_server.report.charts import COLOURS, Chart, Curve, line_chart, site_style, stack_chart
 from fedmed_server.report.figures import Figure
@@ -154,16 +155,10 @@ def chart_files(run: RunHistory) -> dict[str, str]:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(lambda name: (_ASSETS / name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"score": score, "seconds": seconds, "bytes": size, "time": _time}
-    environment.globals["asset"] = lambda name: Markup((_ASSETS / name).read_text(encoding="utf-8"))  # noqa: S704
-    return environment
+    pages = environment(FunctionLoader(lambda name: (_ASSETS / name).read_text(encoding="utf-8")))
+    pages.filters |= {"score": score, "seconds": seconds, "bytes": size, "time": _time}
+    pages.globals["asset"] = lambda name: Markup((_ASSETS / name).read_text(encoding="utf-8"))  # noqa: S704
+    return pages
 
 
 def _state(run: RunHistory, shareable: bool) -> dict[str, str]:

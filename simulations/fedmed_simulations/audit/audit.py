@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from fedmed_client.data.sampler import PatchSampler
+from fedmed_client.data.splits import Split
 from fedmed_client.private import Mechanism, Samples, mechanism_for
 from fedmed_client.workbench import COHORTS, Bench, SiteHome, bench_for, numerics
 from fedmed_common import params, privacy
@@ -111,7 +112,7 @@ def _inverted(
 
 
 def _of_members(bench: Bench, experiment: Experiment, homes: Sequence[SiteHome], seed: int) -> Finding:
-    sides: dict[str, list[float]] = {"train": [], "test": []}
+    sides: dict[Split, list[float]] = {"train": [], "test": []}
     for home in homes:
         cohort, _ = COHORTS.get(home, experiment.order_text())
         for split, values in sides.items():

@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from fedmed_client.data.cohort import Case, Cohort
+from fedmed_client.data.cohort import Cohort, by_patient
 from fedmed_client.data.sampler import PatchSampler
+from fedmed_client.data.splits import Split
 from fedmed_client.workbench import Bench
+from fedmed_common.tasks.ranking import auroc
 
 _SAMPLES, _DRAWS = 8, 2000
 
@@ -34,14 +36,10 @@ class Membership:
     others: int
 
 
-def losses(bench: Bench, cohort: Cohort, split: str, seed: int) -> NDArray[np.float64]:
+def losses(bench: Bench, cohort: Cohort, split: Split, seed: int) -> NDArray[np.float64]:
     """The mean loss of each patient of the split, over the same number of samples of each."""
-    by_patient: dict[int, list[Case]] = {}
-    for case in cohort.cases:
-        if case.split == split:
-            by_patient.setdefault(case.patient, []).append(case)
     found = []
-    for number, cases in sorted(by_patient.items()):
+    for number, cases in sorted(by_patient(cohort.of(split)).items()):
         sampler = PatchSampler(tuple(cases), bench.experiment)
         rng = np.random.default_rng([seed, number])
         batches = [sampler.of_patient(0, rng) for _ in range(_batches(bench))]
@@ -72,8 +70,8 @@ def membership(members: Sequence[float], others: Sequence[float], seed: int = 0)
 
 def _auroc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
     """The chance that a member's loss is the lower of two."""
-    wins = (inside[:, None] < outside[None]).mean() + 0.5 * (inside[:, None] == outside[None]).mean()
-    return float(wins)
+    member = np.repeat([True, False], [len(inside), len(outside)])
+    return auroc(member, -np.concatenate([inside, outside]))
 
 
 def _batches(bench: Bench) -> int:

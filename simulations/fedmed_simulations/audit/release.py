@@ -16,7 +16,6 @@ from fedmed_simulations.audit.bounds import epsilon_of_guesses, separation
 
 _RELEASES, _CANARIES, _MOST_STEPS = 3000, 1000, 500
 _GUESSED = 0.1
-Summed = Callable[[Sequence[Samples]], list[torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +33,17 @@ class Canary:
         return self.moved > 1.0001 or self.separation > self.claimed
 
 
+def _summed(bench: Bench, mechanism: Mechanism, patients: Sequence[Samples]) -> list[torch.Tensor]:
+    trained = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
+    return clipped_sum(bench, trained, mechanism, patients)
+
+
 def canary(
     bench: Bench,
     mechanism: Mechanism,
     others: Sequence[Samples],
     hostile: Samples,
-    summed: Callable[[Bench, Mechanism, Sequence[Samples]], list[torch.Tensor]] | None = None,
+    summed: Callable[[Bench, Mechanism, Sequence[Samples]], list[torch.Tensor]] = _summed,
     releases: int = _RELEASES,
 ) -> Canary:
     """Release the sum of some patients many times, with and without one who is made to be seen, and look for that one.
@@ -47,8 +51,7 @@ def canary(
     What is looked at is the component of the sum along what the patient adds, which the product's own ``release`` hides.
     ``summed``: in the place of :func:`fedmed_client.private.clipped_sum`.
     """
-    add_up = summed or _summed
-    without, with_it = (_flat(add_up(bench, mechanism, some)) for some in (others, [*others, hostile]))
+    without, with_it = (_flat(summed(bench, mechanism, some)) for some in (others, [*others, hostile]))
     added = with_it - without
     length = float(added.norm())
     along = added / length if length else torch.zeros_like(added)
@@ -113,11 +116,6 @@ def one_run(
         right=right,
         steps=steps,
     )
-
-
-def _summed(bench: Bench, mechanism: Mechanism, patients: Sequence[Samples]) -> list[torch.Tensor]:
-    trained = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
-    return clipped_sum(bench, trained, mechanism, patients)
 
 
 def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
