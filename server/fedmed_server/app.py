@@ -125,7 +125,7 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     privacy.check(experiment, also=recipe.spent(experiment))
     state, model = _initial_state(request)
     layers = layers_of(model, experiment.model.head, experiment.plan.outputs)
-    refuse_network(recipe, shared(recipe, layers))
+    refuse_network(recipe, experiment, model)
     channel = Channel(
         grid=grid,
         experiment=experiment,

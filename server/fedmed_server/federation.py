@@ -110,6 +110,7 @@ def scene_of(channel: Channel, roster: Sequence[Member], state: RunState, number
         rounds=experiment.rounds,
         rate=experiment.train.rate_in(max(1, number), experiment.rounds),
         seed=experiment.seed,
+        image=(experiment.plan.in_channels, *experiment.plan.patch),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which arrays of a network are norms, head and class rows; and the last layer, where it is one matrix."""
+"""Which arrays of a network are norms, head and class rows; the last layer, where it is one matrix; the bias of the logits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedmed_common import params
@@ -61,9 +62,46 @@ def last_layer(model: nn.Module, layers: Layers) -> LastLayer:
         raise ConfigError(
             "this network's last layer is not one 1x1 convolution with a bias, which the recipe changes",
             field="model.name",
-            fix="use an architecture that ends in one, as 'plain_unet', or leave the stage out of recipe",
+            fix="use an architecture that ends in one, as 'unet_2015', or leave the stage out of recipe",
         )
     return LastLayer(f"{names[0]}.weight", f"{names[0]}.bias", modules[names[0]])
+
+
+def logit_bias(model: nn.Module, layers: Layers, image: tuple[int, ...]) -> str:
+    """The name of the bias ``(C,)`` that is added to the logits as it is: found by changing each, on an image of noise.
+
+    ``image``: its shape, ``(channels, *patch)``. The network is afterwards as it was.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    shown = torch.randn(1, *image, generator=torch.Generator().manual_seed(0))
+    parameters, training = dict(model.named_parameters()), {each: each.training for each in model.modules()}
+    try:
+        model.eval()
+        before = _logits(model, shown)
+        for name in reversed([name for name in layers.rows if name.endswith("bias")]):
+            kept = parameters[name].detach().clone()
+            shift = torch.arange(1.0, 1.0 + len(kept))
+            parameters[name].data.add_(shift.to(kept))
+            moved = (_logits(model, shown) - before).reshape(1, len(kept), -1)
+            parameters[name].data.copy_(kept)
+            if torch.allclose(moved, shift[None, :, None].expand_as(moved), atol=1e-3):
+                return name
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    raise ConfigError(
+        "no bias of this network is added to its logits as it is, and the recipe changes that one",
+        field="model.name",
+        fix="use an architecture that ends in a convolution with a bias, as 'unet', or leave the stage out of recipe",
+    )
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, image: Tensor) -> Tensor:
+    outputs = model(image.to(next(model.parameters()).device))
+    return (outputs if isinstance(outputs, Tensor) else outputs[0]).float().cpu()
 
 
 def _row_axis(module: nn.Module, outputs: int) -> int | None:

@@ -73,7 +73,8 @@ class Site:
 class Scene:
     """One round as the server's pieces see it.
 
-    ``sites``: all that can train; ``background``: output 0 is no class; ``rate``: the learning rate at the sites.
+    ``sites``: all that can train; ``background``: output 0 is no class; ``rate``: the learning rate at the sites; ``image``: the
+    shape of what the network sees, ``(channels, *patch)``.
     """
 
     classes: tuple[str, ...]
@@ -84,6 +85,7 @@ class Scene:
     rounds: int
     rate: float = 1.0
     seed: int = 0
+    image: tuple[int, ...] = ()
 
     @property
     def outputs(self) -> int:
@@ -330,6 +332,13 @@ class Stage(Piece):
     def statistic(self) -> StatisticPiece:
         """What it asks of the sites, with the model that it is to change."""
         raise NotImplementedError
+
+    def check(self, model: torch.nn.Module, layers: Layers, image: tuple[int, ...]) -> None:
+        """Refuse a network that it cannot change. ``image``: as in :class:`Scene`.
+
+        Raises:
+            ConfigError: names the field and the fix.
+        """
 
     def apply(
         self, parameters: Arrays, sums: Arrays, scene: Scene, model: torch.nn.Module

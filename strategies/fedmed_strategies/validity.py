@@ -5,7 +5,7 @@ Each rule is a condition and a sentence. A rule about pieces alone needs only th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ from fedmed_strategies.pieces import Piece
 from fedmed_strategies.server_optimizers.momentum import Momentum
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fedmed_strategies.recipe import Recipe
 
 
@@ -423,12 +425,20 @@ def refuse(recipe: Recipe, experiment: Experiment) -> None:
             raise ConfigError(f"'{offending[0].name}': {rule.why}", field=rule.field, fix=rule.fix)
 
 
-def refuse_network(recipe: Recipe, sent: Sequence[str]) -> None:
-    """Refuse a network of which sites send what the recipe cannot protect. ``sent``: the arrays of an update.
+def refuse_network(recipe: Recipe, experiment: Experiment, model: nn.Module) -> None:
+    """Refuse a network that a stage of the recipe cannot change, or of which sites send what the recipe cannot protect.
 
     Raises:
         ConfigError: names the field and the fix.
     """
+    from fedmed_strategies.layers import layers_of
+    from fedmed_strategies.server_half import shared
+
+    plan = experiment.plan
+    layers = layers_of(model, experiment.model.head, plan.outputs)
+    for stage in recipe.stages:
+        stage.check(model, layers, (plan.in_channels, *plan.patch))
+    sent = shared(recipe, layers)
     if recipe.secure and any(is_statistic(name) for name in sent):
         raise ConfigError(
             "'secure_aggregation': batch norms' running variances are pooled with each site's means, and a sum is not enough",

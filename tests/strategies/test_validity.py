@@ -8,10 +8,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from torch import nn
 
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
+from fedmed_common.models import build_model
 from fedmed_strategies.aggregators.bulyan import Bulyan
 from fedmed_strategies.aggregators.coordinates import Median, TrimmedMean
 from fedmed_strategies.aggregators.geometric_median import GeometricMedian
@@ -25,13 +25,11 @@ from fedmed_strategies.filters.nearest_neighbours import NearestNeighbours
 from fedmed_strategies.filters.norm_bound import NormBound
 from fedmed_strategies.flower import Flower
 from fedmed_strategies.inputs.random_normalisation import RandomNormalisation
-from fedmed_strategies.layers import layers_of
 from fedmed_strategies.longtail.weighted import ClassBalanced, Focal
 from fedmed_strategies.personal.layers import OwnHead, OwnNorms
 from fedmed_strategies.personal.networks import Ditto, FineTuned, MeanRegularised
 from fedmed_strategies.presets import RECIPES
 from fedmed_strategies.recipe import Recipe
-from fedmed_strategies.server_half import shared
 from fedmed_strategies.server_optimizers.momentum import Momentum
 from fedmed_strategies.stages.operating_point import OperatingPoint
 from fedmed_strategies.statistics.counts import Counts
@@ -330,13 +328,13 @@ def test_every_rule_is_in_these_tables() -> None:
 
 
 def test_central_privacy_sends_no_running_statistics() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-    layers = layers_of(network, ("2.*",), 2)
+    asked = experiment({"model": {"norm": "batch"}})
+    network = build_model(asked)
     for also, fine in ((Recipe(), False), (RECIPES["fedbn"], True), (RECIPES["silobn"], True)):
         recipe = Recipe(central_privacy=CLIPPED) + also
         with nullcontext() if fine else pytest.raises(ConfigError, match="leave without noise"):
-            refuse_network(recipe, shared(recipe, layers))
-    refuse_network(Recipe(), shared(Recipe(), layers))
+            refuse_network(recipe, asked, network)
+    refuse_network(Recipe(), asked, network)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

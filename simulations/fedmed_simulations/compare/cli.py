@@ -14,6 +14,7 @@ from fedmed_common.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fedmed_common.config import Experiment
     from fedmed_simulations.compare.settings import Comparison
     from fedmed_simulations.compare.study import Study
 
@@ -108,6 +109,7 @@ def prepared(
             try:
                 check_names(configuration.experiment, file)
                 check_start(configuration.experiment, file)
+                _check_network(configuration.experiment)
             except ConfigError as error:
                 field = f"{place_of(row)}: {error.field}"
                 raise ConfigError(error.problem, file=file, field=field, fix=error.fix) from None
@@ -130,6 +132,19 @@ def prepared(
         console=console,
     )
     return Study(comparison=comparison, base=base, competitors=rows, runner=runner)
+
+
+def _check_network(experiment: Experiment) -> None:
+    """Before anything is trained: the last of many runs must not be the one that says that the recipe cannot have the network.
+
+    Raises:
+        ConfigError: names the field and the fix.
+    """
+    from fedmed_common.models import build_model
+    from fedmed_strategies.presets import recipe_of
+    from fedmed_strategies.validity import refuse_network
+
+    refuse_network(recipe_of(experiment), experiment, build_model(experiment))
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmed_common.fields import Fraction, Positive
-from fedmed_strategies.pieces import Arrays, Memory, Scene, Stage
+from fedmed_strategies.pieces import Arrays, Layers, Memory, Scene, Stage
 from fedmed_strategies.statistics.base import Statistic
 from fedmed_strategies.statistics.moments import Moments
 
@@ -44,6 +44,12 @@ class HeadRetraining(Stage):
     def statistic(self) -> Statistic:
         """What it asks of the sites."""
         return self.moments
+
+    def check(self, model: nn.Module, layers: Layers, image: tuple[int, ...]) -> None:
+        """Refuse a network whose last layer is not one matrix."""
+        from fedmed_strategies.layers import last_layer
+
+        last_layer(model, layers)
 
     def apply(
         self, parameters: Arrays, sums: Arrays, scene: Scene, model: nn.Module

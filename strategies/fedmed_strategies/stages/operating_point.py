@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmed_common.fields import Fraction
-from fedmed_strategies.pieces import Arrays, Memory, Scene, Stage
+from fedmed_strategies.pieces import Arrays, Layers, Memory, Scene, Stage
 from fedmed_strategies.statistics.base import Statistic
 from fedmed_strategies.statistics.operating_points import OperatingPoints
 
@@ -41,17 +41,23 @@ class OperatingPoint(Stage):
         """What it asks of the sites."""
         return self.points
 
+    def check(self, model: nn.Module, layers: Layers, image: tuple[int, ...]) -> None:
+        """Refuse a network without a bias of its logits."""
+        from fedmed_strategies.layers import logit_bias
+
+        logit_bias(model, layers, image)
+
     def apply(
         self, parameters: Arrays, sums: Arrays, scene: Scene, model: nn.Module
     ) -> tuple[Arrays, Memory]:
         """The parameters with other biases, and each class's least volume.
 
         Raises:
-            ConfigError: the head's last layer has no bias.
+            ConfigError: no bias is added to the logits as it is.
         """
-        from fedmed_strategies.layers import last_layer
+        from fedmed_strategies.layers import logit_bias
 
-        bias = last_layer(model, scene.layers).bias
+        bias = logit_bias(model, scene.layers, scene.image)
         offsets, volumes_mm3 = self.choose(sums)
         shift = np.concatenate([np.zeros(int(scene.background)), offsets])
         moved = {**parameters, bias: (parameters[bias] + shift).astype(np.float32)}

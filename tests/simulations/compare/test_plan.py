@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simulated import fedmed
 
 from fedmed_common.config import RecipeChoice
 from fedmed_common.errors import ConfigError
@@ -147,6 +148,19 @@ def test_what_is_wrong_in_the_file_is_told_with_the_fix(write_comparison, lines:
         _competitors(file)
     assert str(refused.value).startswith(str(file))
     assert told in str(refused.value)
+
+
+def test_a_recipe_that_cannot_have_the_network_is_refused_before_anything_is_trained(
+    write_comparison,
+) -> None:
+    file = write_comparison(
+        '[[candidates]]\nname = "retrained"\n'
+        'changes = { recipe = { name = "head_retraining", settings.head_retraining.from_share = 0.1 } }'
+    )
+    told = fedmed("compare", file, "--folder", file.parent / "out", check=False).stderr
+    assert "candidates.retrained: model.name" in " ".join(told.split())
+    assert "fix: use an architecture" in " ".join(told.split())
+    assert not (file.parent / "out" / "trial").exists()
 
 
 def test_fedavg_with_the_candidates_loss_is_a_row_unless_one_is_it_already(
