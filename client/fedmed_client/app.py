@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import secrets
 import time
@@ -30,6 +31,7 @@ from fedmed_client.evaluate import measurements
 from fedmed_client.keeping import Keeping
 from fedmed_client.ledger import Budget, Ledger
 from fedmed_client.method import Method, Result, changed_inputs, own_normalisation
+from fedmed_client.patient_gradients import patients_at_once
 from fedmed_client.secure import Summing
 from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.site.withdrawals import Withdrawals
@@ -244,12 +246,14 @@ def _train_privately(
     left = [mechanism]
 
     def train_it(start: Parameters, halves: Sequence[SiteHalf], _seed: np.random.SeedSequence) -> Update:
-        change, after = private.train(bench, sampler, start, order.round, mechanism, on_step, halves)
+        change, after = private.train(bench, sampler, start, order.round, mechanism, on_step, halves, at_once)
         left.append(after)
         return Update(delta=change, loss=Mean(0.0, 0.0))
 
     with numerics(bench.experiment, bench.device, home.site.device.threads):
-        independence.check(bench, order.parameters, sampler.of_patient(0, entropy.generator()))
+        example = sampler.of_patient(0, entropy.generator())
+        independence.check(bench, order.parameters, example)
+        at_once = patients_at_once(bench, example, math.ceil(mechanism.sampling_rate * sampler.patients))
         spent, receipt = charge(home, order, promised_by(bench.experiment, order), cost)
         result = method.train(home.site.name, train_it)
     if mechanism.following is not None:

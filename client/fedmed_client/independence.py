@@ -1,7 +1,7 @@
 """Whether what a network makes of one patient depends on another: tried on invented patients before a site trains privately.
 
-Clipping bounds what a patient adds to the sum only if those that come before leave no trace in it. Beside a patient there is
-nobody: each has a backward pass alone.
+Clipping bounds what a patient adds to the sum only if those that come before leave no trace in it. That those beside a patient
+leave none, where several share a pass, :func:`fedmed_client.patient_gradients.can_map` tries.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedmed_client.private import RULE, Samples, check_buffers, patient_gradient
+from fedmed_client.patient_gradients import Samples, invented, patient_gradient
+from fedmed_client.private import RULE, check_buffers
 from fedmed_client.workbench import Bench
 from fedmed_common import params
 from fedmed_common.errors import PolicyRefusal
@@ -39,7 +40,9 @@ def check(bench: Bench, start: Parameters, example: Samples) -> None:
         if isinstance(module, _BatchNorm):
             raise PolicyRefusal(RULE, f"'{name}' is a batch norm")
     params.to_model(start, bench.model)
-    ordinary, extreme = _invented(example)
+    image, target, annotated = example
+    one_sample = image[:1], target[:1], annotated[:1]
+    ordinary, extreme = invented(one_sample, seed=1), invented(one_sample, seed=2, scale=1000.0)
     state = copy.deepcopy(bench.model.state_dict())
     try:
         with torch.autocast(bench.device.type, enabled=False):
@@ -68,19 +71,3 @@ def _gradient(bench: Bench, samples: Samples) -> Tensor:
         torch.manual_seed(0)
         parts = patient_gradient(bench, parameters, samples, len(samples[0]))
     return torch.cat([part.flatten() for part in parts])
-
-
-def _invented(example: Samples) -> tuple[Samples, Samples]:
-    """An ordinary patient of one sample, and one with extreme intensities.
-
-    Nothing but shapes and types is the example's: a refusal must not depend on a patient.
-    """
-    rng = torch.Generator().manual_seed(1)
-    image, target, annotated = (torch.zeros_like(part[:1]) for part in example)
-
-    def patient(scale: float) -> Samples:
-        pixels = scale * torch.randn(image.shape, generator=rng, dtype=image.dtype)
-        shown = torch.rand(target.shape, generator=rng) < 0.5
-        return pixels, shown.to(target.dtype), torch.ones_like(annotated)
-
-    return patient(1.0), patient(1000.0)

@@ -4,7 +4,7 @@ What leaves is, in each step, the sum of the gradients of a few patients, each c
 :class:`Mechanism` for what that guarantees. It is a way of training of its own, which :mod:`fedmed_client.app` picks for an
 experiment with ``[privacy]``; :mod:`fedmed_client.ledger` keeps account of what it spends.
 
-One patient is one backward pass, in parts where memory asks for it, so that it works with every network and loss: no hooks, no
+Each patient has one gradient (:mod:`fedmed_client.patient_gradients`), which works with every network and loss: no hooks, no
 gradients per sample. Slice-level privacy with the same noise would be no privacy for patients: with sixteen slices each the
 epsilon of 7.5 becomes 347.
 """
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from fedmed_client import pulse
 from fedmed_client.data.samplers import Sampler
 from fedmed_client.engine.compiling import said_by_its_field
-from fedmed_client.engine.memory import channels_last, checkpointed
+from fedmed_client.engine.memory import checkpointed
+from fedmed_client.patient_gradients import Samples, gradients
 from fedmed_client.train import make_optimizer, shaping_of
 from fedmed_client.workbench import Bench
 from fedmed_common import entropy, params, privacy
@@ -34,8 +35,6 @@ from fedmed_common.privacy import Spent
 from fedmed_common.tasks import PLAIN, Shaping
 from fedmed_strategies.pieces import SiteHalf
 
-Samples = tuple[Tensor, Tensor, Tensor]
-"""Image, target and ``annotated`` of some samples, as :class:`fedmed_common.tasks.Task` takes them."""
 RULE = "privacy_network"
 """The rule by which a network is refused that cannot be trained so."""
 _ROUNDING = 1 - 1e-9
@@ -164,13 +163,15 @@ def train(
     mechanism: Mechanism,
     on_step: Callable[[int], None],
     halves: Sequence[SiteHalf] = (),
+    at_once: int = 1,
 ) -> tuple[Parameters, Mechanism]:
     """Take ``train.steps`` private steps from ``start``; what they changed, and the mechanism of the step that would come next.
     The optimizer begins afresh in every round, unless a piece hands its state on.
 
     No chance in it comes from the experiment's seed, also not which samples of a patient are taken and what dropout drops: with
     a known seed these would depend on who else was drawn. ``halves``: what the recipe's pieces do meanwhile, with gradients
-    that have their noise already. ``train.gradient_norm`` is not used. The loss is not released.
+    that have their noise already. ``at_once``: so many patients share a backward pass. ``train.gradient_norm`` is not used. The
+    loss is not released.
 
     Raises:
         PolicyRefusal: ``privacy_network``, where training changed a buffer, which has no noise on it.
@@ -195,7 +196,8 @@ def train(
         torch.manual_seed(int(rng.integers(2**63)))
         for step in range(1, settings.steps + 1):
             drawn, lengths = (sampler.of_patient(number, rng) for number in mechanism.choose()), list[float]()
-            released = mechanism.release(clipped_sum(bench, parameters, mechanism, drawn, shaping, lengths))
+            total = clipped_sum(bench, parameters, mechanism, drawn, shaping, lengths, at_once)
+            released = mechanism.release(total)
             mechanism = mechanism.after(lengths)
             for parameter, gradient in zip(parameters, released, strict=True):
                 parameter.grad = gradient.to(parameter.dtype)
@@ -233,17 +235,16 @@ def clipped_sum(
     drawn: Iterable[Samples],
     shaping: Shaping = PLAIN,
     lengths: list[float] | None = None,
+    at_once: int = 1,
 ) -> list[Tensor]:
-    """The sum of the drawn patients' clipped gradients, float64; zero where nobody was drawn. Of a patient's samples
-    ``train.batch_size`` / ``train.accumulate`` at most are in memory together.
+    """The sum of the drawn patients' clipped gradients, float64; zero where nobody was drawn.
 
     A patient whose gradient is not finite counts as one who was not drawn, and nobody is told. ``lengths``: is given how long
     each of the others' was.
     """
-    at_once = bench.experiment.train.batch_size // bench.experiment.train.accumulate
     total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
-    for samples in drawn:
-        gradient = [part.double() for part in patient_gradient(bench, parameters, samples, at_once, shaping)]
+    for found in gradients(bench, parameters, drawn, at_once, shaping):
+        gradient = [part.double() for part in found]
         clipped = mechanism.clip(gradient)
         if clipped is not None:
             if lengths is not None:
@@ -251,27 +252,4 @@ def clipped_sum(
             for sum_so_far, part in zip(total, clipped, strict=True):
                 sum_so_far.add_(part)
         pulse.beat()
-    return total
-
-
-def patient_gradient(
-    bench: Bench,
-    parameters: Sequence[Tensor],
-    samples: Samples,
-    at_once: int,
-    shaping: Shaping = PLAIN,
-) -> list[Tensor]:
-    """The gradient of the mean loss over one patient's samples, of which ``at_once`` at most are in memory together."""
-    network, count = bench.trained_network, len(samples[0])
-    total = [torch.zeros_like(parameter) for parameter in parameters]
-    for start in range(0, count, at_once):
-        part, known, shown = (tensor[start : start + at_once].to(bench.device) for tensor in samples)
-        if bench.experiment.train.channels_last:
-            part = channels_last(part)
-        loss = bench.task.objective(network, part, known, shown, shaping)
-        share = len(part) / count
-        gradients = torch.autograd.grad(loss * share, list(parameters), allow_unused=True)
-        for place, gradient in enumerate(gradients):
-            if gradient is not None:
-                total[place] += gradient
     return total

@@ -178,6 +178,10 @@ class Privacy(Model):
         None,
         description="of a patient in a step, whose mean is the patient's gradient; absent: train.batch_size",
     )
+    patients_at_once: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None,
+        description="so many patients share a backward pass; absent: one on a CPU, on a GPU what a site measures to be fastest",
+    )
     spare_rounds: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         1,
         description="epsilon is enough for so many rounds more: one that a site began and a crash ended has been spent",

@@ -13,7 +13,8 @@ from scipy import stats
 from torch import Tensor
 
 from fedmed_client import independence, private
-from fedmed_client.private import Mechanism, Samples, clipped_sum
+from fedmed_client.patient_gradients import Samples, patient_gradient
+from fedmed_client.private import Mechanism, clipped_sum
 from fedmed_client.workbench import Bench, bench_for
 from fedmed_common import entropy, params
 from fedmed_common.config import Experiment
@@ -93,9 +94,9 @@ def test_long_gradients_are_shortened_as_a_whole_and_short_ones_stay() -> None:
 def test_parts_of_a_patient_add_up_to_the_patient(unet: Bench) -> None:
     parameters = list(unet.model.parameters())
     samples = _discs(7, count=5)
-    whole = private.patient_gradient(unet, parameters, samples, 5)
+    whole = patient_gradient(unet, parameters, samples, 5)
     for at_once in (1, 2, 3):
-        parts = private.patient_gradient(unet, parameters, samples, at_once)
+        parts = patient_gradient(unet, parameters, samples, at_once)
         for one, other in zip(whole, parts, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 

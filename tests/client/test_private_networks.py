@@ -7,7 +7,8 @@ import torch
 from architectures import EACH_BUT_MOST_SLOW, experiment
 
 from fedmed_client import independence
-from fedmed_client.private import Mechanism, Samples, clipped_sum
+from fedmed_client.patient_gradients import Samples
+from fedmed_client.private import Mechanism, clipped_sum
 from fedmed_client.workbench import Bench
 from fedmed_common import params
 from fedmed_common.config import Experiment

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmed_client.private import Mechanism, Samples, clipped_sum
+from fedmed_client.patient_gradients import Samples
+from fedmed_client.private import Mechanism, clipped_sum
 from fedmed_client.workbench import Bench
 from fedmed_common.config import Experiment
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fedmed_client.data.sampler import PatchSampler
 from fedmed_client.data.splits import Split
-from fedmed_client.private import Mechanism, Samples, mechanism_for
+from fedmed_client.patient_gradients import Samples
+from fedmed_client.private import Mechanism, mechanism_for
 from fedmed_client.workbench import COHORTS, Bench, SiteHome, bench_for, numerics
 from fedmed_common import params, privacy
 from fedmed_common.config import Experiment

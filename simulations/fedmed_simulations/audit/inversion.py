@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmed_client.private import Samples
+from fedmed_client.patient_gradients import Samples
 from fedmed_client.workbench import Bench
 
 _STEPS, _RATE, _SMOOTH = 400, 0.1, 3e-2

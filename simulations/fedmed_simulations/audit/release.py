@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fedmed_client.private import Mechanism, Samples, clipped_sum
+from fedmed_client.patient_gradients import Samples
+from fedmed_client.private import Mechanism, clipped_sum
 from fedmed_client.workbench import Bench
 from fedmed_common import privacy
 from fedmed_common.privacy import Spent

@@ -12,7 +12,8 @@ import torch
 from private_sites import WIDTH, line_bench, patient, unit
 from torch import Tensor
 
-from fedmed_client.private import Mechanism, Samples, clipped_sum
+from fedmed_client.patient_gradients import Samples
+from fedmed_client.private import Mechanism, clipped_sum
 from fedmed_client.workbench import Bench, bench_for
 from fedmed_common import privacy
 from fedmed_common.config import Experiment
