@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from fedmed_client.charges import charge, promised_by
 from fedmed_client.data.splits import SPLITS
 from fedmed_client.engine.parallel import train_together
 from fedmed_client.evaluate import measurements
+from fedmed_client.held_out import with_noise
 from fedmed_client.keeping import Keeping
 from fedmed_client.ledger import Budget, Ledger
 from fedmed_client.method import Method, Result, changed_inputs, own_normalisation
@@ -48,6 +50,7 @@ from fedmed_client.workbench import (
     numerics,
 )
 from fedmed_common import entropy, params, privacy, wire
+from fedmed_common.config import Experiment
 from fedmed_common.errors import FedmedError, Interrupted, PolicyRefusal
 from fedmed_common.failpoints import reach
 from fedmed_common.loading import load_site
@@ -125,7 +128,7 @@ def _answer(
         home = find_home(context)
         order = wire.unpack_order(message.content, kind)
         experiment = experiment_of(order.experiment)
-        if kind in {wire.Kind.TRAIN, wire.Kind.STATISTICS} and experiment.privacy is not None:
+        if _is_private(home, experiment, kind):
             started = None
         policy.check(home.site.policy, experiment, order.round)
         policy.check_device(home.site.device, experiment)
@@ -133,6 +136,12 @@ def _answer(
     except Exception as error:
         reply = _timed(_refuse(home, order, error), started)
     return Message(wire.pack_reply(reply), reply_to=message)
+
+
+def _is_private(home: SiteHome, experiment: Experiment, kind: wire.Kind) -> bool:
+    if kind is wire.Kind.EVALUATE:
+        return home.site.policy.held_out == "noised"
+    return kind in {wire.Kind.TRAIN, wire.Kind.STATISTICS} and experiment.privacy is not None
 
 
 def _once(home: SiteHome, order: wire.Order, started: float | None) -> wire.Reply:
@@ -153,7 +162,7 @@ def _once(home: SiteHome, order: wire.Order, started: float | None) -> wire.Repl
 
 
 def _timed(reply: wire.Reply, started: float | None) -> wire.Reply:
-    """With how long it took; of private training (None) without, for that would tell how many patients were drawn."""
+    """With how long it took; of private work (None) without, for that would tell of patients."""
     if started is None or reply.epsilon_spent is not None:
         return reply
     return replace(reply, seconds={**reply.seconds, "site": time.perf_counter() - started})
@@ -174,6 +183,7 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
         presence=presence,
         version=version("fedmed"),
         withdrawn_from=Withdrawals(home.folder).affected_runs,
+        held_out=home.site.policy.held_out,
     )
     return _reply(home, order, facts=facts)
 
@@ -308,6 +318,7 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
             delta=statistic.delta,
             source=f"{statistic.name}.epsilon",
             run=order.run,
+            split="train",
         )
         policy.check_noise(home.site.policy, statistic.noise_multiplier)
         spent, receipt = charge(home, order, promise or limit, *statistic.spent)
@@ -332,8 +343,21 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
 
 
 def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:
-    before = time.perf_counter()
-    metrics = _bench(home, order).task.summarise(measurements(home, order).values())
+    """Metrics of held-out patients, as far as the site lets them out."""
+    before, rules = time.perf_counter(), home.site.policy
+    if rules.held_out == "kept":
+        return _reply(home, order)
+    bench, patients = _bench(home, order), measurements(home, order)
+    if rules.held_out == "noised":
+        each = [bench.task.summarise([cases]) for cases in patients.values()]
+        noise_multiplier = privacy.calibrate(rules.held_out_epsilon, rules.budget_delta, 1.0, 1)
+        cost = Spent(noise_multiplier=noise_multiplier, sampling_rate=1.0, steps=1)
+        spent, receipt = charge(home, order, None, cost)
+        permits = partial(policy.is_permitted, rules)
+        noisy = with_noise(each, bench.experiment.task, permits, noise_multiplier)
+        metrics = policy.over_enough(rules, noisy)
+        return _reply(home, order, metrics=metrics, epsilon_spent=spent, receipt=receipt)
+    metrics = bench.task.summarise(patients.values())
     return _reply(
         home,
         order,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from fedmed_client.data.splits import Split
 from fedmed_client.ledger import Budget, Ledger, Reservation
 from fedmed_client.workbench import SiteHome, experiment_of
 from fedmed_common import privacy, wire
@@ -15,18 +18,26 @@ def promised_by(experiment: Experiment, order: wire.Order) -> Budget | None:
     promised = experiment.privacy
     if promised is None:
         return None
-    return Budget(epsilon=promised.epsilon, delta=promised.delta, source="privacy.epsilon", run=order.run)
+    return Budget(
+        epsilon=promised.epsilon,
+        delta=promised.delta,
+        source="privacy.epsilon",
+        run=order.run,
+        split="train",
+    )
 
 
 def charge(home: SiteHome, order: wire.Order, promised: Budget | None, cost: Spent) -> tuple[float, Receipt]:
-    """Write down what the order's work spends; the epsilon of the run with it, and the ledger's receipt.
+    """Write down what the order's work spends; what the run with it costs each of the patients that it is of, and the ledger's
+    receipt. ``promised``: None where nobody promises anything but the site.
 
     Raises:
-        PolicyRefusal: more than the experiment promises, or than the site gives.
+        PolicyRefusal: more than is promised, or than the site gives.
     """
     rules = home.site.policy
-    assert promised is not None  # noqa: S101
-    budgets = [promised]
+    split: Split = order.split if order.kind is wire.Kind.EVALUATE else "train"
+    of_these = promised or Budget(epsilon=math.inf, delta=rules.budget_delta, run=order.run, split=split)
+    budgets = [of_these]
     if rules.maximum_epsilon is not None:
         budgets.append(Budget(epsilon=rules.maximum_epsilon, delta=rules.budget_delta))
     if rules.maximum_run_epsilon is not None:
@@ -45,8 +56,9 @@ def charge(home: SiteHome, order: wire.Order, promised: Budget | None, cost: Spe
         sampling_rate=cost.sampling_rate,
         steps=cost.steps,
         experiment=experiment_of(order.experiment).name,
+        split=split,
     )
     reserved = Ledger(home.folder).reserve(reservation, *budgets, receipt=order.receipt)
     if home.audit is not None:
         home.audit.append("reserved", run=order.run, round=order.round, kind=order.kind.value)
-    return budgets[0].cost(reserved.rows, privacy.epsilon), reserved.receipt
+    return of_these.cost(reserved.rows, privacy.epsilon), reserved.receipt

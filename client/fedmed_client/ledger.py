@@ -1,4 +1,4 @@
-"""``ledger.db``: what this site's private training has spent, one row for each piece of work, written before it begins.
+"""``ledger.db``: what this site has spent under differential privacy, one row for each piece of work, written before it begins.
 
 The order is: reserve here, durably; train; add the noise; seal the reply; send. Asked again, a site sends the sealed one.
 So nothing that was released is missing here; work that a crash ended counts as spent, although nothing of it left. The ledger is
@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
+from fedmed_client.data.splits import Split
 from fedmed_common import privacy
 from fedmed_common.errors import PolicyRefusal
 from fedmed_common.files import write_atomically
@@ -42,7 +43,8 @@ _TABLE = "CREATE TABLE IF NOT EXISTS reservation(sequence INTEGER PRIMARY KEY, b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
-    """What one order's training spends. ``experiment``: its name. ``time``: ISO 8601 in UTC; empty until then."""
+    """What one order's work spends of the patients of a ``split``. ``experiment``: its name. ``time``: ISO 8601 in UTC; empty
+    until then."""
 
     run: str
     round: int
@@ -52,6 +54,7 @@ class Reservation:
     steps: int
     experiment: str = ""
     time: str = ""
+    split: Split = "train"
 
     @property
     def spent(self) -> Spent:
@@ -63,16 +66,19 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The most that a ledger's rows together may cost, or those of a ``run``: an epsilon at a delta. ``source``: who says so."""
+    """The most that a ledger's rows together may cost, or those of a ``run``, or of a ``split`` of its patients: an epsilon at a
+    delta. ``source``: who says so."""
 
     epsilon: float
     delta: float
     source: str = "maximum_epsilon"
     run: str | None = None
+    split: Split | None = None
 
     def cost(self, rows: Iterable[Reservation], accountant: Accounting) -> float:
         """What the rows that it is about cost."""
-        return accountant([row.spent for row in rows if self.run in (None, row.run)], self.delta)
+        own = [row for row in rows if self.run in (None, row.run) and self.split in (None, row.split)]
+        return accountant([row.spent for row in own], self.delta)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -199,13 +199,18 @@ def _with_complements(policy: Policy, counts: Mapping[str, float], hidden: set[s
 
 def permitted(policy: Policy, metrics: Metrics) -> Metrics:
     """The metrics that the policy names: by their whole name, or by what stands before the class."""
-    if policy.metrics is None:
-        return metrics
-    return {
-        name: mean
-        for name, mean in metrics.items()
-        if name in policy.metrics or name.partition("/")[0] in policy.metrics
-    }
+    return {name: mean for name, mean in metrics.items() if is_permitted(policy, name)}
+
+
+def is_permitted(policy: Policy, metric: str) -> bool:
+    """Whether the policy names the metric."""
+    named = policy.metrics
+    return named is None or metric in named or metric.partition("/")[0] in named
+
+
+def over_enough(policy: Policy, noisy: Metrics) -> Metrics:
+    """Of metrics with noise those over at least ``least_patients``, as far as the noise lets that be known."""
+    return {name: mean for name, mean in noisy.items() if mean.weight >= policy.least_patients}
 
 
 def releasable_counts(policy: Policy, counts: Mapping[str, int], *, one_each: bool = False) -> dict[str, int]:

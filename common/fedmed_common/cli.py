@@ -103,7 +103,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "site ledger": (
         "fedmed_client.site.cli_ledger:ledger_command",
-        "Show what private training has spent here, and what is left.",
+        "Show what was spent here under differential privacy, and what is left.",
     ),
     "site check": (
         "fedmed_client.link.cli:check_command",

@@ -58,7 +58,8 @@ class Score:
 
     ``over``: whom its weight counts: patients who show the class, those who do not, or all who were looked at. ``paired``: it
     tells of patients who show the class and of those who do not, so a site keeps it where either are few. ``share``: its values
-    lie within 0 and 1. ``needs``: the setting of ``[task]`` without which it is not measured.
+    lie within 0 and 1. ``adds_up``: what it is of several patients is the sum of what it is of each. ``needs``: the setting of
+    ``[task]`` without which it is not measured.
     """
 
     name: str
@@ -68,18 +69,19 @@ class Score:
     paired: bool = False
     by_class: bool = True
     share: bool = True
+    adds_up: bool = False
     picks: bool = True
     digits: int = 3
     needs: Literal["", "surface_metrics", "single"] = ""
 
 
 def _paired(name: str, title: str, over: Literal["present", "absent", "all"] = "all") -> Score:
-    return Score(name=name, title=title, over=over, paired=True)
+    return Score(name=name, title=title, over=over, paired=True, adds_up=over != "all")
 
 
 SCORES: dict[str, tuple[Score, ...]] = {
     "segmentation": (
-        Score(name="dice", title="Dice", over="present"),
+        Score(name="dice", title="Dice", over="present", adds_up=True),
         Score(
             name="hd95_mm",
             title="HD95 (mm)",
@@ -89,8 +91,15 @@ SCORES: dict[str, tuple[Score, ...]] = {
             digits=1,
             needs="surface_metrics",
         ),
-        Score(name="nsd", title="NSD", over="present", digits=2, needs="surface_metrics"),
-        Score(name="false_positive", title="False positives", over="absent", better="lower", picks=False),
+        Score(name="nsd", title="NSD", over="present", adds_up=True, digits=2, needs="surface_metrics"),
+        Score(
+            name="false_positive",
+            title="False positives",
+            over="absent",
+            better="lower",
+            adds_up=True,
+            picks=False,
+        ),
     ),
     "classification": (
         _paired("auroc", "AUROC"),
@@ -100,7 +109,7 @@ SCORES: dict[str, tuple[Score, ...]] = {
         _paired("balanced_accuracy", "Balanced accuracy"),
         _paired("f1", "F1"),
         Score(name="calibration_error", title="Calibration error", over="all", better="lower", paired=True),
-        Score(name="accuracy", title="Accuracy", over="all", by_class=False, needs="single"),
+        Score(name="accuracy", title="Accuracy", over="all", by_class=False, adds_up=True, needs="single"),
     ),
 }
 """By task, the headline first: the one that picks the best round where the experiment names none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import time
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -74,6 +74,10 @@ StatisticName = Literal[
 """``patients`` and ``presence`` say at the roll call how many there are; the others are what recipes ask for."""
 
 
+HeldOut: TypeAlias = Literal["measured", "noised", "kept"]
+"""What leaves of metrics of validation and test patients."""
+
+
 class Policy(Model):
     """What this site permits. An order that asks for more is refused with the rule's name."""
 
@@ -92,6 +96,13 @@ class Policy(Model):
     )
     metrics: tuple[str, ...] | None = Field(
         None, description="metrics that may leave, as 'loss', 'dice' or 'dice/liver'; absent: all"
+    )
+    held_out: HeldOut = Field(
+        "measured",
+        description="what leaves of metrics of validation and test patients: as measured, with noise, or nothing",
+    )
+    held_out_epsilon: Positive = Field(
+        1.0, description="with noise: what one measurement costs each of them, at budget_delta"
     )
     require_secure_aggregation: bool = Field(False, description="train only where the server sees sums alone")
     least_sites: Annotated[int, Field(ge=2)] = Field(

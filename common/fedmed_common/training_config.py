@@ -148,7 +148,8 @@ class Privacy(Model):
     Neighbours are a site's training patients with and without one patient, all images of that patient together. It is the
     worst case over what else is known; it holds against the coordinator too, and needs no trust in other sites. Assumed: a
     patient is at one site, under one identifier, and in training throughout the run; the site's number of training patients,
-    and how long it takes, are not secret. Metrics on validation and test patients are not covered.
+    and how long it takes, are not secret. Metrics on validation and test patients are not covered; a site can have
+    them noised, or keep them (``policy.held_out``).
 
     The mechanism is DP-SGD (Abadi et al. 2016, 'Deep learning with differential privacy', algorithm 1) with patients in the
     place of examples.

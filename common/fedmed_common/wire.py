@@ -26,7 +26,7 @@ from fedmed_common.params import Parameters
 from fedmed_common.receipts import Receipt
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-VERSION = 3
+VERSION = 4
 DECISION = "decision"
 """Below this name an order of evaluation holds how the model's predictions are decided on: ``tasks.Decision``."""
 WAITING_RULES = frozenset({"approval_pending", "window", "disk"})
@@ -99,12 +99,13 @@ class Order:
 class Facts:
     """A site's cohort in counts. ``presence``: by annotated class, training patients who show it; -1 hides a count that is
     positive but below the site's least number of patients. ``withdrawn_from``: how many runs had trained on patients who
-    withdrew afterwards."""
+    withdrew afterwards. ``held_out``: what leaves of metrics of validation and test patients."""
 
     patients: dict[str, int]
     presence: dict[str, int]
     version: str
     withdrawn_from: int = 0
+    held_out: str = "measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +225,11 @@ def pack_reply(reply: Reply) -> RecordDict:
         record[_SECONDS] = MetricRecord({name: float(value) for name, value in reply.seconds.items()})
     if reply.facts is not None:
         record[_FACTS] = ConfigRecord(
-            {"version": reply.facts.version, "withdrawn_from": reply.facts.withdrawn_from}
+            {
+                "version": reply.facts.version,
+                "withdrawn_from": reply.facts.withdrawn_from,
+                "held_out": reply.facts.held_out,
+            }
         )
         counts = {f"patients/{split}": count for split, count in reply.facts.patients.items()}
         counts |= {f"presence/{name}": count for name, count in reply.facts.presence.items()}
@@ -370,10 +375,13 @@ def _facts(record: RecordDict) -> Facts | None:
             raise WireError("count")
         groups[group][key] = count
     fields = _config(record, _FACTS)
-    if fields.keys() != {"version", "withdrawn_from"}:
+    if fields.keys() != {"version", "withdrawn_from", "held_out"}:
         raise WireError("undeclared field")
     return Facts(
-        **groups, version=_text(fields, "version"), withdrawn_from=_integer(fields, "withdrawn_from")
+        **groups,
+        version=_text(fields, "version"),
+        withdrawn_from=_integer(fields, "withdrawn_from"),
+        held_out=_text(fields, "held_out"),
     )
 
 

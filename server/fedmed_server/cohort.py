@@ -140,6 +140,7 @@ def _ask(channel: Channel, nodes: dict[str, int]) -> Roll:
                 presence=reply.facts.presence,
                 version=reply.facts.version,
                 withdrawn_from=reply.facts.withdrawn_from,
+                held_out=reply.facts.held_out,
             )
             if facts.withdrawn_from:
                 _log.warning(

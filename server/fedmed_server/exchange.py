@@ -118,7 +118,7 @@ class _Exchange:
         self._bytes_down = sum(len(array.data) for array in sent)
         self._end = time.monotonic() + channel.experiment.federation.deadline_seconds
         self._private = extras.private or (
-            order.kind in {wire.Kind.TRAIN, wire.Kind.FACTS} and channel.experiment.privacy is not None
+            order.kind is wire.Kind.TRAIN and channel.experiment.privacy is not None
         )
         self._connected: dict[int, str] = {}
         self._parts = [_Part(member=member, order=order) for member in members]
@@ -212,7 +212,7 @@ class _Exchange:
             part.order = replace(part.order, attempt=part.order.attempt + 1)
         if self._extras.secure is not None:
             part.order = replace(part.order, secure=self._extras.secure(part.member.name))
-        if self._private:
+        if self._private or part.order.kind in {wire.Kind.FACTS, wire.Kind.EVALUATE}:
             part.order = replace(part.order, receipt=self._channel.receipts.of(part.member.name))
         part.activated = self._connected.get(part.member.node, "")
         message = Message(
@@ -320,7 +320,8 @@ class _Exchange:
             sums_limit=self._extras.sums_limit(part.member.facts.patients.get("train", 0)),
             scalars=self._extras.scalars,
             norm_limit=self._channel.experiment.federation.update_norm_limit,
-            private=self._private and order.kind is not wire.Kind.FACTS,
+            private=self._private
+            or (order.kind is wire.Kind.EVALUATE and part.member.facts.held_out == "noised"),
         )
 
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 from flwr.app import RecordDict
@@ -18,6 +19,7 @@ from fedmed_common import params, wire
 from fedmed_common.config import Task
 from fedmed_common.errors import RejectedReply, WireError
 from fedmed_common.metrics import Metrics, score_called
+from fedmed_common.site_config import HeldOut
 
 UNREADABLE, OVERSIZED = "unreadable objects", "more than was asked for"
 UNREAD = {901: UNREADABLE, 902: OVERSIZED}
@@ -26,6 +28,7 @@ _LARGEST_COUNT = 10_000_000
 _LARGEST_SECONDS = 1e9
 _LARGEST_EPSILON = 1e15
 _TRAINING_METRICS = frozenset({"loss"})
+_HELD_OUT = frozenset(get_args(HeldOut))
 _SPLITS = frozenset({"train", "validation", "test"})
 _PHASES = frozenset({"load", "train", "evaluate", "site"})
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}", re.ASCII)
@@ -158,7 +161,7 @@ def _check_metrics(metrics: Metrics, expected: Expected) -> None:
 
 
 def _check_privacy(reply: wire.Reply, expected: Expected) -> None:
-    """Private training says what it has spent, and nothing else does; but for the change, nothing more."""
+    """What is private says what it has spent, and nothing else does; training says nothing more but the change."""
     if (reply.epsilon_spent is not None) != expected.private:
         raise RejectedReply("no word on privacy" if expected.private else "privacy that was not asked for")
     if (reply.receipt is not None) != expected.private:
@@ -169,8 +172,8 @@ def _check_privacy(reply: wire.Reply, expected: Expected) -> None:
         return
     if not 0 <= reply.epsilon_spent <= _LARGEST_EPSILON:
         raise RejectedReply("epsilon")
-    if reply.metrics or reply.seconds:
-        raise RejectedReply("more than private training tells")
+    if reply.seconds or (reply.metrics and expected.kind is not wire.Kind.EVALUATE):
+        raise RejectedReply("more than private work tells")
 
 
 def _check_sums(sums: params.Parameters, expected: Expected) -> None:
@@ -196,7 +199,7 @@ def _check_facts(facts: wire.Facts | None, classes: tuple[str, ...]) -> None:
         raise RejectedReply("facts")
     if set(facts.patients) != _SPLITS or not set(facts.presence) <= set(classes):
         raise RejectedReply("facts")
-    if not 0 <= facts.withdrawn_from <= _LARGEST_COUNT:
+    if not 0 <= facts.withdrawn_from <= _LARGEST_COUNT or facts.held_out not in _HELD_OUT:
         raise RejectedReply("facts")
     if any(not 0 <= count <= _LARGEST_COUNT for count in facts.patients.values()):
         raise RejectedReply("patient counts")

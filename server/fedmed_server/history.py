@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from fedmed_common.metrics import Mean, Metrics
+from fedmed_common.site_config import HeldOut
 
 FILE = "history.jsonl"
 
@@ -39,6 +40,9 @@ class SiteFacts(BaseModel):
     withdrawn_from: int = Field(
         0, description="runs that had trained on patients who withdrew there afterwards"
     )
+    held_out: HeldOut = Field(
+        "measured", description="what leaves of metrics of validation and test patients"
+    )
 
 
 class SiteResult(BaseModel):
@@ -57,7 +61,7 @@ class SiteResult(BaseModel):
         default_factory=dict, description="by phase: train or evaluate, load, total (as the server saw it)"
     )
     epsilon_spent: float | None = Field(
-        None, description="of private training: what the run has cost each of the site's patients so far"
+        None, description="where there was noise: what the run has cost each of the patients it is of so far"
     )
     bytes_down: int = 0
     bytes_up: int = 0

@@ -106,8 +106,8 @@ def _private_reply(order: wire.Order) -> wire.Reply:
         ({"epsilon_spent": float("nan")}, True, "epsilon"),
         ({"epsilon_spent": 1e300}, True, "epsilon"),
         ({"code": "internal", "delta": {}}, True, "a refusal that carries results"),
-        ({"seconds": {"site": 1.0}}, True, "more than private training tells"),
-        ({"metrics": {"loss": Mean(1.0, 2.0)}}, True, "more than private training tells"),
+        ({"seconds": {"site": 1.0}}, True, "more than private work tells"),
+        ({"metrics": {"loss": Mean(1.0, 2.0)}}, True, "more than private work tells"),
     ],
 )
 def test_the_gate_compares_with_what_was_asked(changes: dict[str, Any], private: bool, reason: str) -> None:

@@ -158,6 +158,11 @@ def test_impossible_facts_are_refused(patients: dict[str, int], presence: dict[s
         {"site": "../../etc"},
         {"site": ""},
         {"facts": wire.Facts(patients=dict.fromkeys(SPLITS, 5), presence={}, version="Jane Doe, born 1950")},
+        {
+            "facts": wire.Facts(
+                patients=dict.fromkeys(SPLITS, 5), presence={}, version="1", held_out="Jane Doe"
+            )
+        },
         {"metrics": {"dice/liver": Mean(1.0, 1.0)}},
     ],
 )

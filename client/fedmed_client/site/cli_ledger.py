@@ -1,4 +1,4 @@
-"""``fedmed site ledger``: what private training has spent here, by whom, and what is left."""
+"""``fedmed site ledger``: what was spent here under differential privacy, by whom, and what is left."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ledger_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show what training with differential privacy has spent here: by run, in all, and what is left of the ceiling.
+    """Show what was spent here under differential privacy: by run, in all, and what is left of the ceiling.
 
     The ledger is checked first; one that was changed is named.
     """
@@ -73,7 +73,7 @@ def _write(file: Path, kind: str, spent: Spending, consortium: str) -> None:
 
 def _sentence(spent: Spending) -> str:
     if not spent.runs:
-        return "nothing was trained with differential privacy here yet" + _ceiling(spent)
+        return "nothing was sent under differential privacy here yet" + _ceiling(spent)
     return (
         f"spent: epsilon {spent.epsilon:.3f} at delta {spent.delta:g}, over {spent.rows} orders"
         + _ceiling(spent)
@@ -90,11 +90,14 @@ def _table(spent: Spending) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "rounds", "charged", "steps", "sigma", "q", "epsilon", "last"):
-        table.add_column(name, justify="left" if name in {"run", "last"} else "right", overflow="fold")
+    for name in ("run", "patients", "rounds", "charged", "steps", "sigma", "q", "epsilon", "last"):
+        table.add_column(
+            name, justify="left" if name in {"run", "patients", "last"} else "right", overflow="fold"
+        )
     for run in spent.runs:
         table.add_row(
             run.run,
+            run.split,
             str(run.rounds),
             str(run.reservations),
             str(run.steps),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedmed_client.data.splits import Split
 from fedmed_client.ledger import Ledger, Reservation
 from fedmed_common import privacy
 from fedmed_common.site_config import Policy
@@ -13,7 +14,7 @@ from fedmed_common.site_config import Policy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpending:
-    """What one run has spent of each of the site's training patients.
+    """What one run has spent of each of the site's patients of a ``split``.
 
     ``reservations``: pieces of work that were charged, those included that a crash ended before anything left.
     ``noise_multipliers``: each sigma; ``sampling_rates``: each q. ``epsilon``: at :attr:`Spending.delta`; those of several
@@ -21,6 +22,7 @@ class RunSpending:
     """
 
     run: str
+    split: Split
     experiment: str
     rounds: int
     reservations: int
@@ -61,9 +63,9 @@ def spending(folder: Path, site: str, policy: Policy, points: int = 0) -> Spendi
     """
     rows = Ledger(folder).read()
     delta = policy.budget_delta
-    by_run: dict[str, list[Reservation]] = {}
+    by_run: dict[tuple[str, Split], list[Reservation]] = {}
     for row in rows:
-        by_run.setdefault(row.run, []).append(row)
+        by_run.setdefault((row.run, row.split), []).append(row)
     ends = {round(number * len(rows) / points) for number in range(1, points + 1)} - {0}
     return Spending(
         site=site,
@@ -79,6 +81,7 @@ def spending(folder: Path, site: str, policy: Policy, points: int = 0) -> Spendi
 def _of_run(rows: Sequence[Reservation], delta: float) -> RunSpending:
     return RunSpending(
         run=rows[0].run,
+        split=rows[0].split,
         experiment=rows[-1].experiment,
         rounds=len({row.round for row in rows}),
         reservations=len(rows),

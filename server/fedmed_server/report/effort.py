@@ -89,6 +89,27 @@ def spent_of_sites(run: RunHistory) -> tuple[float, float, int] | None:
     return central.epsilon(most), central.delta, most
 
 
+def held_out(run: RunHistory) -> list[tuple[str, tuple[str, ...]]]:
+    """How metrics of validation and test patients left the sites, and which did so; with noise each with its epsilons."""
+    spent: dict[str, dict[str, float]] = {}
+    asked = [("validation", done.evaluation) for done in run.rounds]
+    asked += [("test", results) for results in _distinct_tests(run)]
+    for split, results in asked:
+        for result in results:
+            if result.epsilon_spent is not None:
+                by_split = spent.setdefault(result.site, {})
+                by_split[split] = max(by_split.get(split, 0.0), result.epsilon_spent)
+
+    def said(name: str) -> str:
+        epsilons = [f"{split} {epsilon:.2f}" for split, epsilon in spent.get(name, {}).items()]
+        return f"{name} (epsilon: {', '.join(epsilons)})" if epsilons else name
+
+    ways: dict[str, list[str]] = {"measured": [], "noised": [], "kept": []}
+    for facts in sorted(run.facts, key=lambda facts: in_order(facts.name)):
+        ways[facts.held_out].append(said(facts.name))
+    return [(way, tuple(names)) for way, names in ways.items() if names]
+
+
 def missing_rounds(run: RunHistory) -> tuple[int, ...]:
     """Rounds before the last one that left no line."""
     known = {done.round for done in run.rounds}

@@ -36,6 +36,9 @@ FACTS_TOLD: dict[tuple[str, ...], str] = {
     ): "for each class that the site annotates, how many training patients show it; a small count is only said to be small",
     ("version",): "of the site's software",
     ("withdrawn_from",): "how many runs had trained on patients who withdrew there afterwards",
+    (
+        "held_out",
+    ): "whether metrics of validation and test patients leave as measured, with noise, or not at all",
 }
 REPLY_TOLD: dict[tuple[str, ...], str] = {
     ("site",): "the site's name",
@@ -57,7 +60,7 @@ REPLY_TOLD: dict[tuple[str, ...], str] = {
     ("facts",): "once, when the run begins: the list on the left",
     (
         "epsilon_spent",
-    ): "after private training, or a sum with noise, only: what the run has cost each patient there so far",
+    ): "after private training, or a sum or metrics with noise, only: what the run has cost each of those patients there so far",
     (
         "receipt",
     ): "with it: how many rows the site's privacy ledger has, and a code by which the site knows it again",
@@ -129,6 +132,7 @@ def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> st
             reply_told=REPLY_TOLD,
             facts_told=FACTS_TOLD,
             spent=effort.spent(run),
+            held_out=effort.held_out(run),
             of_sites=effort.spent_of_sites(run),
             command=_without_folders(start.command)
             if start and shareable

@@ -77,10 +77,8 @@ def test_the_command_says_what_is_left(spent: Path, capsys: pytest.CaptureFixtur
 
 def test_a_site_that_spent_nothing_says_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("--home", home, "--export", home / "page.html") == 0
-    assert (
-        "nothing was trained with differential privacy here yet; the ceiling is 3" in capsys.readouterr().out
-    )
-    assert "Nothing was trained" in (home / "page.html").read_text()
+    assert "nothing was sent under differential privacy here yet; the ceiling is 3" in capsys.readouterr().out
+    assert "Nothing was sent" in (home / "page.html").read_text()
 
 
 def test_the_page_holds_the_numbers_and_no_markup_of_others(spent: Path) -> None:
