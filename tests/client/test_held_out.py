@@ -49,7 +49,9 @@ def test_without_its_noise_it_is_the_mean_over_patients_and_their_number() -> No
     patients = [
         _patient(dice__liver=0.9, nsd__liver=0.8, hd95_mm__liver=4.0, false_positive__lesion=1.0),
         _patient(dice__liver=0.5, nsd__liver=0.6, hd95_mm__liver=9.0, false_positive__lesion=0.0),
-        _patient(dice__liver=0.1, nsd__liver=0.1, dice__lesion=0.3, nsd__lesion=0.2, false_positive__lesion=1.0),
+        _patient(
+            dice__liver=0.1, nsd__liver=0.1, dice__lesion=0.3, nsd__lesion=0.2, false_positive__lesion=1.0
+        ),
     ]
     found = with_noise(patients, SEGMENTATION, _all, 1.0, _silent)
     expected = {
