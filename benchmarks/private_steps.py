@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pages
@@ -33,12 +34,14 @@ from fedmed_common.models import build_model
 from fedmed_common.tasks import build_task
 
 NETWORKS: dict[str, dict[str, Any]] = {
-    "U-Net 2D": {"model": {"name": "unet"}, "patch": [96, 96]},
-    "U-Net 3D": {"model": {"name": "unet"}, "patch": [32, 32, 32]},
-    "DeepLabV3+": {"model": {"name": "deeplab_v3plus"}, "patch": [128, 128]},
-    "SegFormer-B0": {"model": {"name": "segformer"}, "patch": [128, 128]},
+    "U-Net 2D": {"model": {"name": "unet"}, "patch": [128, 128], "samples": 8},
+    "U-Net 2D, small patches": {"model": {"name": "unet"}, "patch": [64, 64], "samples": 8},
+    "U-Net 3D": {"model": {"name": "unet"}, "patch": [32, 48, 32], "samples": 4},
+    "DeepLabV3+": {"model": {"name": "deeplab_v3plus"}, "patch": [128, 128], "samples": 4},
+    "SegFormer-B0": {"model": {"name": "segformer"}, "patch": [128, 128], "samples": 4},
 }
-PATIENTS, SAMPLES = 4, 4
+"""Patches and samples as in the experiments that ship; and one network at a quarter of its patch."""
+PATIENTS = 8
 WAYS = ("plain", "loop", "together", "hooks", "ghost")
 TITLES = {
     "plain": "without privacy",
@@ -58,6 +61,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--kept",
+        type=Path,
+        default=Path("private_steps.json"),
+        help="networks that are done, not measured again",
+    )
     parser.add_argument("--no-page", action="store_true")
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -66,11 +75,14 @@ def main() -> None:
         found = times if way == "times" else partial(memory, way=way)
         print(json.dumps(found(network, arguments.device, arguments.repeats)))
         return
-    measured = {}
+    measured = json.loads(arguments.kept.read_text()) if arguments.kept.exists() else {}
     for network in arguments.only:
+        if network in measured:
+            continue
         seconds = _part(network, "times", arguments)
         megabytes = {way: _part(network, way, arguments) for way in WAYS if way in seconds["median"]}
         measured[network] = {**seconds, "megabytes": megabytes}
+        arguments.kept.write_text(json.dumps(measured, indent=1))
         print(network, json.dumps(measured[network]), flush=True)
     if not arguments.no_page:
         pages.write(pages.dated("private_steps"), page(measured))
@@ -119,7 +131,7 @@ def memory(network: str, device: str, repeats: int, *, way: str) -> float:
         step()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(min(repeats, 3)):
+    for _ in range(min(repeats, 2)):
         step()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
 
@@ -128,9 +140,10 @@ def make(network: str, way: str, device: str) -> Step:
     """A step of the network in this way, on patients of its own."""
     torch.manual_seed(0)
     bench = _bench(network, device)
-    image = torch.zeros(SAMPLES, 1, *bench.experiment.data.patch)
-    target = torch.zeros(SAMPLES, *bench.experiment.data.patch, dtype=torch.int64)
-    example = image, target, torch.ones(SAMPLES, 1, dtype=torch.bool)
+    samples = NETWORKS[network]["samples"]
+    image = torch.zeros(samples, 1, *bench.experiment.data.patch)
+    target = torch.zeros(samples, *bench.experiment.data.patch, dtype=torch.int64)
+    example = image, target, torch.ones(samples, 1, dtype=torch.bool)
     patients = [invented(example, seed) for seed in range(PATIENTS)]
     bench.model.train()
     optimizer = torch.optim.AdamW(bench.model.parameters(), lr=1e-3)
@@ -220,7 +233,7 @@ def _experiment(network: str, device: str) -> Experiment:
             "task": {"classes": ["lesion"], "dimensions": len(asked["patch"])},
             "data": {"patch": asked["patch"]},
             "model": asked["model"],
-            "train": {"steps": 1, "batch_size": SAMPLES, "threads": 1, "device": device},
+            "train": {"steps": 1, "batch_size": asked["samples"], "threads": 1, "device": device},
             "privacy": {"epsilon": 8.0, "sampling_rate": 0.5, "noise_multiplier": 2.0},
         }
     )
@@ -240,7 +253,7 @@ def page(measured: dict[str, Any]) -> list[str]:
         "",
         pages.made_by(),
         "",
-        f"Steps of {PATIENTS} patients with {SAMPLES} samples each, on {device}, one thread; AdamW. Ratios to the step without "
+        f"Steps of {PATIENTS} patients, on {device}, one thread; AdamW. Ratios to the step without "
         "privacy are medians over repeats, the least and the most in brackets. Memory is the most that steps need beside network "
         "and patients.",
         "",
@@ -249,7 +262,7 @@ def page(measured: dict[str, Any]) -> list[str]:
     ]
     for network, found in measured.items():
         patch = " x ".join(map(str, NETWORKS[network]["patch"]))
-        name = f"{network}, {found['parameters'] / 1e6:.1f} M, {patch}"
+        name = f"{network}, {found['parameters'] / 1e6:.1f} M, {NETWORKS[network]['samples']} x {patch}"
         for way in WAYS:
             if way in found["refused"]:
                 lines.append(f"| {name} | {TITLES[way]} | cannot: {found['refused'][way]} | | |")

@@ -62,7 +62,7 @@ def patient_gradient(
 ) -> list[Tensor]:
     """The gradient of the mean loss over one patient's samples, of which ``at_once`` at most are in memory together."""
     network, count = bench.trained_network, len(samples[0])
-    total = [torch.zeros_like(parameter) for parameter in parameters]
+    total: list[Tensor] = []
     for start in range(0, count, at_once):
         part, known, shown = (tensor[start : start + at_once].to(bench.device) for tensor in samples)
         if bench.experiment.train.channels_last:
@@ -70,9 +70,11 @@ def patient_gradient(
         loss = bench.task.objective(network, part, known, shown, shaping)
         share = len(part) / count
         found = torch.autograd.grad(loss * share, list(parameters), allow_unused=True)
-        for place, gradient in enumerate(found):
-            if gradient is not None:
-                total[place] += gradient
+        gradient = [
+            torch.zeros_like(parameter) if part is None else part
+            for part, parameter in zip(found, parameters, strict=True)
+        ]
+        total = [one + other for one, other in zip(total, gradient, strict=True)] if total else gradient
     return total
 
 

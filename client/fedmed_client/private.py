@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +36,8 @@ from fedmed_strategies.pieces import SiteHalf
 
 RULE = "privacy_network"
 """The rule by which a network is refused that cannot be trained so."""
-_ROUNDING = 1 - 1e-9
+_ROUNDING = 1 - 1e-6
+_LARGEST_WHOLE = 2.0**24
 _LEAST_OF_NORM = 1e-4
 
 
@@ -88,18 +88,33 @@ class Mechanism:
         left = 1.0 if self.following is None else 1.0 - self.following.charge
         return self.noise_multiplier * self.clipping_norm / math.sqrt(left)
 
+    @property
+    def spacing(self) -> float:
+        """Of the noise's grid; 1 without noise, where there is none."""
+        return entropy.grid(self.deviation) or 1.0
+
     def clip(self, gradient: Sequence[Tensor]) -> list[Tensor] | None:
         """One patient's gradient in float64, of length ``clipping_norm`` at most, on the noise's grid; None where it is not
         finite."""
-        parts = [part.double() for part in gradient]
-        length = length_of(parts)
-        if not np.isfinite(length):
+        flat = flattened(gradient)
+        length = length_of([flat])
+        if not math.isfinite(length):
             return None
+        return like(self.in_grid(flat, length).double() * self.spacing, gradient)
+
+    def in_grid(self, gradient: Tensor, length: float) -> Tensor:
+        """One patient's finite gradient, ``length`` long, cut to a length of ``clipping_norm`` at most, in units of ``spacing``.
+
+        Without noise as it is; with noise in whole numbers, which single precision holds where none can be 2^24.
+        """
         scale = min(1.0, self.clipping_norm * _ROUNDING / length) if length else 1.0
-        spacing = entropy.grid(self.deviation)
-        if not spacing:
-            return [part * scale for part in parts]
-        return [part.mul(scale / spacing).trunc_().mul_(spacing) for part in parts]
+        scaled = (gradient.double() if self._is_fine else gradient).mul(scale / self.spacing)
+        return scaled.trunc_() if self.deviation else scaled
+
+    @property
+    def _is_fine(self) -> bool:
+        """Whether the grid is too fine for single precision, or there is none."""
+        return not self.deviation or self.clipping_norm / self.spacing >= _LARGEST_WHOLE
 
     def after(self, lengths: Sequence[float]) -> Mechanism:
         """The mechanism of the next step, of how many of the drawn patients' gradients were no longer than C.
@@ -119,11 +134,9 @@ class Mechanism:
 
     def release(self, total: Sequence[Tensor]) -> list[Tensor]:
         """The sum over patients with noise, divided by the number of patients that a step draws on average."""
-        return [
-            (part + entropy.noise(part.numel(), self.deviation, self.normal).view(part.shape).to(part.device))
-            / (self.sampling_rate * self.patients)
-            for part in total
-        ]
+        flat = flattened(total)
+        noise = entropy.noise(flat.numel(), self.deviation, self.normal).to(flat.device)
+        return like((flat + noise) / (self.sampling_rate * self.patients), total)
 
 
 def mechanism_for(
@@ -211,8 +224,9 @@ def train(
 
 
 def length_of(parts: Sequence[Tensor]) -> float:
-    """The Euclidean length of all of them together."""
-    return float(torch.stack([part.square().sum() for part in parts]).sum().sqrt())
+    """The Euclidean length of all of them together, added up in float64."""
+    lengths = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
+    return float(torch.linalg.vector_norm(torch.stack(lengths)))
 
 
 def check_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> None:
@@ -242,14 +256,24 @@ def clipped_sum(
     A patient whose gradient is not finite counts as one who was not drawn, and nobody is told. ``lengths``: is given how long
     each of the others' was.
     """
-    total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
-    for found in gradients(bench, parameters, drawn, at_once, shaping):
-        gradient = [part.double() for part in found]
-        clipped = mechanism.clip(gradient)
-        if clipped is not None:
+    total = torch.zeros_like(flattened(parameters), dtype=torch.float64)
+    for gradient in gradients(bench, parameters, drawn, at_once, shaping):
+        flat = flattened(gradient)
+        length = length_of([flat])
+        if math.isfinite(length):
             if lengths is not None:
-                lengths.append(length_of(gradient))
-            for sum_so_far, part in zip(total, clipped, strict=True):
-                sum_so_far.add_(part)
+                lengths.append(length)
+            total.add_(mechanism.in_grid(flat, length))
         pulse.beat()
-    return total
+    return like(total.mul_(mechanism.spacing), parameters)
+
+
+def flattened(parts: Sequence[Tensor]) -> Tensor:
+    """All of them in one row."""
+    return torch.cat([part.detach().flatten() for part in parts])
+
+
+def like(flat: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+    """A row cut into pieces of these shapes."""
+    pieces = torch.split(flat, [part.numel() for part in parts])
+    return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]

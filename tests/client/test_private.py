@@ -175,6 +175,7 @@ def test_what_a_patient_adds_and_the_noise_are_on_one_grid() -> None:
     np.testing.assert_allclose(
         clipped[0],
         gradient[0] * (C / np.linalg.norm(np.concatenate([g.numpy().ravel() for g in gradient]))),
+        rtol=1e-6,
         atol=spacing,
     )
 

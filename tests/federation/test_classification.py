@@ -107,7 +107,7 @@ def test_one_sgd_step_at_each_site_equals_one_on_the_pooled_batch(
 def test_a_federation_learns_what_tables_and_masks_say(
     write_squares: WriteExperiment, tmp_path: Path, labels: str
 ) -> None:
-    done = fedmed("simulate", write_squares(labels, rounds=6, steps=15, every=6), "--runs", tmp_path / "runs")
+    done = fedmed("simulate", write_squares(labels, rounds=6, steps=40, every=6), "--runs", tmp_path / "runs")
     run = only_run(tmp_path / "runs")
     *_, ended = history.read(run / "history.jsonl")
     assert isinstance(ended, RunEnded)

@@ -16,6 +16,22 @@ from fedmed_simulations.engines import run_inline
 from fedmed_simulations.federation import make_homes
 
 
+def test_where_every_site_keeps_them_no_round_is_called_the_best(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write_experiment(rounds=3, sites=2, policy='least_patients = 1, held_out = "kept"')
+    experiment = load_experiment(file)
+    homes = make_homes(experiment, check_experiment(experiment, file), tmp_path / "sites")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "experiment.toml").write_text(file.read_text())
+    run_inline(homes, RunRequest(experiment=experiment, folder=folder, command="test", sites=2))
+    *_, ended = history.read(folder / history.FILE)
+    assert isinstance(ended, RunEnded)
+    assert (ended.status, ended.best_round, set(ended.test)) == ("completed", 0, {"last"})
+    assert "stayed at the site: site-0; site-1." in write_report(folder).read_text(encoding="utf-8")
+
+
 def test_each_site_chooses_and_the_report_says_what(
     write_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:

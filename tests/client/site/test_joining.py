@@ -164,7 +164,8 @@ def test_a_kit_that_was_changed_is_refused(
     name: str, thorough: bool, consortium: ConsortiumFolder, tmp_path: Path
 ) -> None:
     def change(files: dict[str, bytes]) -> None:
-        files[name] = files[name][:-1] + b"x" if name == "manifest.sig" else files[name] + b" "
+        signature = name == "manifest.sig"
+        files[name] = files[name][:-1] + bytes([files[name][-1] ^ 1]) if signature else files[name] + b" "
         if name == kits.AUTHORITY:
             files[name] = identity.certificate_text(
                 _consortium(tmp_path / "other").authority().certificate
