@@ -146,10 +146,13 @@ def _groups(drawn: Iterable[Samples], at_once: int) -> Iterator[list[Samples]]:
     """Patients that follow each other and have samples of the same shapes, ``at_once`` at most."""
     group: list[Samples] = []
     for samples in drawn:
-        if group and (len(group) == at_once or samples[0].shape != group[0][0].shape):
+        if group and samples[0].shape != group[0][0].shape:
             yield group
             group = []
         group.append(samples)
+        if len(group) == at_once:
+            yield group
+            group = []
     if group:
         yield group
 

@@ -37,7 +37,7 @@ from fedmed_strategies.pieces import SiteHalf
 RULE = "privacy_network"
 """The rule by which a network is refused that cannot be trained so."""
 _ROUNDING = 1 - 1e-6
-_LARGEST_WHOLE = 2.0**24
+_LARGEST_WHOLE, _EXTREME = 2.0**24, 1e24
 _LEAST_OF_NORM = 1e-4
 
 
@@ -105,16 +105,13 @@ class Mechanism:
     def in_grid(self, gradient: Tensor, length: float) -> Tensor:
         """One patient's finite gradient, ``length`` long, cut to a length of ``clipping_norm`` at most, in units of ``spacing``.
 
-        Without noise as it is; with noise in whole numbers, which single precision holds where none can be 2^24.
+        Without noise as it is; with noise in whole numbers, which single precision holds where none can be 2^24, and reaches from
+        lengths that are not extreme.
         """
         scale = min(1.0, self.clipping_norm * _ROUNDING / length) if length else 1.0
-        scaled = (gradient.double() if self._is_fine else gradient).mul(scale / self.spacing)
+        whole = self.clipping_norm / self.spacing < _LARGEST_WHOLE and length < _EXTREME
+        scaled = (gradient if whole and self.deviation else gradient.double()).mul(scale / self.spacing)
         return scaled.trunc_() if self.deviation else scaled
-
-    @property
-    def _is_fine(self) -> bool:
-        """Whether the grid is too fine for single precision, or there is none."""
-        return not self.deviation or self.clipping_norm / self.spacing >= _LARGEST_WHOLE
 
     def after(self, lengths: Sequence[float]) -> Mechanism:
         """The mechanism of the next step, of how many of the drawn patients' gradients were no longer than C.

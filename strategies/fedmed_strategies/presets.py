@@ -125,16 +125,20 @@ def recipe_of(experiment: Experiment) -> Recipe:
 
 
 def plain_of(choice: RecipeChoice) -> RecipeChoice:
-    """FedAvg with the same losses, sampler and inputs: what of a recipe's gain is not due to how it federates.
+    """FedAvg with the same losses, sampler and inputs, and the statistics that these need: what of a recipe's gain is not due
+    to how it federates.
 
     Raises:
         ConfigError: a name is unknown; or no recipe is what is local in one of them.
     """
     recipe = resolve(choice, RECIPES)
     kept = [name for chosen in (choice.name, *choice.also) for name in _local_of(chosen)]
-    local = {piece.name for piece in (*recipe.losses, recipe.sampler, recipe.inputs) if piece is not None}
+    plain = RecipeChoice(name="fedavg", also=tuple(dict.fromkeys(kept)))
+    gathered = resolve(plain, RECIPES).gathered()
+    pieces = (*recipe.losses, recipe.sampler, recipe.inputs, *gathered)
+    local = {piece.name for piece in pieces if piece is not None}
     settings = {name: values for name, values in choice.settings.items() if name in local}
-    return RecipeChoice(name="fedavg", also=tuple(dict.fromkeys(kept)), settings=settings)
+    return plain.model_copy(update={"settings": settings})
 
 
 def _local_of(name: str) -> tuple[str, ...]:

@@ -415,3 +415,18 @@ def test_lengths_are_of_those_who_count(unet: Bench) -> None:
     clipped_sum(unet, parameters, _mechanism(), [_discs(5), HOSTILE["NaN"], _discs(6)], lengths=lengths)
     assert len(lengths) == 2
     assert all(length > 0 for length in lengths)
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.01, 0.3, 1.3, 400.0])
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e20, 1e30, 3e37])
+def test_cut_to_the_grid_nobody_is_longer_than_the_norm(noise_multiplier: float, scale: float) -> None:
+    """In single precision and, where the grid is too fine or a gradient extreme, in double."""
+    mechanism = _mechanism(noise_multiplier=noise_multiplier)
+    gradient = torch.randn(50_000).clamp_(-3, 3) * scale
+    length = private.length_of([gradient])
+    cut = mechanism.in_grid(gradient, length).double()
+    assert torch.equal(cut, cut.round())
+    assert float(cut.norm()) * mechanism.spacing <= C
+    if length > C:
+        lost = mechanism.spacing * len(gradient) ** 0.5
+        assert float(cut.norm()) * mechanism.spacing >= C * (1 - 2e-6) - lost

@@ -131,6 +131,14 @@ def test_the_plain_one_keeps_the_settings_of_what_is_local() -> None:
     )
 
 
+def test_the_plain_one_keeps_the_noise_of_the_statistics_that_its_loss_needs() -> None:
+    settings = {"counts": {"epsilon": 0.3}, "momentum": {"momentum": 0.5}}
+    choice = RecipeChoice(name="fedavgm", also=("rarity", "holders"), settings=settings)
+    assert plain_of(choice) == RecipeChoice(
+        name="fedavg", also=("rarity",), settings={"counts": {"epsilon": 0.3}}
+    )
+
+
 def test_what_is_local_in_a_mixed_recipe_is_named_by_its_own() -> None:
     assert plain_of(RecipeChoice(name="fedrdn_sam")) == RecipeChoice(name="fedavg", also=("fedrdn",))
     assert plain_of(RecipeChoice(name="fedrdn", also=("fedrdn_sam",))).also == ("fedrdn",)
