@@ -81,7 +81,7 @@ def main() -> None:
             continue
         seconds = _part(network, "times", arguments)
         megabytes = {way: _part(network, way, arguments) for way in WAYS if way in seconds["median"]}
-        measured[network] = {**seconds, "megabytes": megabytes}
+        measured[network] = {**seconds, "megabytes": megabytes, "repeats": arguments.repeats}
         arguments.kept.write_text(json.dumps(measured, indent=1))
         print(network, json.dumps(measured[network]), flush=True)
     if not arguments.no_page:
@@ -262,7 +262,10 @@ def page(measured: dict[str, Any]) -> list[str]:
     ]
     for network, found in measured.items():
         patch = " x ".join(map(str, NETWORKS[network]["patch"]))
-        name = f"{network}, {found['parameters'] / 1e6:.1f} M, {NETWORKS[network]['samples']} x {patch}"
+        times = f"{found['repeats']} repeat{'s' if found['repeats'] > 1 else ''}"
+        name = (
+            f"{network}, {found['parameters'] / 1e6:.1f} M, {NETWORKS[network]['samples']} x {patch}, {times}"
+        )
         for way in WAYS:
             if way in found["refused"]:
                 lines.append(f"| {name} | {TITLES[way]} | cannot: {found['refused'][way]} | | |")
