@@ -14,6 +14,7 @@ import argparse
 import statistics
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +67,15 @@ def main() -> None:
         for data in arguments.data:
             if data == "phantom":
                 draw(folder, seed)
-            for epsilon in EPSILONS:
-                for recipe in ("fedavg", "longtail"):
-                    for secure in (False, True):
-                        carry_out(folder, data, seed, (epsilon, recipe, secure))
+            for row in ROWS:
+                carry_out(folder, data, seed, row)
     if not arguments.no_page:
         pages.write(pages.dated("utility"), page(folder, arguments.data, arguments.seeds))
 
 
 Row = tuple[int | None, str, bool]
 """Epsilon, recipe, whether sums are secure."""
+ROWS: list[Row] = list(product(EPSILONS, ("fedavg", "longtail"), (False, True)))
 
 
 def draw(folder: Path, seed: int) -> None:
@@ -199,11 +199,7 @@ def page(folder: Path, data: list[str], seeds: list[int]) -> list[str]:
                 "|---" * len(columns) + "|",
             ]
             for epsilon in EPSILONS:
-                cells = [
-                    _cell(folder, one, seeds, (epsilon, recipe, secure), names)
-                    for recipe in ("fedavg", "longtail")
-                    for secure in (False, True)
-                ]
+                cells = [_cell(folder, one, seeds, row, names) for row in ROWS if row[0] == epsilon]
                 lines.append(f"| {'none' if epsilon is None else epsilon} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 

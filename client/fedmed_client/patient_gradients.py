@@ -142,6 +142,11 @@ def invented(example: Samples, seed: int, scale: float = 1.0) -> Samples:
     return pixels, shown.to(target.dtype), torch.ones_like(annotated)
 
 
+def flattened(parts: Sequence[Tensor]) -> Tensor:
+    """All of them in one row."""
+    return torch.cat([part.detach().flatten() for part in parts])
+
+
 def _groups(drawn: Iterable[Samples], at_once: int) -> Iterator[list[Samples]]:
     """Patients that follow each other and have samples of the same shapes, ``at_once`` at most."""
     group: list[Samples] = []
@@ -202,10 +207,10 @@ def _together(
 
 
 def _same_together(bench: Bench, patients: Sequence[Samples]) -> bool:
-    parameters = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
+    parameters = bench.parameters
     ways = (gradients(bench, parameters, patients, count) for count in (1, len(patients)))
     for alone, beside in zip(*ways, strict=True):
-        left, right = (torch.cat([part.double().flatten() for part in parts]) for parts in (alone, beside))
+        left, right = (flattened(parts).double() for parts in (alone, beside))
         finite = bool(left.isfinite().all())
         if finite != bool(right.isfinite().all()):
             return False
@@ -216,7 +221,7 @@ def _same_together(bench: Bench, patients: Sequence[Samples]) -> bool:
 
 def _fastest(bench: Bench, example: Samples, most: int, seconds: Seconds) -> int:
     """The count that needs the least time for each patient; doubled as long as it gains something, and fits."""
-    parameters = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
+    parameters = bench.parameters
 
     def each(count: int) -> float:
         patients = [invented(example, seed) for seed in range(count)]

@@ -23,7 +23,7 @@ from fedmed_client import pulse
 from fedmed_client.data.samplers import Sampler
 from fedmed_client.engine.compiling import said_by_its_field
 from fedmed_client.engine.memory import checkpointed
-from fedmed_client.patient_gradients import Samples, gradients
+from fedmed_client.patient_gradients import Samples, flattened, gradients
 from fedmed_client.train import make_optimizer, shaping_of
 from fedmed_client.workbench import Bench
 from fedmed_common import entropy, params, privacy
@@ -97,7 +97,7 @@ class Mechanism:
         """One patient's gradient in float64, of length ``clipping_norm`` at most, on the noise's grid; None where it is not
         finite."""
         flat = flattened(gradient)
-        length = length_of([flat])
+        length = length_of(flat)
         if not math.isfinite(length):
             return None
         return like(self.in_grid(flat, length).double() * self.spacing, gradient)
@@ -190,7 +190,7 @@ def train(
     params.to_model(start, bench.model)
     bench.model.train()
     optimizer = make_optimizer(bench.model, settings, settings.rate_in(round_number, bench.experiment.rounds))
-    parameters = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
+    parameters = bench.parameters
     buffers = {name: buffer.clone() for name, buffer in bench.model.named_buffers()}
     cuda = [bench.device.index or 0] if bench.device.type == "cuda" else []
     rng = entropy.generator()
@@ -220,10 +220,9 @@ def train(
     return params.delta(bench.model, start), mechanism
 
 
-def length_of(parts: Sequence[Tensor]) -> float:
-    """The Euclidean length of all of them together, added up in float64."""
-    lengths = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
-    return float(torch.linalg.vector_norm(torch.stack(lengths)))
+def length_of(row: Tensor) -> float:
+    """Its Euclidean length, added up in float64."""
+    return float(torch.linalg.vector_norm(row, dtype=torch.float64))
 
 
 def check_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> None:
@@ -256,18 +255,13 @@ def clipped_sum(
     total = torch.zeros_like(flattened(parameters), dtype=torch.float64)
     for gradient in gradients(bench, parameters, drawn, at_once, shaping):
         flat = flattened(gradient)
-        length = length_of([flat])
+        length = length_of(flat)
         if math.isfinite(length):
             if lengths is not None:
                 lengths.append(length)
             total.add_(mechanism.in_grid(flat, length))
         pulse.beat()
     return like(total.mul_(mechanism.spacing), parameters)
-
-
-def flattened(parts: Sequence[Tensor]) -> Tensor:
-    """All of them in one row."""
-    return torch.cat([part.detach().flatten() for part in parts])
 
 
 def like(flat: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:

@@ -68,6 +68,11 @@ class Bench:
     compiled: torch.nn.Module | None = None
 
     @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Those that training changes, in the model's order."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
     def trained_network(self) -> torch.nn.Module:
         """The model as training calls it: compiled, where the experiment asks for it. Its parameters are the model's own."""
         if not self.experiment.train.compile:

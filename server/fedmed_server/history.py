@@ -157,11 +157,15 @@ def rounds_by_site(rounds: Iterable[RoundDone]) -> dict[str, int]:
 
 def epsilon_by_site(rounds: Iterable[RoundDone]) -> dict[str, float]:
     """By site that trained privately: what all its answers so far have cost each of its patients."""
+    return largest_epsilons(result for done in rounds for result in done.train)
+
+
+def largest_epsilons(results: Iterable[SiteResult]) -> dict[str, float]:
+    """By site whose results had noise: the most that one says to have cost."""
     spent: dict[str, float] = {}
-    for done in rounds:
-        for result in done.train:
-            if result.epsilon_spent is not None:
-                spent[result.site] = max(spent.get(result.site, 0.0), result.epsilon_spent)
+    for result in results:
+        if result.epsilon_spent is not None:
+            spent[result.site] = max(spent.get(result.site, 0.0), result.epsilon_spent)
     return spent
 
 

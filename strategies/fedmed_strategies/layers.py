@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from fedmed_strategies.pieces import Layers
 from fedmed_strategies.statistics.base import Sizes
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_logit_biases: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 _ROWS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ROWS_SECOND = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -70,11 +72,13 @@ def last_layer(model: nn.Module, layers: Layers) -> LastLayer:
 def logit_bias(model: nn.Module, layers: Layers, image: tuple[int, ...]) -> str:
     """The name of the bias ``(C,)`` that is added to the logits as it is: found by changing each, on an image of noise.
 
-    ``image``: its shape, ``(channels, *patch)``. The network is afterwards as it was.
+    ``image``: its shape, ``(channels, *patch)``. The network is afterwards as it was, and is tried once.
 
     Raises:
         ConfigError: there is none.
     """
+    if model in _logit_biases:
+        return _logit_biases[model]
     shown = torch.randn(1, *image, generator=torch.Generator().manual_seed(0))
     parameters, training = dict(model.named_parameters()), {each: each.training for each in model.modules()}
     try:
@@ -87,6 +91,7 @@ def logit_bias(model: nn.Module, layers: Layers, image: tuple[int, ...]) -> str:
             moved = (_logits(model, shown) - before).reshape(1, len(kept), -1)
             parameters[name].data.copy_(kept)
             if torch.allclose(moved, shift[None, :, None].expand_as(moved), atol=1e-3):
+                _logit_biases[model] = name
                 return name
     finally:
         for module, mode in training.items():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tomli_w
 from flwr.app import Context, Message, RecordDict
+from site_orders import ask
 
 from fedmed_client.app import INCIDENTS, app, make_client_app
 from fedmed_client.site.audit import AuditLog
@@ -24,14 +25,6 @@ from fedmed_server.gate import Expected, admit, allowed_metrics
 from fedmed_simulations.grid import LocalGrid
 
 CANARIES = ("Jane^Doe", "1.2.840.99999.1", "/secret/folder")
-
-
-def _ask(home: SiteHome, order: wire.Order) -> wire.Reply:
-    grid = LocalGrid(make_client_app(lambda _context: home), 1)
-    (node,) = grid.get_node_ids()
-    (message,) = grid.send_and_receive([Message(wire.pack_order(order), node, order.kind.value)])
-    template = order.parameters if order.kind is wire.Kind.TRAIN else None
-    return wire.unpack_reply(message.content, template)
 
 
 def _packed(reply: wire.Reply) -> list[tuple[str, bytes]]:
@@ -68,24 +61,24 @@ def order(experiment: Experiment) -> wire.Order:
 
 
 def test_facts_are_counts(home: SiteHome, order: wire.Order) -> None:
-    reply = _ask(home, replace(order, kind=wire.Kind.FACTS, parameters={}))
+    reply = ask(home, replace(order, kind=wire.Kind.FACTS, parameters={}))
     assert reply.facts is not None
     assert sum(reply.facts.patients.values()) == 10
     assert reply.facts.presence == {"disc": reply.facts.patients["train"]}
 
 
 def test_training_is_the_same_when_asked_again(home: SiteHome, order: wire.Order) -> None:
-    first, second = _ask(home, order), _ask(home, replace(order, attempt=1))
+    first, second = ask(home, order), ask(home, replace(order, attempt=1))
     assert first.code == second.code == ""
     assert first.metrics["loss"].weight == 2
     for name, array in first.delta.items():
         assert array.tobytes() == second.delta[name].tobytes()
-    other_round = _ask(home, replace(order, round=2))
+    other_round = ask(home, replace(order, round=2))
     assert any(not np.array_equal(array, other_round.delta[name]) for name, array in first.delta.items())
 
 
 def test_evaluation_over_too_few_patients_leaves_nothing(home: SiteHome, order: wire.Order) -> None:
-    reply = _ask(home, replace(order, kind=wire.Kind.EVALUATE, split="test"))
+    reply = ask(home, replace(order, kind=wire.Kind.EVALUATE, split="test"))
     assert reply.code == ""
     assert reply.metrics == {}
 
@@ -97,7 +90,7 @@ def test_the_policy_refuses_by_rule(home: SiteHome, order: wire.Order, experimen
             update={"policy": home.site.policy.model_copy(update={"maximum_steps": 1})}
         ),
     )
-    reply = _ask(strict, order)
+    reply = ask(strict, order)
     assert (reply.code, reply.rule) == ("policy", "maximum_steps")
     assert not reply.delta
     assert reply.incident in (home.folder / INCIDENTS).read_text()
@@ -112,7 +105,7 @@ def test_a_refused_order_opens_nothing(home: SiteHome, order: wire.Order, kind: 
         site=home.site.model_copy(update={"policy": rules}),
         open=opened.append,  # type: ignore[arg-type]
     )
-    reply = _ask(strict, replace(order, kind=kind))
+    reply = ask(strict, replace(order, kind=kind))
     assert (reply.code, reply.rule, opened) == ("policy", "models", [])
 
 
@@ -139,7 +132,7 @@ def test_nothing_leaks_where_no_incident_can_be_written(
     in_the_way = tmp_path / "Jane^Doe"
     in_the_way.write_text("a file where the site's folder should be")
     hurt = replace(home, folder=in_the_way)
-    reply = _ask(hurt, replace(order, experiment="not an experiment"))
+    reply = ask(hurt, replace(order, experiment="not an experiment"))
     assert (reply.code, reply.incident) == ("config", "")
 
 
@@ -196,10 +189,10 @@ def test_a_sealed_order_is_not_carried_out_again(home: SiteHome, order: wire.Ord
     sealing = replace(home, outbox=Outbox(folder=tmp_path / "outbox"))
     evaluation = replace(order, kind=wire.Kind.EVALUATE)
     for asked in (order, evaluation):
-        first = _ask(sealing, asked)
+        first = ask(sealing, asked)
         opened: list[Experiment] = []
         bare = replace(sealing, open=opened.append)  # type: ignore[arg-type]
-        again, later = _ask(bare, asked), _ask(bare, replace(asked, attempt=3))
+        again, later = ask(bare, asked), ask(bare, replace(asked, attempt=3))
         assert opened == []
         assert _packed(again) == _packed(first)
         assert _packed(later) == _packed(replace(first, attempt=3))
@@ -218,7 +211,7 @@ def test_a_sealed_order_is_not_carried_out_again(home: SiteHome, order: wire.Ord
 
 def test_a_reply_that_cannot_be_sealed_is_not_sent(home: SiteHome, order: wire.Order, tmp_path: Path) -> None:
     (tmp_path / "outbox").write_text("a file where the folder should be")
-    reply = _ask(replace(home, outbox=Outbox(folder=tmp_path / "outbox")), order)
+    reply = ask(replace(home, outbox=Outbox(folder=tmp_path / "outbox")), order)
     assert (reply.code, dict(reply.delta)) == ("internal", {})
 
 
@@ -231,7 +224,7 @@ def test_a_disk_that_fills_up_is_told_as_one_that_is_full(
         raise OSError(errno.ENOSPC, "No space left on device", "/secret/folder")
 
     monkeypatch.setattr("fedmed_client.work.outbox.write_atomically", write)
-    reply = _ask(replace(home, outbox=Outbox(folder=tmp_path / "outbox")), order)
+    reply = ask(replace(home, outbox=Outbox(folder=tmp_path / "outbox")), order)
     assert (reply.code, reply.rule, dict(reply.delta)) == ("policy", "disk", {})
     assert reply.rule in wire.WAITING_RULES
 
@@ -241,19 +234,19 @@ def test_metrics_that_are_not_permitted_stay(home: SiteHome, order: wire.Order) 
         kept = home.site.policy.model_copy(update=rules)
         return replace(home, site=home.site.model_copy(update={"policy": kept}))
 
-    assert set(_ask(ruled(metrics=("dice",)), order).metrics) == set()
+    assert set(ask(ruled(metrics=("dice",)), order).metrics) == set()
     evaluation = replace(order, kind=wire.Kind.EVALUATE)
-    metrics = _ask(ruled(metrics=("dice",), least_patients=1), evaluation).metrics
+    metrics = ask(ruled(metrics=("dice",), least_patients=1), evaluation).metrics
     assert set(metrics) == {"dice/disc"}
     facts = replace(order, kind=wire.Kind.FACTS, parameters={})
-    few = _ask(ruled(statistics=("patients",)), facts)
+    few = ask(ruled(statistics=("patients",)), facts)
     assert few.facts is not None
     assert few.facts.presence == {}
-    assert _ask(ruled(statistics=()), facts).rule == "statistics"
+    assert ask(ruled(statistics=()), facts).rule == "statistics"
 
 
 def test_a_gpu_is_not_taken_where_none_is_given(home: SiteHome, order: wire.Order) -> None:
     frugal = replace(home, site=home.site.model_copy(update={"device": Device(gpu="none", threads=1)}))
-    assert _ask(frugal, order).code == ""
+    assert ask(frugal, order).code == ""
     text = order.experiment.replace('"device":"auto"', '"device":"cuda"')
-    assert _ask(frugal, replace(order, experiment=text)).rule == "gpu"
+    assert ask(frugal, replace(order, experiment=text)).rule == "gpu"

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
 from private_sites import experiment
+from site_orders import ask, ruled
 
 from fedmed_client import held_out
-from fedmed_client.app import make_client_app
 from fedmed_client.held_out import groups_of, sensitivity, with_noise
 from fedmed_client.ledger import Ledger
 from fedmed_client.work.outbox import Outbox
@@ -27,7 +26,6 @@ from fedmed_common.config import Task
 from fedmed_common.metrics import Mean, Metrics
 from fedmed_common.models import build_model
 from fedmed_server import gate
-from fedmed_simulations.grid import LocalGrid
 
 SEGMENTATION = Task(classes=("liver", "lesion"), dimensions=3, surface_metrics=True)
 CLASSIFICATION = Task(name="classification", classes=("a", "b", "c"), dimensions=2, labels="single")
@@ -114,15 +112,7 @@ def test_chance_is_another_each_time() -> None:
 
 
 def _ruled(home: SiteHome, **rules: object) -> SiteHome:
-    policy = home.site.policy.model_copy(update={"least_patients": 1, **rules})
-    return replace(home, site=home.site.model_copy(update={"policy": policy}))
-
-
-def _ask(home: SiteHome, order: wire.Order) -> wire.Reply:
-    grid = LocalGrid(make_client_app(lambda _context: home), 1)
-    message = Message(wire.pack_order(order), grid.get_node_ids()[0], order.kind.value)
-    (answer,) = grid.send_and_receive([message])
-    return wire.unpack_reply(answer.content, order.parameters)
+    return ruled(home, **{"least_patients": 1, **rules})
 
 
 def _order(kind: wire.Kind = wire.Kind.EVALUATE, **fields: Any) -> wire.Order:
@@ -154,18 +144,18 @@ def test_a_measurement_with_noise_is_charged_and_says_what_it_cost(home: SiteHom
     """Also in a run without [privacy]: what leaves is the site's to choose."""
     rules = {"held_out": "noised", "held_out_epsilon": 50.0, "maximum_epsilon": 200.0}
     order = _order()
-    reply = _ask(_ruled(home, **rules), order)
+    reply = ask(_ruled(home, **rules), order)
     (row,) = Ledger(home.folder).read()
     sigma = privacy.calibrate(50.0, 1e-5, 1.0, 1)
     assert (row.split, row.noise_multiplier, row.sampling_rate, row.steps) == ("validation", sigma, 1.0, 1)
     assert reply.epsilon_spent == privacy.epsilon([row.spent], 1e-5) <= 50.0
     assert reply.receipt is not None
     assert reply.seconds == {}
-    facts = _ask(home, _order(wire.Kind.FACTS)).facts
+    facts = ask(home, _order(wire.Kind.FACTS)).facts
     assert facts is not None
     admitted = gate.admit(wire.pack_reply(reply), _expected(order, facts.patients["validation"]))
     assert admitted.metrics == reply.metrics
-    exact = _ask(_ruled(home), order)
+    exact = ask(_ruled(home), order)
     assert exact.metrics["dice/disc"].weight == facts.patients["validation"]
     assert reply.metrics.get("dice/disc") != exact.metrics["dice/disc"]
 
@@ -174,7 +164,7 @@ def test_asked_again_it_is_the_same_reply_and_costs_nothing_more(home: SiteHome,
     site = _ruled(home, held_out="noised", held_out_epsilon=50.0)
     sealing = replace(site, outbox=Outbox(folder=tmp_path / "outbox"))
     order = _order()
-    first, again = _ask(sealing, order), _ask(sealing, replace(order, attempt=3))
+    first, again = ask(sealing, order), ask(sealing, replace(order, attempt=3))
     assert first.metrics == again.metrics
     assert len(Ledger(home.folder).read()) == 1
 
@@ -182,9 +172,9 @@ def test_asked_again_it_is_the_same_reply_and_costs_nothing_more(home: SiteHome,
 def test_what_is_spent_ends_measurements_and_not_the_training_that_was_promised(home: SiteHome) -> None:
     """A patient is trained on or measured: the experiment's promise counts the one, the site's ceiling both."""
     site = _ruled(home, held_out="noised", held_out_epsilon=8.0, maximum_epsilon=14.0)
-    assert _ask(site, _order()).code == ""
-    assert _ask(site, _order(split="test")).code == ""
-    refused = _ask(site, _order(round=2))
+    assert ask(site, _order()).code == ""
+    assert ask(site, _order(split="test")).code == ""
+    refused = ask(site, _order(round=2))
     assert (refused.code, refused.rule, refused.metrics, refused.seconds) == (
         "policy",
         "privacy_budget",
@@ -193,20 +183,20 @@ def test_what_is_spent_ends_measurements_and_not_the_training_that_was_promised(
     )
     assert [row.split for row in Ledger(home.folder).read()] == ["validation", "test"]
     roomy = _ruled(home, held_out="noised", maximum_epsilon=100.0)
-    trained = _ask(roomy, _order(wire.Kind.TRAIN, private=True))
+    trained = ask(roomy, _order(wire.Kind.TRAIN, private=True))
     assert trained.code == ""
     (*_, row) = Ledger(home.folder).read()
     assert trained.epsilon_spent == privacy.epsilon([row.spent], 1e-5)
 
 
 def test_a_site_can_keep_them(home: SiteHome) -> None:
-    reply = _ask(_ruled(home, held_out="kept"), _order())
+    reply = ask(_ruled(home, held_out="kept"), _order())
     assert (reply.code, reply.metrics, reply.epsilon_spent) == ("", {}, None)
     assert Ledger(home.folder).read() == ()
 
 
 @pytest.mark.parametrize("how", ["measured", "noised", "kept"])
 def test_roll_call_says_how_they_leave(home: SiteHome, how: str) -> None:
-    facts = _ask(_ruled(home, held_out=how), _order(wire.Kind.FACTS)).facts
+    facts = ask(_ruled(home, held_out=how), _order(wire.Kind.FACTS)).facts
     assert facts is not None
     assert facts.held_out == how

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
 from private_sites import experiment
+from site_orders import ask, ruled
 
-from fedmed_client.app import make_client_app
 from fedmed_client.keeping import Keeping
 from fedmed_client.ledger import KEY, LEDGER, Ledger, Reservation
 from fedmed_client.site.audit import AuditLog
@@ -26,7 +25,6 @@ from fedmed_common.metrics import Mean
 from fedmed_common.models import build_model
 from fedmed_common.receipts import Receipt
 from fedmed_server import gate
-from fedmed_simulations.grid import LocalGrid
 
 
 def _order(asked: Experiment, **fields: Any) -> wire.Order:
@@ -34,18 +32,6 @@ def _order(asked: Experiment, **fields: Any) -> wire.Order:
     return wire.Order(
         experiment=asked.order_text(), parameters=params.from_model(build_model(asked)), **settings
     )
-
-
-def _ruled(home: SiteHome, **rules: object) -> SiteHome:
-    policy = home.site.policy.model_copy(update=rules)
-    return replace(home, site=home.site.model_copy(update={"policy": policy}))
-
-
-def _ask(home: SiteHome, order: wire.Order) -> wire.Reply:
-    grid = LocalGrid(make_client_app(lambda _context: home), 1)
-    message = Message(wire.pack_order(order), grid.get_node_ids()[0], order.kind.value)
-    (answer,) = grid.send_and_receive([message])
-    return wire.unpack_reply(answer.content, order.parameters)
 
 
 def _expected(order: wire.Order, **changes: Any) -> gate.Expected:
@@ -68,7 +54,7 @@ def _expected(order: wire.Order, **changes: Any) -> gate.Expected:
 def test_the_change_and_what_it_cost_leave_and_nothing_else(home: SiteHome) -> None:
     asked = experiment(steps=2, rounds=3)
     order = _order(asked)
-    reply = _ask(home, order)
+    reply = ask(home, order)
     (row,) = Ledger(home.folder).read()
     assert (row.run, row.round, row.attempt, row.steps, row.sampling_rate) == ("run", 1, 0, 2, 0.5)
     assert row.noise_multiplier == privacy.noise_multiplier(asked)
@@ -136,17 +122,17 @@ def test_a_second_field_in_the_receipt_is_refused() -> None:
 
 def test_a_site_whose_ledger_lost_rows_refuses_roll_call_and_training(home: SiteHome) -> None:
     order = _order(experiment(steps=2, rounds=3))
-    receipt = _ask(home, order).receipt
+    receipt = ask(home, order).receipt
     assert receipt is not None
     (home.folder / LEDGER).unlink()
     for asked in (replace(order, receipt=receipt), replace(order, kind=wire.Kind.FACTS, receipt=receipt)):
-        reply = _ask(home, asked)
+        reply = ask(home, asked)
         assert (reply.code, reply.rule, reply.delta, reply.facts) == ("policy", "privacy_ledger", {}, None)
 
 
 def test_asked_again_a_site_without_a_sealed_reply_spends_again(home: SiteHome) -> None:
     order = _order(experiment(steps=2, rounds=3))
-    first, second = _ask(home, order), _ask(home, order)
+    first, second = ask(home, order), ask(home, order)
     assert [row.attempt for row in Ledger(home.folder).read()] == [0, 0]
     assert first.epsilon_spent is not None
     assert second.epsilon_spent is not None
@@ -159,12 +145,12 @@ def test_a_sealed_reply_is_sent_again_and_nothing_more_is_spent(home: SiteHome, 
     sealing = replace(home, outbox=Outbox(folder=tmp_path / "outbox"), audit=AuditLog(home.folder))
     home.folder.mkdir()
     order = _order(experiment(rounds=1, spare_rounds=0, noise_multiplier=None))
-    first, again = _ask(sealing, order), _ask(sealing, replace(order, attempt=4))
+    first, again = ask(sealing, order), ask(sealing, replace(order, attempt=4))
     assert first.epsilon_spent == again.epsilon_spent
     assert all(first.delta[name].tobytes() == again.delta[name].tobytes() for name in first.delta)
     assert first.receipt == again.receipt
     assert len(Ledger(home.folder).read(first.receipt)) == 1
-    other = _ask(sealing, replace(order, round=2))
+    other = ask(sealing, replace(order, round=2))
     assert (other.code, other.rule) == ("policy", "privacy_budget")
     events = [json.loads(line)["event"] for line in (home.folder / "audit.log").read_text().splitlines()]
     assert events == ["reserved", "sealed", "refused"]
@@ -186,11 +172,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_the_site_refuses_by_the_rule_s_name_before_anything_is_spent(home: SiteHome, rule: str) -> None:
     rules, settings = REFUSED[rule]
     steps: list[int] = []
-    strict = replace(_ruled(home, **rules), on_step=lambda _site, step: steps.append(step))
+    strict = replace(ruled(home, **rules), on_step=lambda _site, step: steps.append(step))
     if rule == "privacy_budget":
         Ledger(home.folder).reserve(SPENT)
     before = Ledger(home.folder).read()
-    reply = _ask(strict, _order(experiment(**settings)))
+    reply = ask(strict, _order(experiment(**settings)))
     assert (reply.code, reply.rule, reply.delta, reply.seconds) == ("policy", rule, {}, {})
     assert steps == []
     assert Ledger(home.folder).read() == before
@@ -201,15 +187,15 @@ def test_noise_that_the_experiment_leaves_to_be_worked_out_is_measured_by_the_ru
 ) -> None:
     order = _order(experiment(noise_multiplier=None))
     least = privacy.noise_multiplier(experiment(noise_multiplier=None))
-    assert _ask(_ruled(home, least_noise=least + 0.001), order).rule == "least_noise"
-    assert _ask(_ruled(home, least_noise=least), order).code == ""
+    assert ask(ruled(home, least_noise=least + 0.001), order).rule == "least_noise"
+    assert ask(ruled(home, least_noise=least), order).code == ""
 
 
 @pytest.mark.parametrize("kind", list(wire.Kind))
 def test_a_site_that_demands_privacy_answers_nothing_without(home: SiteHome, kind: wire.Kind) -> None:
-    strict = _ruled(home, require_privacy=True)
+    strict = ruled(home, require_privacy=True)
     plain = experiment().model_copy(update={"privacy": None})
-    reply = _ask(strict, _order(plain, kind=kind))
+    reply = ask(strict, _order(plain, kind=kind))
     assert (reply.code, reply.rule, reply.delta, reply.metrics, reply.facts) == (
         "policy",
         "require_privacy",
@@ -217,7 +203,7 @@ def test_a_site_that_demands_privacy_answers_nothing_without(home: SiteHome, kin
         {},
         None,
     )
-    assert _ask(strict, _order(experiment())).code == ""
+    assert ask(strict, _order(experiment())).code == ""
 
 
 def _damage(folder: Path) -> None:
@@ -231,9 +217,9 @@ def _lose_the_key(folder: Path) -> None:
 @pytest.mark.parametrize("spoil", [_damage, _lose_the_key])
 def test_without_a_whole_ledger_nothing_is_trained(home: SiteHome, spoil: Callable[[Path], None]) -> None:
     order = _order(experiment(rounds=2))
-    assert _ask(home, order).code == ""
+    assert ask(home, order).code == ""
     spoil(home.folder)
-    reply = _ask(home, replace(order, round=2))
+    reply = ask(home, replace(order, round=2))
     assert (reply.code, reply.rule, reply.delta) == ("policy", "privacy_ledger", {})
 
 
@@ -241,14 +227,14 @@ def test_a_fault_in_private_training_does_not_tell_when_it_came(home: SiteHome) 
     def fail(_site: str, _step: int) -> None:
         raise RuntimeError("in a step")
 
-    reply = _ask(replace(home, on_step=fail), _order(experiment()))
+    reply = ask(replace(home, on_step=fail), _order(experiment()))
     assert (reply.code, reply.seconds, reply.epsilon_spent) == ("internal", {}, None)
     assert len(Ledger(home.folder).read()) == 1
 
 
 def test_an_evaluation_of_a_private_experiment_is_one_as_any_other(home: SiteHome) -> None:
     order = _order(experiment(), kind=wire.Kind.EVALUATE)
-    reply = _ask(_ruled(home, least_patients=1, require_privacy=True), order)
+    reply = ask(ruled(home, least_patients=1, require_privacy=True), order)
     assert set(reply.metrics) >= {"dice/disc"}
     assert reply.epsilon_spent is None
     assert set(reply.seconds) == {"evaluate", "site"}
@@ -256,7 +242,7 @@ def test_an_evaluation_of_a_private_experiment_is_one_as_any_other(home: SiteHom
 
 def test_a_norm_that_follows_is_kept_from_round_to_round_and_charged_once(home: SiteHome) -> None:
     asked = experiment(steps=3, rounds=4, clipping_quantile=0.5)
-    replies = [_ask(home, replace(_order(asked), round=number)) for number in (1, 2)]
+    replies = [ask(home, replace(_order(asked), round=number)) for number in (1, 2)]
     assert [reply.code for reply in replies] == ["", ""]
     norms = [float(Keeping(home.folder, "run").before(number)["privacy/clipping_norm"]) for number in (2, 3)]
     assert all(0 < norm <= 1.0 for norm in norms)

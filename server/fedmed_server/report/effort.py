@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedmed_server.history import SiteResult, epsilon_by_site, rounds_by_site
+from fedmed_server.history import SiteResult, epsilon_by_site, largest_epsilons, rounds_by_site
 from fedmed_server.report.source import RunHistory, in_order
 from fedmed_server.report.tables import MOST_SITES, last_round
 from fedmed_strategies.presets import recipe_of
@@ -91,17 +91,13 @@ def spent_of_sites(run: RunHistory) -> tuple[float, float, int] | None:
 
 def held_out(run: RunHistory) -> list[tuple[str, tuple[str, ...]]]:
     """How metrics of validation and test patients left the sites, and which did so; with noise each with its epsilons."""
-    spent: dict[str, dict[str, float]] = {}
-    asked = [("validation", done.evaluation) for done in run.rounds]
-    asked += [("test", results) for results in _distinct_tests(run)]
-    for split, results in asked:
-        for result in results:
-            if result.epsilon_spent is not None:
-                by_split = spent.setdefault(result.site, {})
-                by_split[split] = max(by_split.get(split, 0.0), result.epsilon_spent)
+    spent = {
+        "validation": largest_epsilons(result for done in run.rounds for result in done.evaluation),
+        "test": largest_epsilons(result for results in _distinct_tests(run) for result in results),
+    }
 
     def said(name: str) -> str:
-        epsilons = [f"{split} {epsilon:.2f}" for split, epsilon in spent.get(name, {}).items()]
+        epsilons = [f"{split} {by_site[name]:.2f}" for split, by_site in spent.items() if name in by_site]
         return f"{name} (epsilon: {', '.join(epsilons)})" if epsilons else name
 
     ways: dict[str, list[str]] = {"measured": [], "noised": [], "kept": []}

@@ -21,7 +21,7 @@ _STEPS, _RATE, _SMOOTH = 400, 0.1, 3e-2
 def gradient(bench: Bench, sample: Samples, *, differentiable: bool = False) -> list[Tensor]:
     """Of the task's loss on the samples, for each parameter that is trained."""
     image, target, annotated = sample
-    parameters = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
+    parameters = bench.parameters
     loss = bench.task.objective(bench.model, image, target, annotated)
     found = torch.autograd.grad(loss, parameters, create_graph=differentiable, allow_unused=True)
     return [

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fedmed_client.patient_gradients import Samples
+from fedmed_client.patient_gradients import Samples, flattened
 from fedmed_client.private import Mechanism, clipped_sum
 from fedmed_client.workbench import Bench
 from fedmed_common import privacy
@@ -35,7 +35,7 @@ class Canary:
 
 
 def _summed(bench: Bench, mechanism: Mechanism, patients: Sequence[Samples]) -> list[torch.Tensor]:
-    trained = [parameter for parameter in bench.model.parameters() if parameter.requires_grad]
+    trained = bench.parameters
     return clipped_sum(bench, trained, mechanism, patients)
 
 
@@ -52,7 +52,9 @@ def canary(
     What is looked at is the component of the sum along what the patient adds, which the product's own ``release`` hides.
     ``summed``: in the place of :func:`fedmed_client.private.clipped_sum`.
     """
-    without, with_it = (_flat(summed(bench, mechanism, some)) for some in (others, [*others, hostile]))
+    without, with_it = (
+        flattened(summed(bench, mechanism, some)).cpu() for some in (others, [*others, hostile])
+    )
     added = with_it - without
     length = float(added.norm())
     along = added / length if length else torch.zeros_like(added)
@@ -117,7 +119,3 @@ def one_run(
         right=right,
         steps=steps,
     )
-
-
-def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.flatten().cpu() for tensor in tensors])

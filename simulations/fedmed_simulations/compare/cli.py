@@ -104,12 +104,13 @@ def prepared(
     path = beside if beside.exists() or beside.suffix else experiment_file(comparison.experiment)
     base = load_experiment(path)
     rows = competitors(comparison, base, file)
+    checked: list[object] = []
     for row in rows:
         for configuration in row.configurations:
             try:
                 check_names(configuration.experiment, file)
                 check_start(configuration.experiment, file)
-                _check_network(configuration.experiment)
+                _check_network(configuration.experiment, checked)
             except ConfigError as error:
                 field = f"{place_of(row)}: {error.field}"
                 raise ConfigError(error.problem, file=file, field=field, fix=error.fix) from None
@@ -134,8 +135,9 @@ def prepared(
     return Study(comparison=comparison, base=base, competitors=rows, runner=runner)
 
 
-def _check_network(experiment: Experiment) -> None:
+def _check_network(experiment: Experiment, checked: list[object]) -> None:
     """Before anything is trained: the last of many runs must not be the one that says that the recipe cannot have the network.
+    ``checked``: recipes with networks that need not be tried again, to which this one is added.
 
     Raises:
         ConfigError: names the field and the fix.
@@ -144,7 +146,11 @@ def _check_network(experiment: Experiment) -> None:
     from fedmed_strategies.presets import recipe_of
     from fedmed_strategies.validity import refuse_network
 
-    refuse_network(recipe_of(experiment), experiment, build_model(experiment))
+    recipe = recipe_of(experiment)
+    what = recipe, experiment.model, experiment.task, experiment.data, experiment.transfer
+    if what not in checked:
+        refuse_network(recipe, experiment, build_model(experiment))
+        checked.append(what)
 
 
 def _seeds(text: str) -> tuple[int, ...]:
