@@ -42,6 +42,7 @@ from arena import (
     play_record,
 )
 from hostile import OBJECTS, RECORDS, objects, records
+from secret_arena import CASES, POISON, SECRET, answers, play_answer, play_secret
 
 from fedmed_server.history import SiteResult
 
@@ -57,9 +58,12 @@ _MEMORY = (
 )
 
 
-def play(
-    strategy: SearchStrategy[T], judge: Callable[[T], SiteResult], examples: int, start: int
-) -> Counter[str]:
+def told(result: SiteResult) -> str:
+    """What became of a reply."""
+    return "ok" if result.outcome == "ok" else f"{result.outcome}: {result.code}"
+
+
+def play(strategy: SearchStrategy[T], judge: Callable[[T], str], examples: int, start: int) -> Counter[str]:
     """Draw and play so many; what became of them. An example that does harm ends all with an error that shows it."""
     found: Counter[str] = Counter()
 
@@ -73,8 +77,7 @@ def play(
     )
     @given(strategy)
     def run(drawn: T) -> None:
-        result = judge(drawn)
-        found["ok" if result.outcome == "ok" else f"{result.outcome}: {result.code}"] += 1
+        found[judge(drawn)] += 1
 
     run()
     return found
@@ -87,12 +90,27 @@ def known() -> Counter[str]:
         parameters, result = by_records(spoil(REPLY))
         assert result.outcome == "rejected", name
         assert_equal(parameters, ALONE)
-        found[f"{result.outcome}: {result.code}"] += 1
+        found[told(result)] += 1
     for name, tamper in OBJECTS.items():
         parameters, result = by_objects(tamper)
         assert result.outcome != "ok", name
         assert_equal(parameters, ALONE)
-        found[f"{result.outcome}: {result.code}"] += 1
+        found[told(result)] += 1
+    return found
+
+
+def known_in_secret() -> Counter[str]:
+    """The same in the stages of a secure sum."""
+    found: Counter[str] = Counter()
+    for stage, name in CASES:
+        parameters, what = play_secret(stage, SECRET[stage][name])
+        assert parameters is not None, what
+        found[what] += 1
+    for name, (stage, spoil, said) in POISON.items():
+        parameters, what = play_secret(stage, spoil)
+        assert parameters is None, name
+        assert said in what, name
+        found["the round ended: " + ("too long" if "longer" in what else "not to be opened")] += 1
     return found
 
 
@@ -121,9 +139,18 @@ def main() -> None:
     for _ in range(_REPEATS):
         known()
     grown, started = resident_mb() - before, time.perf_counter()
-    by_record = play(records(REPLY), play_record, options.examples - options.examples // 3, options.seed)
-    by_object = play(objects(HONEST), play_parcel, options.examples // 3, options.seed)
+    by_record = play(
+        records(REPLY),
+        lambda drawn: told(play_record(drawn)),
+        options.examples - options.examples // 3,
+        options.seed,
+    )
+    by_object = play(
+        objects(HONEST), lambda drawn: told(play_parcel(drawn)), options.examples // 3, options.seed
+    )
     seconds = time.perf_counter() - started
+    by_name_in_secret = known_in_secret()
+    in_secret = play(answers(), play_answer, options.examples // 3, options.seed)
     date = datetime.now(UTC).date().isoformat()
     packages = ", ".join(f"{name} {version(name)}" for name in ("fedmed", "flwr", "numpy", "hypothesis"))
     model = sum(array.nbytes for array in LARGE.values()) / 1e6
@@ -148,6 +175,18 @@ def main() -> None:
             "`ok`: the reply is one that a good site may give, as where a drawn byte is one of a number. `transport-3`: an "
             "object is not in Flower's store."
         ),
+        *written(
+            f"And {by_name_in_secret.total()} by name and {in_secret.total()} drawn in the four stages of a secure sum of four "
+            "sites: keys, shares, the masked vector, what opens the sum. The sum was bit for bit that of a round in which the "
+            "site is lost in that stage, or the round ended; only another vector of the right form gives another sum."
+        ),
+        "| what became of the reply | known by name | drawn |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {by_name_in_secret[name]} | {in_secret[name]} |"
+            for name in sorted(by_name_in_secret.keys() | in_secret.keys())
+        ),
+        "",
         *written(
             f"Over {_REPEATS * by_name.total()} more rounds with those known by name the process grew by {grown:.1f} MB. Memory "
             f"that the reading of one reply takes at its peak, in models of {model:.0f} MB; the server's part of HTTP, which "

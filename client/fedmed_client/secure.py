@@ -20,19 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from numpy.typing import NDArray
 
 from fedmed_client.site.home import SiteFolder
 from fedmed_common import identity
-from fedmed_common.errors import FedmedError, PolicyRefusal
+from fedmed_common.errors import PolicyRefusal
 from fedmed_common.files import keep_newest, name_of, write_atomically
 from fedmed_common.secure import masks, shares
 from fedmed_common.secure.circle import Circle, Given, Offer, Party, Wanted, mark_of, threshold_of
 from fedmed_common.secure.fixed_point import Layout
+from fedmed_common.secure.signatures import is_signed, signed
 from fedmed_common.site_config import Policy
 from fedmed_common.training_config import SecureAggregation
 
@@ -118,13 +117,7 @@ class Sum:
         home = SiteFolder(self.folder)
         if not home.certificate_file.exists():
             return offer
-        signature = home.key().sign(offer.signed(self.run, self.session), ec.ECDSA(hashes.SHA256()))
-        return offer.model_copy(
-            update={
-                "certificate": identity.certificate_text(home.certificate()),
-                "signature": signature.hex(),
-            }
-        )
+        return signed(offer, self.run, self.session, home.key(), home.certificate())
 
     def _join(self, circle: Circle) -> None:
         """Agree on the circle: the first of a session that is in order is the only one."""
@@ -173,21 +166,8 @@ class Sum:
         home = SiteFolder(self.folder)
         if not home.authority_file.exists():
             return
-        try:
-            authority = identity.load_certificate(home.authority_file)
-            certificate = identity.read_certificate(offer.certificate.encode(), offer.site)
-            certificate.verify_directly_issued_by(authority)
-            if identity.certified_site(certificate) != offer.site or identity.days_left(certificate) < 0:
-                raise ValueError
-            identity.public_key(certificate).verify(
-                bytes.fromhex(offer.signature),
-                offer.signed(self.run, self.session),
-                ec.ECDSA(hashes.SHA256()),
-            )
-        except (ValueError, TypeError, InvalidSignature, FedmedError):
-            raise PolicyRefusal(
-                RULE, f"the keys of '{offer.site}' are not signed with its certificate"
-            ) from None
+        if not is_signed(offer, self.run, self.session, identity.load_certificate(home.authority_file)):
+            raise PolicyRefusal(RULE, f"the keys of '{offer.site}' are not signed with its certificate")
 
     def _sealed(self, circle: Circle) -> dict[str, str]:
         """By receiver its shares of this site's seed and key, encrypted for it alone; its own share stays."""
@@ -205,7 +185,8 @@ class Sum:
     def _opened(
         self, circle: Circle, received: Mapping[str, str], survivors: tuple[str, ...]
     ) -> dict[str, str]:
-        """By site one half of its shares: of a survivor the seed of its own mask, of another the key of its masks with others."""
+        """By site one half of its shares: of a survivor the seed of its own mask, of another the key of its masks with others.
+        Without those of a site that sealed something else for this one."""
         parties = {*received, self.site}
         self._check_parties(set(survivors), circle)
         if not set(survivors) <= parties:
@@ -219,11 +200,10 @@ class Sum:
         self._keep(state)
         opened = {}
         for name in sorted(parties):
-            both = (
-                bytes.fromhex(state["own"])
-                if name == self.site
-                else self._unseal(state, circle, name, received[name])
-            )
+            own = name == self.site
+            both = bytes.fromhex(state["own"]) if own else self._unseal(state, circle, name, received[name])
+            if both is None:
+                continue
             half = both[: shares.SECRET_BYTES] if name in survivors else both[shares.SECRET_BYTES :]
             opened[name] = half.hex()
         return opened
@@ -232,17 +212,15 @@ class Sum:
         nonce = secrets.token_bytes(_NONCE)
         return (nonce + self._box(state, circle, self.site, receiver).encrypt(nonce, part, None)).hex()
 
-    def _unseal(self, state: Mapping[str, Any], circle: Circle, sender: str, sealed: str) -> bytes:
-        content = bytes.fromhex(sealed)
+    def _unseal(self, state: Mapping[str, Any], circle: Circle, sender: str, sealed: str) -> bytes | None:
+        """What the sender sealed for this site; None where that is no pair of shares."""
         try:
-            part = self._box(state, circle, sender, self.site).decrypt(
-                content[:_NONCE], content[_NONCE:], None
-            )
+            content = bytes.fromhex(sealed)
+            box = self._box(state, circle, sender, self.site)
+            part = box.decrypt(content[:_NONCE], content[_NONCE:], None)
         except (InvalidTag, ValueError):
-            raise PolicyRefusal(RULE, f"the shares of '{sender}' are not what it sealed") from None
-        if len(part) != 2 * shares.SECRET_BYTES:
-            raise PolicyRefusal(RULE, f"the shares of '{sender}' have another length")
-        return part
+            return None
+        return part if len(part) == 2 * shares.SECRET_BYTES else None
 
     def _box(self, state: Mapping[str, Any], circle: Circle, sender: str, receiver: str) -> ChaCha20Poly1305:
         other = receiver if sender == self.site else sender

@@ -80,7 +80,7 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
     check_quorum(channel.experiment.federation, trained, f"round {number}")
     before = time.perf_counter()
     if secret is not None and secret.party is not None and isinstance(collecting, SecureRound):
-        collecting.open(secret.open(drawn, layout), secret.party)
+        secret.check(collecting.open(secret.open(drawn, layout), secret.party), federation.norm_limit)
     changed, memory = collecting.finish()
     parameters = {**state.parameters, **changed}
     trained_at = time.perf_counter()

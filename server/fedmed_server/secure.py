@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmed_common import wire
+from fedmed_common import params, wire
 from fedmed_common.errors import QuorumError, WireError
 from fedmed_common.files import write_atomically
+from fedmed_common.params import Parameters
 from fedmed_common.secure import circle as messages
 from fedmed_common.secure import masks, shares
 from fedmed_common.secure.circle import Circle, Given, Party, Wanted, mark_of, threshold_of
 from fedmed_common.secure.fixed_point import Layout
+from fedmed_common.secure.signatures import is_signed
 from fedmed_server.channel import Channel, Member
 from fedmed_server.exchange import Extras, exchange
 from fedmed_server.history import SiteResult
@@ -103,6 +105,19 @@ class SecureSum:
             ) from None
         return layout.decode(self._total)
 
+    def check(self, step: Parameters, limit: float) -> None:
+        """Refuse what a sum of updates within the limit cannot be: nobody sees the single ones.
+
+        Raises:
+            QuorumError: it is longer, or not finite.
+        """
+        if not params.norm(step) <= limit:
+            self._forget()
+            raise QuorumError(
+                f"{self._what}: the secure sum is longer than federation.update_norm_limit ({limit:g}): some site's part was no "
+                "update\n  fix: 'fedmed resume' begins the sum anew; who it was cannot be seen"
+            )
+
     @property
     def _party(self) -> Party:
         assert self.party is not None  # noqa: S101
@@ -119,7 +134,9 @@ class SecureSum:
         session = secrets.token_hex(16)
         offers, keys = {}, set[str]()
         for member, given in self._ask(
-            members, lambda _site: Wanted(session=session), lambda member, given: _is_new(member, given, keys)
+            members,
+            lambda _site: Wanted(session=session),
+            lambda member, given: _is_new(member, given, keys) and self._is_vouched_for(given, session),
         ):
             offers[member.name] = given.offer
         try:
@@ -153,6 +170,13 @@ class SecureSum:
             )
         self.party = Party(circle=circle, names=tuple(sorted(self._sealed)))
         self._save()
+
+    def _is_vouched_for(self, given: Given, session: str) -> bool:
+        """Sites that have certificates refuse a circle with keys that are not signed; who issued them is theirs to check."""
+        offer = given.offer
+        if offer is None or not (offer.certificate or offer.signature):
+            return offer is not None
+        return is_signed(offer, self.order.run, session)
 
     def _ask(
         self,
@@ -195,7 +219,7 @@ class SecureSum:
         answers = self._ask(
             [member for member in members if member.name in party.names],
             lambda site: self._wanted(site, survivors),
-            lambda _member, given: given.opened is not None and set(given.opened) == set(party.names),
+            lambda _member, given: given.opened is not None and set(given.opened) <= set(party.names),
         )
         if len(answers) < party.circle.threshold:
             raise QuorumError(
@@ -263,6 +287,8 @@ def _is_new(member: Member, given: Given, known: set[str]) -> bool:
     if offer is None or offer.site != member.name:
         return False
     own = {offer.mask_key, offer.seal_key}
+    if not all(masks.is_public(bytes.fromhex(key)) for key in own):
+        return False
     if len(own) < 2 or own & known or offer.patients > member.facts.patients.get("train", 0):
         return False
     known |= own
@@ -295,8 +321,10 @@ def unmask(
 
 def _secret(party: Party, name: str, found: Mapping[int, bytes], *, survived: bool) -> bytes:
     """The site's seed or key, of shares some of which may be wrong: of the first set that gives what was announced."""
-    offer = party.circle.offer(name)
-    for numbers in islice(combinations(found, party.circle.threshold), _MOST_TRIES):
+    offer, least = party.circle.offer(name), party.circle.threshold
+    if len(found) < least:
+        raise ValueError(f"{len(found)} sites could open what '{name}' had sealed for them; {least} have to")
+    for numbers in islice(combinations(found, least), _MOST_TRIES):
         secret = shares.combine({number: found[number] for number in numbers})
         if survived and mark_of(secret) == offer.seed_mark:
             return secret

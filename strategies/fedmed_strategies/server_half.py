@@ -153,12 +153,13 @@ class SecureRound(Round):
         """Note who answered."""
         self._reported.append((_without_arrays(answer), self._weigher.weigh(answer)))
 
-    def open(self, arrays: Mapping[str, NDArray[np.float64]], party: Party) -> None:
-        """Take the sum over those who answered, by the names of the layout's blocks."""
+    def open(self, arrays: Mapping[str, NDArray[np.float64]], party: Party) -> Arrays:
+        """Take the sum over those who answered, by the names of the layout's blocks. What comes of it in the place of an update."""
         shares = secure.shares_of(self.recipe, party)
         left = sum(shares[answer.site.name] for answer, _ in self._reported)
         rows, background = self.scene.layers.rows, int(self.scene.background)
         self._opened, self._sums = secure.step_of(arrays, left, rows, background)
+        return self._opened
 
     def _step(self) -> Arrays:
         return self._opened

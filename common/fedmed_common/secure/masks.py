@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 KEY_BYTES = 32
 _AT_ONCE = 2**20
+_ANY = bytes(range(KEY_BYTES))
 
 
 def agreed(private: bytes, public: bytes, purpose: bytes) -> bytes:
@@ -22,6 +23,15 @@ def agreed(private: bytes, public: bytes, purpose: bytes) -> bytes:
     """
     secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
     return derived(secret, purpose)
+
+
+def is_public(key: bytes) -> bool:
+    """Whether a secret can be agreed on with it; with a point of small order everybody would know the secret."""
+    try:
+        agreed(_ANY, key, b"")
+    except ValueError:
+        return False
+    return True
 
 
 def derived(secret: bytes, purpose: bytes) -> bytes:
