@@ -2,18 +2,21 @@
 
     FEDMED_DATA=... python benchmarks/utility.py --seeds 1 2 3 --folder utility
 
-`phantom`: six synthetic hospitals of 96 patients with rare lesions. `hippocampus`: real volumes, dealt to four sites. Each run
-takes the same number of steps at a site; epsilon is that of the whole run for each patient, at a delta of 1e-5. With secure sums
-the noise is shared: each site adds its part, a round is one step, and the optimizer is the server's. What is there already is
-not done again. The result is a page beside this file, by today's date.
+`phantom`: six synthetic hospitals of 96 patients with rare lesions. `hippocampus`: real volumes, dealt to four sites, slice by
+slice. Every run goes on from a network that was trained in the open on patients whom no site has: two synthetic hospitals more,
+and every fifth patient of the hippocampus. Each takes the same number of steps at a site; epsilon is that of the whole run for
+each patient, at a delta of 1e-5. With secure sums the noise is shared: each site adds its part, and a round is one step. What is
+there already is not done again. The result is a page beside this file, by today's date.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,28 +30,22 @@ from fedmed_server.history import RunEnded
 
 FEDMED = str(Path(sys.executable).with_name("fedmed"))
 EPSILONS = (None, 8, 3, 1)
-ROUNDS, STEPS = 12, 5
+ROUNDS, STEPS = 10, 3
 SITES, PATIENTS, SHAPE = 6, 96, "48,48,24"
+PUBLIC = {"sites": 2, "patients": 120, "seed": 1001}
 CLASSES = {
     "phantom": ["liver", "spleen", "kidneys", "liver_lesion", "kidney_cyst", "spleen_lesion", "bone_lesion"],
     "hippocampus": ["anterior", "posterior"],
 }
 TAIL = ("liver_lesion", "kidney_cyst", "spleen_lesion", "bone_lesion")
-PLAIN = {"name": "fedavg"}
-LONGTAIL = {"name": "longtail"}
+RATE = {"phantom": 0.2, "hippocampus": 0.05}
+"""Of SGD with privacy at an epsilon of 8, found on seed 0; in proportion to epsilon, as the noise is to its inverse."""
 PRIVATE_LONGTAIL = {
     "name": "fedavg",
-    "also": ["rarity", "kept_moments", "holders"],
-    "settings": {"counts": {"epsilon": 0.3}},
-}
-"""Of the long tail's recipe what [privacy] allows: its sampler and its operating points look at who shows what."""
-SHARED = {"name": "fedadam"}
-SHARED_LONGTAIL = {
-    "name": "fedadam",
     "also": ["rarity", "holders"],
     "settings": {"counts": {"epsilon": 0.3}},
 }
-"""Where noise is shared sites keep no moments either."""
+"""Of the long tail's recipe what [privacy] allows: its sampler and its operating points look at who shows what."""
 
 
 def main() -> None:
@@ -63,12 +60,15 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in arguments.seeds:
-        for data in arguments.data:
-            if data == "phantom":
-                draw(folder, seed)
-            for row in ROWS:
-                carry_out(folder, data, seed, row)
+    for data in arguments.data:
+        share(folder, data)
+        carry_out(folder, f"{data}-public", on_public_patients(folder, data))
+    for seed, data in product(arguments.seeds, arguments.data):
+        if data == "phantom":
+            draw(folder, f"federation-{seed}", SITES, PATIENTS, seed, imbalance=10, alpha=0.5)
+        carry_out(folder, f"{data}-{seed}-start", untrained(folder, data, seed))
+        for row in ROWS:
+            carry_out(folder, _name(data, seed, row), experiment(folder, data, seed, row))
     if not arguments.no_page:
         pages.write(pages.dated("utility"), page(folder, arguments.data, arguments.seeds))
 
@@ -78,81 +78,123 @@ Row = tuple[int | None, str, bool]
 ROWS: list[Row] = list(product(EPSILONS, ("fedavg", "longtail"), (False, True)))
 
 
-def draw(folder: Path, seed: int) -> None:
-    """The hospitals of a seed."""
-    options = ["--sites", SITES, "--patients", PATIENTS, "--shape", SHAPE, "--seed", seed]
-    options += ["--imbalance", 10, "--alpha", 0.5, "--unannotated", 0]
-    command = [FEDMED, "phantom", folder / f"federation-{seed}", *options]
+def share(folder: Path, data: str) -> None:
+    """Whom no site has, and, of the hippocampus, whom the sites have."""
+    if data == "phantom":
+        draw(folder, "public", PUBLIC["sites"], PUBLIC["patients"], PUBLIC["seed"], imbalance=1, alpha=50)
+        return
+    source = Path(os.environ["FEDMED_DATA"]).absolute() / "volumes" / "hippocampus"
+    for number, file in enumerate(sorted((source / "images").iterdir())):
+        for kind in ("images", "labels"):
+            link = folder / "hippocampus" / ("sites" if number % 5 else "public") / kind / file.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to(source / kind / file.name)
+
+
+def draw(
+    folder: Path, name: str, sites: int, patients: int, seed: int, *, imbalance: int, alpha: float
+) -> None:
+    """Synthetic hospitals."""
+    if (folder / name).exists():
+        return
+    options = ["--sites", sites, "--patients", patients, "--shape", SHAPE, "--seed", seed]
+    options += ["--imbalance", imbalance, "--alpha", alpha, "--unannotated", 0]
+    command = [FEDMED, "phantom", folder / name, *options]
     subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
 
 
-def carry_out(folder: Path, data: str, seed: int, row: Row) -> None:
+def carry_out(folder: Path, name: str, document: dict[str, Any]) -> None:
     """One run, where it is not there yet."""
-    name = _name(data, seed, row)
-    if _ended(folder, name) is not None:
+    if _done(folder, name) is not None:
         return
     file = folder / f"{name}.toml"
-    file.write_text(tomli_w.dumps(experiment(data, seed, row)))
+    rounds = document["rounds"]
+    file.write_text(tomli_w.dumps(document | {"name": name, "federation": {"evaluate_every": rounds}}))
     command = [FEDMED, "simulate", str(file), "--runs", str(folder / "runs")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    ended = _ended(folder, name)
-    print(name, "none" if ended is None else f"{class_mean(_tested(ended), 'dice'):.3f}", flush=True)
+    print(name, f"{class_mean(_tested(folder, name) or {}, 'dice'):.3f}", flush=True)
 
 
-def experiment(data: str, seed: int, row: Row) -> dict[str, Any]:
+def on_public_patients(folder: Path, data: str) -> dict[str, Any]:
+    """What all others start from."""
+    document = _plain(folder, data, "public") | {"rounds": 12 if data == "phantom" else 4}
+    document["train"] |= {"steps": 110 if data == "phantom" else 15, "learning_rate": 3e-3}
+    if data == "phantom":
+        document["recipe"] = {"name": "longtail"}
+    return document
+
+
+def untrained(folder: Path, data: str, seed: int) -> dict[str, Any]:
+    """The start, on the patients on whom the others are tested."""
+    document = _plain(folder, data, f"federation-{seed}") | {"seed": seed, "rounds": 1}
+    document["train"] |= {"steps": 1, "learning_rate": 1e-12}
+    return document | {"transfer": _start(folder, data)}
+
+
+def experiment(folder: Path, data: str, seed: int, row: Row) -> dict[str, Any]:
     """The run's file."""
     epsilon, recipe, secure = row
     shared = secure and epsilon is not None
-    rounds = ROUNDS * STEPS if shared else ROUNDS
-    document: dict[str, Any] = {
-        "name": _name(data, seed, row),
-        "seed": seed,
-        "rounds": rounds,
-        "task": {"classes": CLASSES[data]},
-        "data": {"augmentation": "light", "splits": {"validation": 0.1, "test": 0.2}},
-        "train": {"steps": STEPS, "threads": 1, "learning_rate": 3e-3, "schedule": "cosine"},
-        "federation": {"evaluate_every": rounds},
-        "recipe": LONGTAIL if recipe == "longtail" else PLAIN,
-    }
+    document = _plain(folder, data, f"federation-{seed}") | {"seed": seed, "transfer": _start(folder, data)}
+    document["rounds"] = ROUNDS * STEPS if shared else ROUNDS
+    document["train"] |= {"steps": 1 if shared else STEPS}
+    document["recipe"] = {"name": recipe}
     if secure:
         document["secure_aggregation"] = {"distributed_noise": shared}
     if epsilon is not None:
-        document["privacy"] = {
-            "epsilon": float(epsilon),
-            "sampling_rate": 0.25,
-            "samples": 2,
-            "spare_rounds": 0,
-        }
-        document["recipe"] = PRIVATE_LONGTAIL if recipe == "longtail" else PLAIN
-    if shared:
-        document["train"] |= {"steps": 1, "optimizer": "sgd", "momentum": 0.0, "learning_rate": 1.0}
-        document["train"] |= {"weight_decay": 0.0, "schedule": "constant"}
-        document["recipe"] = SHARED_LONGTAIL if recipe == "longtail" else SHARED
-    return _with_data(document, data, seed)
+        rate = RATE[data] * epsilon / 8
+        document["train"] |= {"optimizer": "sgd", "momentum": 0.0, "learning_rate": rate, "weight_decay": 0.0}
+        document["train"]["schedule"] = "constant"
+        sampled = (0.25, 2) if data == "phantom" else (0.5, 4)
+        document["privacy"] = {"epsilon": float(epsilon), "spare_rounds": 0}
+        document["privacy"] |= dict(zip(("sampling_rate", "samples"), sampled, strict=True))
+        if recipe == "longtail":
+            document["recipe"] = PRIVATE_LONGTAIL
+    return document
 
 
-def _with_data(document: dict[str, Any], data: str, seed: int) -> dict[str, Any]:
+def _plain(folder: Path, data: str, federation: str) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "task": {"classes": CLASSES[data], "dimensions": 2},
+        "data": {
+            "augmentation": "light",
+            "splits": {"validation": 0.1, "test": 0.2},
+            "foreground_share": 1.0,
+        },
+        "model": {"name": "unet_2015", "channels": [8, 16, 32]},
+        "train": {"threads": 1, "learning_rate": 1e-3, "schedule": "cosine"},
+        "recipe": {"name": "fedavg"},
+    }
     if data == "phantom":
-        document["task"]["dimensions"] = 2
         document["data"] |= {"spacing_mm": [8.0, 8.0, 8.5], "crop_to_foreground": True, "patch": [48, 32]}
-        document["data"]["foreground_share"] = 1.0
-        document["model"] = {"name": "unet_2015", "channels": [8, 16, 32]}
         document["train"]["batch_size"] = 24
-        document["simulation"] = {"federation": f"federation-{seed}"}
+        document["simulation"] = {"federation": federation}
         return document
-    document["task"]["dimensions"] = 3
-    document["data"] |= {"spacing_mm": [1.0, 1.0, 1.0], "patch": [32, 48, 32], "foreground_share": 0.66}
-    document["data"]["intensity"] = {"kind": "zscore"}
-    document["model"] = {"name": "unet", "channels": [8, 16, 32], "residual_units": 1}
-    document["train"]["batch_size"] = 8
+    document["data"] |= {"spacing_mm": [1.0, 1.0, 1.0], "patch": [32, 48], "intensity": {"kind": "zscore"}}
+    document["train"]["batch_size"] = 16
+    is_public = federation == "public"
     site = {
         "name": "pool",
-        "data": {"format": "nifti", "root": "${FEDMED_DATA}/volumes/hippocampus"},
+        "data": {
+            "format": "nifti",
+            "root": str(folder / "hippocampus" / ("public" if is_public else "sites")),
+        },
         "labels": {"anterior": ["1"], "posterior": ["2"]},
         "policy": {"least_patients": 1},
     }
-    document["simulation"] = {"partition": {"kind": "even", "sites": 4}, "sites": [site]}
+    document["simulation"] = {
+        "partition": {"kind": "even", "sites": 2 if is_public else 4},
+        "sites": [site],
+    }
     return document
+
+
+def _start(folder: Path, data: str) -> dict[str, Any]:
+    done = _done(folder, f"{data}-public")
+    if done is None:
+        raise SystemExit(f"{data}-public did not end")
+    return {"weights": str(done[0] / "models" / "last.safetensors")}
 
 
 def _name(data: str, seed: int, row: Row) -> str:
@@ -161,18 +203,19 @@ def _name(data: str, seed: int, row: Row) -> str:
     return f"{data}-{seed}-{promise}-{recipe}" + ("-secure" if secure else "")
 
 
-def _ended(folder: Path, name: str) -> RunEnded | None:
-    """The last line of the run's history, where it is done."""
-    for file in sorted((folder / "runs").glob(f"20*-{name}-????/{history.FILE}")):
+def _done(folder: Path, name: str) -> tuple[Path, RunEnded] | None:
+    """The run's folder and its last line, where it is done."""
+    for file in sorted((folder / "runs").glob(f"20*-??????-{name}-????/{history.FILE}")):
         *_, last = history.read(file)
         if isinstance(last, RunEnded) and last.status == "completed":
-            return last
+            return file.parent, last
     return None
 
 
-def _tested(ended: RunEnded) -> Metrics:
+def _tested(folder: Path, name: str) -> Metrics | None:
     """The last round's model on the test patients of all sites."""
-    return merge(result.means() for result in ended.test["last"])
+    done = _done(folder, name)
+    return None if done is None else merge(result.means() for result in done[1].test["last"])
 
 
 def page(folder: Path, data: list[str], seeds: list[int]) -> list[str]:
@@ -182,8 +225,9 @@ def page(folder: Path, data: list[str], seeds: list[int]) -> list[str]:
         "",
         pages.made_by(),
         "",
-        f"{ROUNDS} rounds of {STEPS} steps, or as many rounds of one step where noise is shared. The last round's model on all "
-        f"sites' test patients, mean over classes; mean over seeds {', '.join(map(str, seeds))} and standard deviation.",
+        f"{ROUNDS} rounds of {STEPS} steps, or as many rounds of one step where noise is shared, from a network trained in "
+        "the open on patients whom no site has. The last round's model on all sites' test patients, mean over classes; mean over "
+        f"seeds {', '.join(map(str, seeds))} and standard deviation.",
     ]
     for one in data:
         columns = ["epsilon", "FedAvg", "FedAvg, secure", "long tail", "long tail, secure"]
@@ -198,19 +242,21 @@ def page(folder: Path, data: list[str], seeds: list[int]) -> list[str]:
                 "| " + " | ".join(columns) + " |",
                 "|---" * len(columns) + "|",
             ]
+            start = _cell(folder, [f"{one}-{seed}-start" for seed in seeds], names)
+            lines.append(f"| the start | {start} | | | |")
             for epsilon in EPSILONS:
-                cells = [_cell(folder, one, seeds, row, names) for row in ROWS if row[0] == epsilon]
+                rows = [row for row in ROWS if row[0] == epsilon]
+                cells = [_cell(folder, [_name(one, seed, row) for seed in seeds], names) for row in rows]
                 lines.append(f"| {'none' if epsilon is None else epsilon} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-def _cell(folder: Path, data: str, seeds: list[int], row: Row, classes: tuple[str, ...] | list[str]) -> str:
+def _cell(folder: Path, runs: list[str], classes: Sequence[str]) -> str:
     values = []
-    for seed in seeds:
-        ended = _ended(folder, _name(data, seed, row))
-        if ended is None:
+    for run in runs:
+        metrics = _tested(folder, run)
+        if metrics is None:
             return "not run"
-        metrics = _tested(ended)
         each = [metrics[f"dice/{name}"].value for name in classes if f"dice/{name}" in metrics]
         values.append(sum(each) / len(each))
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""

@@ -38,6 +38,7 @@ RULE = "privacy_network"
 """The rule by which a network is refused that cannot be trained so."""
 _ROUNDING = 1 - 1e-6
 _LARGEST_WHOLE, _EXTREME = 2.0**24, 1e24
+_IN_CACHE = 2**16
 _LEAST_OF_NORM = 1e-4
 
 
@@ -96,14 +97,14 @@ class Mechanism:
     def clip(self, gradient: Sequence[Tensor]) -> list[Tensor] | None:
         """One patient's gradient in float64, of length ``clipping_norm`` at most, on the noise's grid; None where it is not
         finite."""
-        flat = flattened(gradient)
-        length = length_of(flat)
+        length = length_of(gradient)
         if not math.isfinite(length):
             return None
-        return like(self.in_grid(flat, length).double() * self.spacing, gradient)
+        return [self.in_grid(part, length).double() * self.spacing for part in gradient]
 
     def in_grid(self, gradient: Tensor, length: float) -> Tensor:
-        """One patient's finite gradient, ``length`` long, cut to a length of ``clipping_norm`` at most, in units of ``spacing``.
+        """A part of one patient's finite gradient that is ``length`` long in all, cut so that all of it is no longer than
+        ``clipping_norm``, in units of ``spacing``.
 
         Without noise as it is; with noise in whole numbers, which single precision holds where none can be 2^24, and reaches from
         lengths that are not extreme.
@@ -131,9 +132,11 @@ class Mechanism:
 
     def release(self, total: Sequence[Tensor]) -> list[Tensor]:
         """The sum over patients with noise, divided by the number of patients that a step draws on average."""
-        flat = flattened(total)
-        noise = entropy.noise(flat.numel(), self.deviation, self.normal).to(flat.device)
-        return like((flat + noise) / (self.sampling_rate * self.patients), total)
+        noise = entropy.noise(sum(part.numel() for part in total), self.deviation, self.normal)
+        released = like(noise.to(total[0].device), total)
+        for part, summed in zip(released, total, strict=True):
+            part.add_(summed).div_(self.sampling_rate * self.patients)
+        return released
 
 
 def mechanism_for(
@@ -220,9 +223,10 @@ def train(
     return params.delta(bench.model, start), mechanism
 
 
-def length_of(row: Tensor) -> float:
-    """Its Euclidean length, added up in float64."""
-    return float(torch.linalg.vector_norm(row, dtype=torch.float64))
+def length_of(gradient: Sequence[Tensor]) -> float:
+    """The Euclidean length of all parts together, added up in float64."""
+    squares = [part.double().square().sum() for part in gradient]
+    return math.sqrt(float(torch.stack(squares).sum()))
 
 
 def check_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> None:
@@ -252,16 +256,27 @@ def clipped_sum(
     A patient whose gradient is not finite counts as one who was not drawn, and nobody is told. ``lengths``: is given how long
     each of the others' was.
     """
-    total = torch.zeros_like(flattened(parameters), dtype=torch.float64)
+    row = torch.zeros(
+        sum(part.numel() for part in parameters), dtype=torch.float64, device=parameters[0].device
+    )
+    total, on_cpu = like(row, parameters), row.device.type == "cpu"
+    pieces = _pieces(total) if on_cpu else [row]
     for gradient in gradients(bench, parameters, drawn, at_once, shaping):
-        flat = flattened(gradient)
-        length = length_of(flat)
+        parts = _pieces(gradient) if on_cpu else [flattened(gradient)]
+        length = length_of(parts)
         if math.isfinite(length):
             if lengths is not None:
                 lengths.append(length)
-            total.add_(mechanism.in_grid(flat, length))
+            for summed, part in zip(pieces, parts, strict=True):
+                summed.add_(mechanism.in_grid(part, length))
         pulse.beat()
-    return like(total.mul_(mechanism.spacing), parameters)
+    row.mul_(mechanism.spacing)
+    return total
+
+
+def _pieces(parts: Sequence[Tensor]) -> list[Tensor]:
+    """All their numbers in order, so few at a time that they stay in a processor's cache from one operation to the next."""
+    return [piece for part in parts for piece in torch.split(part.detach().reshape(-1), _IN_CACHE)]
 
 
 def like(flat: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:

@@ -56,8 +56,10 @@ def grid(deviation: float) -> float:
 
 def noise(count: int, deviation: float, normal: Callable[[int], Tensor] = normal) -> Tensor:
     """``count`` normal numbers of this deviation, each a multiple of its :func:`grid`; float64, on the CPU."""
-    spacing = grid(deviation)
-    return normal(count).mul_(deviation / spacing).round_().mul_(spacing) if spacing else torch.zeros(count)
+    spacing, result = grid(deviation), torch.zeros(count, dtype=torch.float64)
+    for part in torch.split(result, _AT_ONCE) if spacing else ():
+        torch.mul(normal(len(part)).mul_(deviation / spacing).round_(), spacing, out=part)
+    return result
 
 
 def poisson_sample(population: int, rate: float) -> list[int]:

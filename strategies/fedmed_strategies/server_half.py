@@ -154,7 +154,7 @@ class SecureRound(Round):
         self._reported.append((_without_arrays(answer), self._weigher.weigh(answer)))
 
     def open(self, arrays: Mapping[str, NDArray[np.float64]], party: Party) -> Arrays:
-        """Take the sum over those who answered, by the names of the layout's blocks. What comes of it in the place of an update."""
+        """Take the sum over those who answered, by the names of the layout's blocks: what the round's update is."""
         shares = secure.shares_of(self.recipe, party)
         left = sum(shares[answer.site.name] for answer, _ in self._reported)
         rows, background = self.scene.layers.rows, int(self.scene.background)

@@ -423,7 +423,7 @@ def test_cut_to_the_grid_nobody_is_longer_than_the_norm(noise_multiplier: float,
     """In single precision and, where the grid is too fine or a gradient extreme, in double."""
     mechanism = _mechanism(noise_multiplier=noise_multiplier)
     gradient = torch.randn(50_000).clamp_(-3, 3) * scale
-    length = private.length_of(gradient)
+    length = private.length_of([gradient])
     cut = mechanism.in_grid(gradient, length).double()
     assert torch.equal(cut, cut.round())
     assert float(cut.norm()) * mechanism.spacing <= C
