@@ -310,3 +310,25 @@ def test_head_retraining_finds_a_class_whose_row_was_lost(bench: Bench) -> None:
 def test_a_feature_that_is_no_number_adds_nothing() -> None:
     vectors = np.array([[np.nan, np.inf, 3.0], [1.0, -np.inf, 4.0]])
     np.testing.assert_allclose(clipped(vectors, 1.0), [[0, 0, 0.6], [1, 0, 0.8]])
+
+
+@pytest.mark.parametrize(
+    ("presence", "told"),
+    [
+        ([27, 10, 3, 0], [27, 6.5, 6.5, 0]),
+        ([27, 9, 4, 0], [27, 6.5, 6.5, 0]),
+        ([30, 4, 3, 3], [30, 10 / 3, 10 / 3, 10 / 3]),
+        ([38, 1, 1, 0], [40 / 3, 40 / 3, 40 / 3, 0]),
+        ([20, 10, 10, 0], [20, 10, 10, 0]),
+    ],
+)
+def test_where_each_patient_shows_one_class_the_rest_does_not_tell_a_small_count(
+    presence: list[float], told: list[float]
+) -> None:
+    sums = {"presence": np.array(presence, np.float32), "annotated": np.full(4, 40, np.float32)}
+    np.testing.assert_allclose(Counts().releasable(sums, 5)["presence"], told, rtol=1e-6)
+    if told != presence:  # who shows several classes leaves no rest
+        sums["annotated"] += 1
+        np.testing.assert_array_equal(
+            Counts().releasable(sums, 5)["presence"], [5 if 0 < count < 5 else count for count in presence]
+        )

@@ -42,10 +42,21 @@ class Counts(Statistic):
         return float(np.sqrt(shown + sizes.classes))
 
     def releasable(self, sums: Arrays, least_patients: int) -> Arrays:
-        """A count that is positive and small is said to be ``least_patients``: a yes, and no more."""
-        presence = sums["presence"]
+        """A count that is positive and small is said to be ``least_patients``: a yes, and no more.
+
+        Where every patient shows exactly one class, what the others leave of the patients would tell it. There the small ones and
+        as many of the next as it takes for enough patients are each said to be their mean.
+        """
+        presence, annotated = sums["presence"], sums["annotated"]
         small = (presence > 0) & (presence < least_patients)
-        return {**sums, "presence": np.where(small, np.float32(least_patients), presence)}
+        if not small.any() or (annotated != presence.sum()).any():
+            return {**sums, "presence": np.where(small, np.float32(least_patients), presence)}
+        order = [place for place in np.argsort(presence, kind="stable") if presence[place] > 0]
+        enough = np.cumsum(presence[order]) >= least_patients
+        hidden = order[: max(int(small.sum()), int(np.argmax(enough)) + 1)]
+        told = presence.copy()
+        told[hidden] = presence[hidden].mean()
+        return {**sums, "presence": told}
 
 
 def counts_of(down: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
