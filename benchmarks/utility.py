@@ -5,8 +5,9 @@
 `phantom`: six synthetic hospitals of 96 patients with rare lesions. `hippocampus`: real volumes, dealt to four sites, slice by
 slice. Every run goes on from a network that was trained in the open on patients whom no site has: two synthetic hospitals more,
 and every fifth patient of the hippocampus. Each takes the same number of steps at a site; epsilon is that of the whole run for
-each patient, at a delta of 1e-5. With secure sums the noise is shared: each site adds its part, and a round is one step. What is
-there already is not done again. The result is a page beside this file, by today's date.
+each patient, at a delta of 1e-5. Of the long tail's recipe [privacy] allows its loss and its holders' rows, these in the open
+alone. With secure sums the noise is shared: each site adds its part, and a round is one step. What is there already is not done
+again. The result is a page beside this file, by today's date.
 """
 
 from __future__ import annotations
@@ -41,12 +42,6 @@ TAIL = ("liver_lesion", "kidney_cyst", "spleen_lesion", "bone_lesion")
 OPEN_RATE = {"phantom": 1e-3, "hippocampus": 3e-3}
 RATE = {"phantom": 0.2, "hippocampus": 0.05}
 """Of AdamW without privacy, and of SGD with it at an epsilon of 8, in proportion to epsilon; all of it found on seed 0."""
-PRIVATE_LONGTAIL = {
-    "name": "fedavg",
-    "also": ["rarity", "holders"],
-    "settings": {"counts": {"epsilon": 0.3}},
-}
-"""Of the long tail's recipe what [privacy] allows: its sampler and its operating points look at who shows what."""
 
 
 def main() -> None:
@@ -151,7 +146,8 @@ def experiment(folder: Path, data: str, seed: int, row: Row) -> dict[str, Any]:
         document["privacy"] = {"epsilon": float(epsilon), "spare_rounds": 0}
         document["privacy"] |= dict(zip(("sampling_rate", "samples"), sampled, strict=True))
         if recipe == "longtail":
-            document["recipe"] = PRIVATE_LONGTAIL
+            also = ["rarity"] if secure else ["rarity", "holders"]
+            document["recipe"] = {"name": "fedavg", "also": also, "settings": {"counts": {"epsilon": 0.3}}}
     return document
 
 

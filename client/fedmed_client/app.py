@@ -26,6 +26,7 @@ from flwr.clientapp import ClientApp
 
 from fedmed_client import independence, policy, private
 from fedmed_client.charges import charge, promised_by
+from fedmed_client.data.cohort import Cohort
 from fedmed_client.data.splits import SPLITS
 from fedmed_client.engine.parallel import train_together
 from fedmed_client.evaluate import measurements
@@ -173,11 +174,7 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
     Ledger(home.folder).read(order.receipt)
     cohort, _ = COHORTS.get(home, order.experiment)
     patients: dict[str, int] = {split: cohort.patients(split) for split in SPLITS}
-    presence = policy.releasable_counts(
-        home.site.policy,
-        cohort.presence("train"),
-        one_each=experiment_of(order.experiment).task.labels == "single",
-    )
+    presence = _told_presence(home, order, cohort)
     facts = wire.Facts(
         patients=patients,
         presence=presence,
@@ -186,6 +183,11 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
         held_out=home.site.policy.held_out,
     )
     return _reply(home, order, facts=facts)
+
+
+def _told_presence(home: SiteHome, order: wire.Order, cohort: Cohort) -> dict[str, int]:
+    one_each = experiment_of(order.experiment).task.labels == "single"
+    return policy.releasable_counts(home.site.policy, cohort.presence("train"), one_each=one_each)
 
 
 def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
@@ -283,7 +285,8 @@ def _trained(
     method, summing = by
     sent, delta = result.left, result.update.delta
     if summing is not None:
-        layout, arrays = method.for_sum(summing.party, home.site.name, delta, sent.sums)
+        told = _told_presence(home, order, method.cohort)
+        layout, arrays = method.for_sum(summing.party, home.site.name, delta, sent.sums, told)
         fields["masked"] = summing.masked(layout, arrays)
     else:
         fields |= {"delta": delta, "sums": sent.sums}
@@ -314,9 +317,9 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
     def reserve() -> None:
         promise = promised_by(bench.experiment, order)
         limit = Budget(
-            epsilon=float(statistic.epsilon or 0.0),
+            epsilon=privacy.epsilon(recipe.spent(bench.experiment), statistic.delta),
             delta=statistic.delta,
-            source=f"{statistic.name}.epsilon",
+            source="the recipe's statistics",
             run=order.run,
             split="train",
         )

@@ -149,13 +149,16 @@ class Method:
         )
 
     def for_sum(
-        self, party: Party, site: str, delta: Parameters, sums: Parameters
+        self, party: Party, site: str, delta: Parameters, sums: Parameters, told: Mapping[str, int]
     ) -> tuple[Layout, dict[str, NDArray[np.float64]]]:
-        """What the site adds to the round's secure sum, and how it is laid out."""
+        """What the site adds to the round's secure sum, and how it is laid out. ``told``: by class how many patients it says that
+        show it; a negative number is a hidden one."""
         experiment = self.bench.experiment
         settings = experiment.secure_aggregation
         assert settings is not None  # noqa: S101
-        presence, _ = _presence(self.cohort)
+        presence = np.array([abs(told.get(name, 0)) for name in self.cohort.classes], np.int64)
+        rate = experiment.train.rate_in(max(1, self.order.round), experiment.rounds)
+        secure.check_ranges(self.recipe, settings, delta, sums, rate)
         layout = secure.layout(
             self.recipe,
             settings,
@@ -163,7 +166,7 @@ class Method:
             sums,
             self.layers.rows,
             len(presence),
-            experiment.train.rate_in(max(1, self.order.round), experiment.rounds),
+            rate,
             len(party.names),
         )
         background = int(experiment.task.name == "segmentation")

@@ -19,6 +19,8 @@ from torch import Tensor
 
 _AT_ONCE = 2**18
 _GRID_BITS = 20
+FINENESS = 2.0**-_GRID_BITS
+"""The spacing of noise is at most this part of its deviation."""
 _FAR = 2**20
 
 

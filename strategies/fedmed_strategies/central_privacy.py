@@ -18,6 +18,8 @@ from fedmed_strategies.combining import Weighed
 from fedmed_strategies.filters.norm_bound import bounded
 from fedmed_strategies.pieces import Arrays, Memory, Piece
 
+_ROUNDING = 1 - 1e-6
+
 
 class CentralPrivacy(Piece):
     """Clips each site's update to C, and adds noise of standard deviation z C max_k p_k to their weighted mean.
@@ -71,7 +73,7 @@ class CentralPrivacy(Piece):
 
     def clip(self, update: Weighed, length: float) -> tuple[Weighed, bool]:
         """The update, ``length`` long at most, and whether it was no longer."""
-        delta, was = bounded(update.delta, length)
+        delta, was = bounded(update.delta, length * _ROUNDING)
         return Weighed(delta=delta, weight=update.weight, site=update.site), was <= length
 
     def noisy(self, mean: Arrays, length: float, largest_share: float) -> Arrays:
@@ -81,6 +83,10 @@ class CentralPrivacy(Piece):
         deviation = self.noise_multiplier * length * largest_share
         if not deviation:
             return mean
+        count = sum(array.size for name, array in mean.items() if not is_statistic(name))
+        deviation *= (
+            1.0 + self.noise_multiplier * math.sqrt(count) * entropy.FINENESS
+        )  # what rounding adds to max_k p_k C
         spacing = entropy.grid(deviation)
 
         def hidden(array: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedmed_common import entropy
 from fedmed_common.secure.circle import Party
-from fedmed_common.secure.fixed_point import Block, Layout, blocks_of
+from fedmed_common.secure.fixed_point import Block, Layout, blocks_of, check_range
 from fedmed_common.training_config import SecureAggregation
 from fedmed_strategies.aggregators.holders import Holders, along
 from fedmed_strategies.filters.norm_bound import bounded
@@ -47,9 +47,9 @@ def layout(
     sites: int,
 ) -> Layout:
     """The vector of a round's training. ``template``: arrays like an update's, ``sums``: like what is sent beside it; ``rows``:
-    by name of a head's array the axis of classes."""
-    blocks = [*blocks_of(template, settings.range, f"{DELTA}/")]
-    blocks += blocks_of(sums, sites * settings.range * max(1.0, 1.0 / rate), f"{SUMS}/")
+    by name of a head's array the axis of classes. A site's number is ``range`` at most before it is multiplied by its share."""
+    blocks = [*blocks_of(template, _delta_limit(recipe, settings), f"{DELTA}/")]
+    blocks += blocks_of(sums, sites * _sums_limit(settings, rate), f"{SUMS}/")
     if isinstance(recipe.aggregator, Holders):
         held = {name: template[name] for name in rows if name in template}
         blocks += [
@@ -57,6 +57,34 @@ def layout(
             *blocks_of(held, settings.range, f"{HELD}/"),
         ]
     return Layout(tuple(blocks), sites)
+
+
+def check_ranges(
+    recipe: Recipe, settings: SecureAggregation, delta: Arrays, sums: Arrays, rate: float
+) -> None:
+    """See that a sum over sites with numbers like this site's cannot be more than the layout holds.
+
+    Raises:
+        PolicyRefusal: ``secure_range``.
+    """
+    if recipe.central_privacy is None:
+        for name, array in delta.items():
+            check_range(name, array, settings.range)
+    for name, array in sums.items():
+        check_range(name, array, _sums_limit(settings, rate))
+
+
+def _delta_limit(recipe: Recipe, settings: SecureAggregation) -> float:
+    """Of the sum of updates, each multiplied by its site's share; with what central privacy's noise may add to it."""
+    central = recipe.central_privacy
+    if central is None:
+        return settings.range
+    return central.clipping_norm * (1.0 + NOISE_SPAN * central.noise_multiplier)
+
+
+def _sums_limit(settings: SecureAggregation, rate: float) -> float:
+    """Of one site."""
+    return settings.range * max(1.0, 1.0 / rate)
 
 
 def statistic_layout(statistic: Statistic, zeros: Arrays, sensitivity: float, party: Party) -> Layout:
@@ -76,7 +104,8 @@ def of_site(
     presence: NDArray[np.integer],
     background: int,
 ) -> dict[str, NDArray[np.float64]]:
-    """What the site adds, by the names of the layout's blocks; with central privacy clipped, and with its share of noise."""
+    """What the site adds, by the names of the layout's blocks; with central privacy clipped, and with its share of noise.
+    ``presence``: by class so many patients as the site says that it has."""
     shares = shares_of(recipe, party)
     central = recipe.central_privacy
     deviation = 0.0

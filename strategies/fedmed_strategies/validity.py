@@ -291,6 +291,24 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
         fix="leave it out; 'class_balanced' or 'logit_adjustment' with noised counts do without",
     ),
     ExperimentRule(
+        what="privacy x inputs by a site's own patients",
+        offends=lambda r, e: _all(e.privacy is not None, [r.inputs] if r.inputs is not None else []),
+        field="recipe",
+        why="this normalises each image by all training patients of the site, so that what is measured on others would tell of "
+        "a patient without a charge",
+        fix="leave it out",
+    ),
+    ExperimentRule(
+        what="privacy x holder rows in secret",
+        offends=lambda r, e: _all(
+            e.privacy is not None and r.secure and r.aggregator.name == "holders", [r.aggregator]
+        ),
+        field="recipe",
+        why="a site's counts would be in the secure sum without noise, and the row of a class that few sites hold would have the "
+        "noise of these few alone",
+        fix="leave it out, or leave secure_aggregation out",
+    ),
+    ExperimentRule(
         what="privacy x statistics without noise",
         offends=_silent_statistics,
         field="recipe.settings",

@@ -18,10 +18,11 @@ from fedmed_client.app import make_client_app
 from fedmed_client.ledger import Ledger
 from fedmed_client.workbench import SiteHome
 from fedmed_common import wire
-from fedmed_common.errors import ConfigError, QuorumError
+from fedmed_common.errors import ConfigError, PolicyRefusal, QuorumError
 from fedmed_common.loading import load_experiment
 from fedmed_common.secure import circle as messages
 from fedmed_common.secure.fixed_point import Layout, blocks_of
+from fedmed_common.training_config import SecureAggregation
 from fedmed_server import history
 from fedmed_server.app import RunRequest, run_federation
 from fedmed_server.history import RoundDone, RunEnded
@@ -33,7 +34,7 @@ from fedmed_simulations.grid import LocalGrid
 from fedmed_strategies.central_privacy import CentralPrivacy
 from fedmed_strategies.presets import RECIPES
 from fedmed_strategies.recipe import Recipe
-from fedmed_strategies.secure import of_site
+from fedmed_strategies.secure import check_ranges, layout, of_site
 
 SECURE = "[secure_aggregation]\n"
 SITES = 4
@@ -353,6 +354,50 @@ def test_central_privacy_in_secret_has_its_noise_from_the_sites_that_stay(tmp_pa
     quiet = RECIPES["equal"] + Recipe(central_privacy=CentralPrivacy(noise_multiplier=0.0))
     clipped = of_site(quiet, party, party.names[0], long, {}, {}, np.zeros(1, np.int64), 1)["delta/x"]
     assert 0.999 / 5 < np.linalg.norm(clipped) <= 1.0 / 5
+
+
+def test_a_change_beyond_the_range_is_refused_though_its_share_is_within(tmp_path: Path) -> None:
+    """The sum over sites that all change so much would begin anew at the other end."""
+    settings = SecureAggregation(range=2.0)
+    check_ranges(RECIPES["fedavg"], settings, {"x": np.array([-2.0, 2.0])}, {"c": np.array([20.0])}, 0.1)
+    for delta, sums in (({"x": np.array([2.5])}, {}), ({}, {"c": np.array([-20.5])})):
+        with pytest.raises(PolicyRefusal, match="secure_range"):
+            check_ranges(RECIPES["fedavg"], settings, delta, sums, 0.1)
+    party = Sums(tmp_path, 3).party
+    for recipe in (RECIPES["fedavg"], RECIPES["equal"] + RECIPES["central_privacy"]):
+        delta = {"x": np.full(3, 2.0 if recipe.central_privacy is None else 50.0, np.float32)}
+        made = layout(recipe, settings, delta, {}, {}, 1, 1.0, 3)
+        parts = [
+            of_site(recipe, party, name, delta, {}, {}, np.zeros(1, np.int64), 1) for name in party.names
+        ]
+        total = np.add.reduce([made.encode(part) for part in parts], dtype=np.uint32)
+        np.testing.assert_allclose(
+            made.decode(total)["delta/x"], sum(part["delta/x"] for part in parts), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("statistics", "presence"),
+    [('["patients", "counts", "presence"]', True), ('["patients", "counts"]', False)],
+)
+def test_holder_rows_know_of_a_site_what_its_policy_lets_out(
+    write_experiment: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    statistics: str,
+    presence: bool,
+) -> None:
+    seen: list[int] = []
+
+    def note(*arguments: Any) -> Any:
+        seen.extend(arguments[6])
+        return of_site(*arguments)
+
+    monkeypatch.setattr("fedmed_strategies.secure.of_site", note)
+    extra, policy = SECURE + '[recipe]\nname = "holders"\n', f"least_patients = 1, statistics = {statistics}"
+    run(write_experiment, tmp_path, extra, rounds=1, policy=policy)
+    assert len(seen) == SITES
+    assert all((count > 0) == presence for count in seen)
 
 
 def test_a_site_that_takes_anothers_keys_costs_itself_alone(

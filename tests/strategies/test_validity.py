@@ -223,6 +223,14 @@ EXPERIMENTS: list[Case] = [
         RECIPES["logit_adjustment"].with_settings(NOISED),
         PRIVATE,
     ),
+    ("privacy x inputs by a site's own patients", RECIPES["fedrdn"], PRIVATE, RECIPES["equal"], PRIVATE),
+    (
+        "privacy x holder rows in secret",
+        RECIPES["holders"].with_settings(NOISED).model_copy(update={"secure": True}),
+        PRIVATE,
+        RECIPES["holders"].with_settings(NOISED),
+        PRIVATE,
+    ),
     (
         "privacy x statistics without noise",
         RECIPES["class_balanced"],

@@ -17,7 +17,7 @@ _HALF = 2**31
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """An array of a sum. ``limit``: no site's number is larger than it, and neither is the sum over all sites."""
+    """An array of a sum. ``limit``: the sum over all sites is no larger, to which end each site bounds its own part."""
 
     name: str
     shape: tuple[int, ...]
@@ -66,12 +66,7 @@ class Layout:
         vector = np.empty(self.length, np.uint32)
         for block, part in zip(self.blocks, self._parts(vector), strict=True):
             values = np.asarray(arrays[block.name], np.float64).ravel()
-            largest = float(np.abs(values).max(initial=0.0))
-            if not largest <= block.limit:
-                raise PolicyRefusal(
-                    "secure_range",
-                    f"'{block.name}' holds {largest:g}; sums are computed for numbers up to {block.limit:g}",
-                )
+            check_range(block.name, values, block.limit)
             part[:] = np.rint(values * self.scale(block)).astype(np.int64).astype(np.uint32)
         return vector
 
@@ -85,6 +80,19 @@ class Layout:
     def _parts(self, vector: NDArray[np.uint32]) -> list[NDArray[np.uint32]]:
         ends = np.cumsum([block.size for block in self.blocks])[:-1]
         return np.split(vector, ends)
+
+
+def check_range(name: str, array: NDArray[np.floating], limit: float) -> None:
+    """Refuse numbers that a sum is not made for.
+
+    Raises:
+        PolicyRefusal: ``secure_range``, where a number is larger than the limit, or none.
+    """
+    largest = float(np.abs(array).max(initial=0.0))
+    if not largest <= limit:
+        raise PolicyRefusal(
+            "secure_range", f"'{name}' holds {largest:g}; sums are computed for numbers up to {limit:g}"
+        )
 
 
 def blocks_of(arrays: Mapping[str, NDArray[np.floating]], limit: float, prefix: str = "") -> Sequence[Block]:
