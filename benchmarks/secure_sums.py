@@ -60,8 +60,8 @@ def main() -> None:
         pages.made_by(),
         "",
         f"{arguments.sites} sites. Seconds of one processor, without the network; bytes of all messages of a round, both ways, "
-        "but for the model that is sent to the sites, which is the same; the small ones are counted as three of the largest "
-        "order and two of the largest reply.",
+        "but for the model that is sent to the sites, which is the same; the small ones are counted as four of the largest "
+        "order and three of the largest reply.",
         "",
         "| parameters | dropouts | bytes of a site | times those in the clear | site, s | in the clear | server, s "
         "| in the clear | largest error, of the stated bound |",
@@ -85,6 +85,7 @@ def measured(sites: int, parameters: int, dropouts: int) -> str:
     template = {"x": np.zeros(parameters, np.float32)}
     mean, expected = WeightedMean(template), np.zeros(parameters)
     with tempfile.TemporaryDirectory() as folder:
+        marks: dict[str, str] = {}
         own = {name: _site(Path(folder) / name, name) for name in names}
         offers = [
             clock("site", lambda name=name: own[name].answer(Wanted(session=SESSION)).offer) for name in names
@@ -110,6 +111,7 @@ def measured(sites: int, parameters: int, dropouts: int) -> str:
             arrays = {"x": update.astype(np.float64)}
             vector = clock("site", lambda name=name, arrays=arrays: own[name].mask(party, layout, arrays))
             record = clock("site", lambda vector=vector: _packed(masked=vector))
+            marks[name] = clock("site", lambda name=name: own[name].mark(party)).mark or ""
             secret_bytes = wire.parameter_bytes(record)
             masked = clock(
                 "server", lambda record=record: wire.unpack_reply(record, None, None, parameters).masked
@@ -117,15 +119,19 @@ def measured(sites: int, parameters: int, dropouts: int) -> str:
             assert masked is not None
             clock("server", lambda masked=masked: np.add(total, masked, out=total))
         opened: dict[str, dict[int, bytes]] = {name: {} for name in names}
+
+        def wanted(name: str, **words: dict[str, str]) -> Wanted:
+            shares = {other: (sealed[other] or {})[name] for other in names if other != name}
+            return Wanted(session=SESSION, circle=circle, shares=shares, survivors=tuple(survivors), **words)
+
+        agreed = {
+            name: clock("site", lambda name=name: own[name].answer(wanted(name, marks=marks))).agreed or ""
+            for name in survivors
+        }
         for name in survivors:
-            wanted = Wanted(
-                session=SESSION,
-                circle=circle,
-                shares={other: (sealed[other] or {})[name] for other in names if other != name},
-                survivors=tuple(survivors),
-            )
-            given = clock("site", lambda name=name, wanted=wanted: own[name].answer(wanted))
-            small_bytes = len(messages.to_text(wanted)) * 3 + len(messages.to_text(given)) * 2
+            asked = wanted(name, agreed=agreed)
+            given = clock("site", lambda name=name, asked=asked: own[name].answer(asked))
+            small_bytes = len(messages.to_text(asked)) * 4 + len(messages.to_text(given)) * 3
             for other, share in (given.opened or {}).items():
                 opened[other][circle.number(name)] = bytes.fromhex(share)
         context = party.context(*ABOUT, layout.described())

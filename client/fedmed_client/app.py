@@ -287,7 +287,7 @@ def _trained(
     if summing is not None:
         told = _told_presence(home, order, method.cohort)
         layout, arrays = method.for_sum(summing.party, home.site.name, delta, sent.sums, told)
-        fields["masked"] = summing.masked(layout, arrays)
+        fields |= summing.reply(layout, arrays)
     else:
         fields |= {"delta": delta, "sums": sent.sums}
     Keeping(home.folder, order.run).write(order.round, sent.memory, order.best)
@@ -342,7 +342,7 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
     sensitivity = statistic.sensitivity(sizes_of(bench.experiment, bench.model))
     layout = statistic_layout(statistic, sums, sensitivity, summing.party)
     arrays = {name: array.astype(np.float64) for name, array in sums.items()}
-    return _reply(home, order, masked=summing.masked(layout, arrays), **spending)
+    return _reply(home, order, **summing.reply(layout, arrays), **spending)
 
 
 def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:

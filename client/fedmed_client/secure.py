@@ -1,12 +1,15 @@
 """A site's part in a secure sum: its keys, its shares for the others, its masked vector, and what opens the sum.
 
 What a site must not forget or do twice lies in a file of its home, ``secure/<run>/<session>.json``, written before anything of
-it leaves: asked again, it gives the same. The file of an older session of the run is deleted with its secrets.
+it leaves: asked again, it gives the same. The file of an older session of the run is deleted with its secrets, and its name kept:
+no session begins twice.
 
 The server may lie. It is the one way by which sites hear of each other, so that each signs its keys with its certified key
-where it has one. A site opens one set of survivors in a session, and of each other site one half of its secrets: with a
-threshold over half the sites, no server can get both (Bonawitz et al. 2017, section 6.1). How many sites have to be in a sum,
-and how much of it may be the site's own, its policy says.
+where it has one. With its vector a site signs with whom it was masked, and before anything is opened over whom the sum is, once
+in a session; it opens only what each survivor has masked with the same sites, and as many sites as the threshold have signed
+(Bonawitz et al. 2017, section 6.1 and figure 4, round 3). With a threshold over half the sites there is then one sum, over as
+many sites at least, and no server can get both halves of a site's secrets. How many sites have to be in a sum, and how much of
+it may be the site's own, its policy says.
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ from fedmed_common import identity
 from fedmed_common.errors import PolicyRefusal
 from fedmed_common.files import keep_newest, name_of, write_atomically
 from fedmed_common.secure import masks, shares
-from fedmed_common.secure.circle import Circle, Given, Offer, Party, Wanted, mark_of, threshold_of
+from fedmed_common.secure.circle import Circle, Given, Offer, Party, Wanted, mark_of, threshold_of, to_text
 from fedmed_common.secure.fixed_point import Layout
-from fedmed_common.secure.signatures import is_signed, signed
+from fedmed_common.secure.signatures import is_said, is_signed, sign, sign_key_of, signed
 from fedmed_common.site_config import Policy
 from fedmed_common.training_config import SecureAggregation
 
@@ -39,6 +42,7 @@ RULE = "secure_session"
 """The rule by which a site refuses what would tell more than a sum."""
 _SESSIONS, _RUNS, _NONCE = 2, 16, 12
 _HALVES = ("seed", "mask_key")
+_ENDED = "ended"
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Sum:
     about: tuple[str, ...]
 
     def answer(self, wanted: Wanted) -> Given:
-        """The keys, the shares for the others, or what opens the sum: what is asked for before and after the vector.
+        """The keys, the shares for the others, the word on who is in the sum, or what opens it: all but the vector.
 
         Raises:
             PolicyRefusal: ``secure_session``, ``least_sites`` or ``maximum_share``.
@@ -65,7 +69,10 @@ class Sum:
         self._join(wanted.circle)
         if wanted.survivors is None:
             return Given(sealed=self._sealed(wanted.circle))
-        return Given(opened=self._opened(wanted.circle, wanted.shares or {}, wanted.survivors))
+        party = self._party(wanted.circle, wanted.shares or {})
+        if wanted.agreed is None:
+            return Given(agreed=self._agreed(party, wanted.survivors, wanted.marks or {}))
+        return Given(opened=self._opened(party, wanted.shares or {}, wanted.survivors, wanted.agreed))
 
     def mask(
         self, party: Party, layout: Layout, arrays: Mapping[str, NDArray[np.float64]]
@@ -76,6 +83,7 @@ class Sum:
             PolicyRefusal: ``secure_range``; ``secure_session``, where another vector was masked in this session.
         """
         circle, parties, vector = party.circle, list(party.names), layout.encode(arrays)
+        self._keep_to(party)
         context = party.context(*self.about, layout.described())
         state = self._state()
         asked = [hashlib.sha256(vector.data).hexdigest(), context.hex()]
@@ -102,8 +110,26 @@ class Sum:
         if circle is None or received is None or wanted.survivors is not None:
             raise PolicyRefusal(RULE, "the order asks for a masked vector and says with whom not")
         self._join(circle)
-        self._check_parties({*received, self.site}, circle)
-        return Party(circle=circle, names=tuple(sorted({*received, self.site})))
+        return self._party(circle, received)
+
+    def mark(self, party: Party) -> Given:
+        """What goes with the masked vector: the site's signature of whom it was masked with."""
+        return Given(mark=sign(self._secret("sign_key"), party.masked(self.about[-1])))
+
+    def _party(self, circle: Circle, received: Mapping[str, str]) -> Party:
+        names = {*received, self.site}
+        self._check_parties(names, circle)
+        return Party(circle=circle, names=tuple(sorted(names)))
+
+    def _keep_to(self, party: Party) -> None:
+        """Who takes part is said once in a session."""
+        state, names = self._state(), list(party.names)
+        if state.setdefault("parties", names) != names:
+            raise PolicyRefusal(RULE, "other sites took part in this session before")
+        self._keep(state)
+
+    def _secret(self, name: str) -> bytes:
+        return bytes.fromhex(self._state()[name])
 
     def _offer(self) -> Offer:
         state = self._state()
@@ -111,6 +137,7 @@ class Sum:
             site=self.site,
             mask_key=masks.public_of(bytes.fromhex(state["mask_key"])).hex(),
             seal_key=masks.public_of(bytes.fromhex(state["seal_key"])).hex(),
+            sign_key=sign_key_of(bytes.fromhex(state["sign_key"])),
             seed_mark=mark_of(bytes.fromhex(state["seed"])),
             patients=self.patients,
         )
@@ -182,24 +209,46 @@ class Sum:
         sealed: dict[str, str] = state["sealed"]
         return sealed
 
-    def _opened(
-        self, circle: Circle, received: Mapping[str, str], survivors: tuple[str, ...]
-    ) -> dict[str, str]:
-        """By site one half of its shares: of a survivor the seed of its own mask, of another the key of its masks with others.
-        Without those of a site that sealed something else for this one."""
-        parties = {*received, self.site}
-        self._check_parties(set(survivors), circle)
-        if not set(survivors) <= parties:
+    def _agreed(self, party: Party, survivors: tuple[str, ...], marks: Mapping[str, str]) -> str:
+        """The site's word that the sum is over these, each of whom has masked with the same sites; once in a session."""
+        for name in set(survivors) & set(party.names):
+            if not is_said(party.circle.offer(name), party.masked(self.about[-1]), marks.get(name)):
+                raise PolicyRefusal(RULE, f"'{name}' has not said that it took part with these sites")
+        self._settle(party, survivors)
+        return sign(self._secret("sign_key"), party.survived(self.about[-1], survivors))
+
+    def _settle(self, party: Party, survivors: tuple[str, ...]) -> None:
+        self._check_parties(set(survivors), party.circle)
+        if not set(survivors) <= set(party.names):
             raise PolicyRefusal(RULE, "a survivor did not take part")
+        self._keep_to(party)
         state = self._state()
         if "own" not in state:
             raise PolicyRefusal(RULE, "this site has sealed no shares in this session")
-        asked = [sorted(parties), sorted(survivors)]
-        if state.setdefault("opened", asked) != asked:
+        if self.site in survivors and "masked" not in state:
+            raise PolicyRefusal(RULE, "this site has given no vector in this session")
+        if state.setdefault("opened", sorted(survivors)) != sorted(survivors):
             raise PolicyRefusal(RULE, "the sum over other sites was opened in this session")
         self._keep(state)
-        opened = {}
-        for name in sorted(parties):
+
+    def _opened(
+        self,
+        party: Party,
+        received: Mapping[str, str],
+        survivors: tuple[str, ...],
+        agreed: Mapping[str, str],
+    ) -> dict[str, str]:
+        """By site one half of its shares: of a survivor the seed of its own mask, of another the key of its masks with others.
+        Without those of a site that sealed something else for this one."""
+        self._settle(party, survivors)
+        circle, message = party.circle, party.survived(self.about[-1], survivors)
+        those = [name for name in party.names if is_said(circle.offer(name), message, agreed.get(name))]
+        if len(those) < circle.threshold:
+            raise PolicyRefusal(
+                RULE, f"{len(those)} sites have agreed on this sum; {circle.threshold} have to"
+            )
+        state, opened = self._state(), {}
+        for name in party.names:
             own = name == self.site
             both = bytes.fromhex(state["own"]) if own else self._unseal(state, circle, name, received[name])
             if both is None:
@@ -238,7 +287,9 @@ class Sum:
         if self._file.exists():
             state: dict[str, Any] = json.loads(self._file.read_bytes())
             return state
-        new = {name: secrets.token_hex(masks.KEY_BYTES) for name in (*_HALVES, "seal_key")}
+        if self.session in self._ended():
+            raise PolicyRefusal(RULE, "the session has ended here")
+        new = {name: secrets.token_hex(masks.KEY_BYTES) for name in (*_HALVES, "seal_key", "sign_key")}
         self._keep(new)
         self._forget()
         return new
@@ -247,8 +298,15 @@ class Sum:
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(self._file, json.dumps(state).encode(), mode=0o600)
 
+    def _ended(self) -> list[str]:
+        """Sessions of the run that were deleted: with new secrets under an old name, old messages of others would be taken."""
+        file = self._file.parent / _ENDED
+        return file.read_text().split() if file.exists() else []
+
     def _forget(self) -> None:
         sessions = sorted(self._file.parent.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+        ended = self._ended() + [file.stem for file in sessions[:-_SESSIONS]]
+        write_atomically(self._file.parent / _ENDED, "\n".join(ended).encode(), mode=0o600)
         for file in sessions[:-_SESSIONS]:
             file.unlink()
         keep_newest(self._file.parents[1], _RUNS, but=self._file.parent)
@@ -261,9 +319,10 @@ class Summing:
     sum: Sum
     party: Party
 
-    def masked(self, layout: Layout, arrays: Mapping[str, NDArray[np.float64]]) -> NDArray[np.uint32]:
-        """See :meth:`Sum.mask`."""
-        return self.sum.mask(self.party, layout, arrays)
+    def reply(self, layout: Layout, arrays: Mapping[str, NDArray[np.float64]]) -> dict[str, object]:
+        """What a reply says of it: the vector of :meth:`Sum.mask`, and its mark."""
+        masked = self.sum.mask(self.party, layout, arrays)
+        return {"masked": masked, "secure": to_text(self.sum.mark(self.party))}
 
 
 def _key(circle: Circle, site: str, name: str) -> bytes:

@@ -26,7 +26,7 @@ from fedmed_common.params import Parameters
 from fedmed_common.receipts import Receipt
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-VERSION = 4
+VERSION = 5
 DECISION = "decision"
 """Below this name an order of evaluation holds how the model's predictions are decided on: ``tasks.Decision``."""
 WAITING_RULES = frozenset({"approval_pending", "window", "disk"})

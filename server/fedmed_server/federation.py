@@ -214,10 +214,8 @@ def _ask_in_secret(
     layout = layout_for(summing.party)
     results = list(summing.lost)
     extras = replace(extras, secure=summing.wanted, masked=layout.length)
-    for answer in exchange(channel, parties, order, sent, extras):
+    for answer in map(summing.take, exchange(channel, parties, order, sent, extras)):
         results.append(answer.result)
-        if answer.reply is not None and answer.reply.masked is not None:
-            summing.add(answer.member.name, answer.reply.masked)
         del answer
     opened = summing.open(parties, layout)
     sums = {name: array.astype(np.float32) for name, array in opened.items()}

@@ -101,7 +101,7 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
         _check_facts(reply.facts, expected.classes)
     elif reply.facts is not None:
         raise RejectedReply("undeclared facts")
-    if bool(reply.secure) != (expected.kind is wire.Kind.SECURE):
+    if bool(reply.secure) != (expected.kind is wire.Kind.SECURE or bool(expected.masked)):
         raise RejectedReply("secure aggregation")
     if (reply.masked is not None) != bool(expected.masked):
         raise RejectedReply("no masked vector" if expected.masked else "undeclared masked vector")

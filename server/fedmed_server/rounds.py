@@ -66,13 +66,12 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
         trained += secret.lost
         layout = federation.layout(settings, len(drawn))
         extras = replace(extras, secure=secret.wanted, masked=layout.length)
-    for answer in exchange(channel, drawn, order, state.parameters, extras):
+    answers = exchange(channel, drawn, order, state.parameters, extras)
+    for answer in answers if secret is None else map(secret.take, answers):
         trained.append(answer.result)
         if answer.reply is not None:
             before = time.perf_counter()
             collecting.add(federation.answer(answer))
-            if secret is not None and answer.reply.masked is not None:
-                secret.add(answer.member.name, answer.reply.masked)
             aggregate_seconds += time.perf_counter() - before
             failpoints.reach("aggregating", round=number, site=answer.member.name)
         del answer

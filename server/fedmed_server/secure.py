@@ -1,6 +1,7 @@
 """The server's part in a secure sum: it carries messages between sites, adds what it cannot read, and opens the sum alone.
 
-Three further exchanges of small messages go with each round: of keys, of sealed shares, and of what opens the sum. What was
+Four further exchanges of small messages go with each round: of keys, of sealed shares, of what the sum is over, and of what opens
+it. What was
 agreed is in the run's folder before sites train on it, so that a run that goes on after a crash asks for the same, and gets what
 sites have sealed meanwhile.
 """
@@ -25,9 +26,9 @@ from fedmed_common.secure import circle as messages
 from fedmed_common.secure import masks, shares
 from fedmed_common.secure.circle import Circle, Given, Party, Wanted, mark_of, threshold_of
 from fedmed_common.secure.fixed_point import Layout
-from fedmed_common.secure.signatures import is_signed
+from fedmed_common.secure.signatures import is_said, is_signed
 from fedmed_server.channel import Channel, Member
-from fedmed_server.exchange import Extras, exchange
+from fedmed_server.exchange import Answer, Extras, exchange
 from fedmed_server.history import SiteResult
 
 FILE = "secure.json"
@@ -45,7 +46,7 @@ class SecureSum:
     _sealed: dict[str, dict[str, str]] = field(default_factory=dict)
     _survivors: tuple[str, ...] | None = None
     _total: NDArray[np.uint32] | None = None
-    _added: list[str] = field(default_factory=list)
+    _marks: dict[str, str] = field(default_factory=dict)
 
     def agree(self, members: Sequence[Member]) -> list[Member]:
         """Who takes part: those of the members who gave keys and shares. Those who did not are ``lost``.
@@ -62,15 +63,22 @@ class SecureSum:
         """What a site's order says of the sum."""
         return messages.to_text(self._wanted(site))
 
-    def add(self, site: str, vector: NDArray[np.uint32]) -> None:
-        """Add a site's masked vector, modulo 2^32. Of a sum that was opened before the others are left out."""
-        if self._survivors is not None and site not in self._survivors:
-            return
-        self._added.append(site)
-        if self._total is None:
-            self._total = vector.copy()
-        else:
-            self._total += vector
+    def take(self, answer: Answer) -> Answer:
+        """Add the masked vector of a site's answer, modulo 2^32. The answer; without a reply where the site has not signed with
+        whom its vector was masked. Of a sum that was opened before the others are left out."""
+        if answer.reply is None or answer.reply.masked is None:
+            return answer
+        site, mark = answer.member.name, _given(answer.reply).mark
+        if mark is None or not is_said(
+            self._party.circle.offer(site), self._party.masked(self.order.statistic), mark
+        ):
+            return replace(answer, reply=None, result=_rejected(answer.result))
+        if self._survivors is None or site in self._survivors:
+            self._marks[site] = mark
+            if self._total is None:
+                self._total = np.zeros_like(answer.reply.masked)
+            self._total += answer.reply.masked
+        return answer
 
     def open(self, members: Sequence[Member], layout: Layout) -> dict[str, NDArray[np.float64]]:
         """The sum over those whose vectors were added, by the names of the layout's blocks.
@@ -78,7 +86,7 @@ class SecureSum:
         Raises:
             QuorumError: too few are left, or too few help to open it.
         """
-        party, survivors = self._party, tuple(sorted(self._added))
+        party, survivors = self._party, tuple(sorted(self._marks))
         if self._survivors not in (None, survivors):
             self._forget()
             raise QuorumError(
@@ -189,49 +197,62 @@ class SecureSum:
         found = []
         extras = Extras(secure=lambda site: messages.to_text(wanted(site)))
         for answer in exchange(self.channel, members, order, extras=extras):
-            given = None
-            if answer.reply is not None:
-                try:
-                    given = messages.given(answer.reply.secure)
-                except WireError:
-                    given = Given()
-                if is_right(answer.member, given):
-                    found.append((answer.member, given))
-                    continue
-            result = answer.result
-            if given is not None:
-                result = result.model_copy(update={"outcome": "rejected", "code": "secure aggregation"})
-            self.lost.append(result)
+            if answer.reply is None:
+                self.lost.append(answer.result)
+                continue
+            given = _given(answer.reply)
+            if is_right(answer.member, given):
+                found.append((answer.member, given))
+            else:
+                self.lost.append(_rejected(answer.result))
         return found
 
-    def _wanted(self, site: str, survivors: tuple[str, ...] | None = None) -> Wanted:
+    def _wanted(
+        self,
+        site: str,
+        survivors: tuple[str, ...] | None = None,
+        marks: Mapping[str, str] | None = None,
+        agreed: Mapping[str, str] | None = None,
+    ) -> Wanted:
         received = {sender: sealed[site] for sender, sealed in self._sealed.items() if sender != site}
         return Wanted(
             session=self._party.circle.session,
             circle=self._party.circle,
             shares=received,
             survivors=survivors,
+            marks=None if marks is None else dict(marks),
+            agreed=None if agreed is None else dict(agreed),
         )
 
     def _gathered(self, members: Sequence[Member], survivors: tuple[str, ...]) -> dict[str, dict[int, bytes]]:
         """By site the shares of one of its secrets, by their numbers."""
         party, before = self._party, len(self.lost)
-        answers = self._ask(
+        message = party.survived(self.order.statistic, survivors)
+        agreed = self._ask(
             [member for member in members if member.name in party.names],
-            lambda site: self._wanted(site, survivors),
+            lambda site: self._wanted(site, survivors, marks=self._marks),
+            lambda member, given: is_said(party.circle.offer(member.name), message, given.agreed),
+        )
+        self._check_enough(len(agreed), "agree on who is in the secure sum", before)
+        words = {member.name: given.agreed or "" for member, given in agreed}
+        answers = self._ask(
+            [member for member, _ in agreed],
+            lambda site: self._wanted(site, survivors, agreed=words),
             lambda _member, given: given.opened is not None and set(given.opened) <= set(party.names),
         )
-        if len(answers) < party.circle.threshold:
-            raise QuorumError(
-                f"{self._what}: {len(answers)} sites help to open the secure sum; {party.circle.threshold} have "
-                f"to{self._reasons(before)}"
-            )
+        self._check_enough(len(answers), "help to open the secure sum", before)
         del self.lost[before:]
         opened: dict[str, dict[int, bytes]] = {name: {} for name in party.names}
         for member, given in answers:
             for name, share in (given.opened or {}).items():
                 opened[name][party.circle.number(member.name)] = bytes.fromhex(share)
         return opened
+
+    def _check_enough(self, count: int, what: str, before: int) -> None:
+        if count < self._party.circle.threshold:
+            raise QuorumError(
+                f"{self._what}: {count} sites {what}; {self._party.circle.threshold} have to{self._reasons(before)}"
+            )
 
     def _reasons(self, first: int = 0) -> str:
         problems = "; ".join(result.problem() for result in self.lost[first:])
@@ -281,15 +302,27 @@ class SecureSum:
         return None if self.channel.folder is None else self.channel.folder / FILE
 
 
+def _given(reply: wire.Reply) -> Given:
+    """What the reply says of the sum; nothing, where that is no message."""
+    try:
+        return messages.given(reply.secure)
+    except WireError:
+        return Given()
+
+
+def _rejected(result: SiteResult) -> SiteResult:
+    return result.model_copy(update={"outcome": "rejected", "code": "secure aggregation"})
+
+
 def _is_new(member: Member, given: Given, known: set[str]) -> bool:
     """Whether it is the member's own offer, with keys that no other has; ``known`` has them from then on."""
     offer = given.offer
     if offer is None or offer.site != member.name:
         return False
-    own = {offer.mask_key, offer.seal_key}
-    if not all(masks.is_public(bytes.fromhex(key)) for key in own):
+    if not all(masks.is_public(bytes.fromhex(key)) for key in (offer.mask_key, offer.seal_key)):
         return False
-    if len(own) < 2 or own & known or offer.patients > member.facts.patients.get("train", 0):
+    own = {offer.mask_key, offer.seal_key, offer.sign_key}
+    if len(own) < 3 or own & known or offer.patients > member.facts.patients.get("train", 0):
         return False
     known |= own
     return True

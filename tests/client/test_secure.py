@@ -65,10 +65,13 @@ def test_the_sum_comes_out_for_every_set_of_dropouts_up_to_the_threshold(
 
 
 def test_with_fewer_shares_than_the_threshold_nothing_opens(five: Sums) -> None:
-    vectors = {name: five.masked(name, values(five)[name]) for name in five.names}
+    vectors = all_masked(five)
     few = five.names[: five.circle.threshold - 1]
+    refused(lambda: five.opened(five.names, few), "2 sites have agreed on this sum; 3 have to")
+    opened = five.opened(five.names, five.names)
+    of_few = {name: {n: found[n] for n in sorted(found)[: len(few)]} for name, found in opened.items()}
     with pytest.raises(ValueError, match="could open what"):
-        five.sum_of(vectors, five.opened(five.names, few))
+        five.sum_of(vectors, of_few)
 
 
 def test_one_wrong_share_is_told_from_the_right_ones(five: Sums) -> None:
@@ -122,19 +125,65 @@ def refused(ask: Callable[[], object], match: str, rule: str = RULE) -> None:
     assert refusal.value.rule == rule
 
 
+def all_masked(sums: Sums) -> dict[str, Any]:
+    return {name: sums.masked(name, values(sums)[name]) for name in sums.names}
+
+
 def test_no_site_gives_both_halves_of_anothers_secrets(five: Sums) -> None:
     """A server that is told a site's seed and its key sees what it sent: each honest site opens one set of survivors."""
+    all_masked(five)
+    first = five.opened(five.names, five.names)
+    assert five.opened(five.names, five.names) == first
+    others = five.names[1:]
+    marks = {name: five.marks[name] for name in others}
+    for words in ({"marks": marks}, {"agreed": five.agreed}):
+        wanted = five.wanted(others[0], others, **words)
+        refused(
+            lambda wanted=wanted: five.site(others[0]).answer(wanted),
+            "was opened in this session|have agreed on this sum",
+        )
+
+
+def test_sites_that_are_told_of_different_survivors_open_nothing(five: Sums) -> None:
+    """Else seeds of some and keys of others would leave the sum over two."""
+    all_masked(five)
+    lists = [(0, 1, 2), (0, 1, 2), (0, 1, 3), (0, 1, 3), (0, 1, 4)]
+    told = {name: [five.names[number] for number in lists[place]] for place, name in enumerate(five.names)}
+    for name, survivors in told.items():
+        five.agree(survivors, [name])
+    for name, survivors in told.items():
+        refused(
+            lambda name=name, survivors=survivors: five.site(name).answer(
+                five.wanted(name, survivors, agreed=five.agreed)
+            ),
+            "sites have agreed on this sum; 3 have to",
+        )
+
+
+def test_a_survivor_that_masked_with_other_sites_is_opened_by_nobody(five: Sums) -> None:
+    """Else the keys of those two that only it knew of would leave its update alone under its own mask, which is opened."""
     victim, *others = five.names
-    helper = five.site(others[0])
-    first = helper.answer(five.wanted(others[0], tuple(five.names)))
-    assert helper.answer(five.wanted(others[0], tuple(five.names))) == first
-    refused(lambda: helper.answer(five.wanted(others[0], tuple(others))), "was opened in this session")
-    seed, key = (set(), set())
-    for number, name in enumerate(others[1:]):
-        survivors = five.names if number % 2 else others
-        found = five.site(name).answer(five.wanted(name, tuple(survivors))).opened or {}
-        (seed if number % 2 else key).add(found[victim])
-    assert max(len(seed) + 1, len(key)) < five.circle.threshold
+    whole = dict(five.sealed)
+    five.sealed = {name: whole[name] for name in five.names[:3]}
+    five.masked(victim, values(five)[victim])
+    five.sealed = whole
+    for name in others:
+        five.masked(name, values(five)[name])
+    for name in others:
+        refused(
+            lambda name=name: five.agree([victim, *five.names[3:]], [name]),
+            f"'{victim}' has not said that it took part with these sites",
+        )
+    refused(lambda: five.agree(five.names, [victim]), "has not said that it took part|took part in this")
+
+
+def test_a_session_that_has_ended_does_not_begin_again(five: Sums) -> None:
+    """With new secrets at some sites what others said, and what is known of their secrets, would be taken for this time's."""
+    site = five.site(five.names[0])
+    for number in range(2, 5):
+        session = f"{number:032x}"
+        type(site)(**{**vars(site), "session": session}).answer(Wanted(session=session))
+    refused(lambda: site.answer(Wanted(session=SESSION)), "the session has ended here")
 
 
 def test_a_second_vector_or_circle_in_a_session_is_refused(five: Sums) -> None:
@@ -147,7 +196,7 @@ def test_a_second_vector_or_circle_in_a_session_is_refused(five: Sums) -> None:
         "the session has another circle",
     )
     five.sealed.pop(five.names[4])
-    refused(lambda: five.masked(name, plain), "another vector was masked")
+    refused(lambda: five.masked(name, plain), "other sites took part in this session before")
 
 
 @pytest.mark.parametrize(
@@ -192,8 +241,10 @@ def test_what_was_not_sealed_for_a_site_is_not_opened_and_the_others_shares_are(
 ) -> None:
     boxes = five.sealed["site-01"]
     boxes["site-00"] = spoil(boxes["site-02"])
-    given = five.site("site-00").answer(five.wanted("site-00", tuple(five.names))).opened or {}
-    assert set(given) == set(five.names) - {"site-01"}
+    all_masked(five)
+    five.opened(five.names, five.names)
+    wanted = five.wanted("site-00", five.names, agreed=five.agreed)
+    assert set(five.site("site-00").answer(wanted).opened or {}) == set(five.names) - {"site-01"}
 
 
 def test_the_sites_own_policy_bounds_how_few_and_how_much(tmp_path: Path) -> None:
@@ -204,8 +255,9 @@ def test_the_sites_own_policy_bounds_how_few_and_how_much(tmp_path: Path) -> Non
         Sums(tmp_path / "share", 3, policy=Policy(least_sites=2, maximum_share=0.2))
     assert refusal.value.rule == "maximum_share"
     sums = Sums(tmp_path / "drop", 5, policy=Policy(least_sites=4, maximum_share=1.0))
+    all_masked(sums)
     refused(
-        lambda: sums.site("site-00").answer(sums.wanted("site-00", ("site-00", "site-01", "site-02"))),
+        lambda: sums.agree(sums.names[:3], ["site-00"]),
         "3 sites; at least 4",
         "least_sites",
     )
@@ -349,7 +401,9 @@ def test_a_signed_offer_that_was_changed_on_its_way_is_refused(
     sums = Sums(certified / "good", 3)
     for file in (certified / "good" / "site-00" / "secure").rglob("*.json"):
         state = json.loads(file.read_bytes())
-        file.write_text(json.dumps({name: state[name] for name in ("seed", "mask_key", "seal_key")}))
+        file.write_text(
+            json.dumps({name: state[name] for name in ("seed", "mask_key", "seal_key", "sign_key")})
+        )
     one, other, third = sums.circle.offers
     circle = sums.a_circle(offers=(one, other.model_copy(update=change), third))
     refused(

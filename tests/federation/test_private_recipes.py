@@ -62,8 +62,8 @@ def test_a_noised_statistic_is_in_the_ledger_and_within_the_runs_epsilon(
 def test_without_privacy_noised_statistics_may_cost_what_the_recipe_says_together(
     write_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
-    settings = "settings.counts.epsilon = 1.0\nsettings.channels.epsilon = 1.0\n"
-    recipe = f'[recipe]\nname = "logit_adjustment"\nalso = ["fedrdn"]\n{settings}'
+    settings = "settings.counts.epsilon = 1.0\nsettings.operating_points.epsilon = 1.0\n"
+    recipe = f'[recipe]\nname = "logit_adjustment"\nalso = ["operating_point"]\n{settings}'
     file = write_experiment(rounds=1, sites=2, extra=recipe)
     experiment = load_experiment(file)
     homes = make_homes(experiment, check_experiment(experiment, file), tmp_path / "sites")
@@ -72,8 +72,10 @@ def test_without_privacy_noised_statistics_may_cost_what_the_recipe_says_togethe
     *_, last = history.read(tmp_path / "run" / history.FILE)
     assert isinstance(last, RunEnded)
     assert last.status == "completed"
+    spent = recipe_of(experiment).spent(experiment)
     for home in homes:
-        assert len(Ledger(home.folder).read()) == 2
+        assert [row.spent for row in Ledger(home.folder).read()] == list(spent)
+        assert len(spent) == 2
 
 
 @pytest.mark.parametrize(

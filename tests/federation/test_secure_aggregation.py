@@ -132,7 +132,8 @@ def dropping(kind: wire.Kind, stage: str, sites: set[int]) -> Callable[[wire.Ord
         if wanted is None or order.kind is not kind:
             return None
         if order.kind is wire.Kind.SECURE:
-            found = "opening" if wanted.survivors else "shares" if wanted.circle else "keys"
+            after = "opening" if wanted.agreed else "agreeing"
+            found = after if wanted.survivors else "shares" if wanted.circle else "keys"
         if found != stage or order.best not in sites:
             return None
         record = RecordDict(dict(reply.content))
@@ -145,7 +146,7 @@ def dropping(kind: wire.Kind, stage: str, sites: set[int]) -> Callable[[wire.Ord
     return see
 
 
-@pytest.mark.parametrize("stage", ["keys", "shares", "vector", "opening"])
+@pytest.mark.parametrize("stage", ["keys", "shares", "vector", "agreeing", "opening"])
 def test_a_site_that_is_lost_in_any_stage_costs_itself_alone(
     write_experiment: Callable[..., Path], tmp_path: Path, stage: str
 ) -> None:
@@ -155,7 +156,7 @@ def test_a_site_that_is_lost_in_any_stage_costs_itself_alone(
     lost = dropping(kind, stage, {1})
 
     def lost_in_training(order: wire.Order, reply: Message) -> Message | None:
-        if stage == "opening" or order.kind is not wire.Kind.TRAIN or order.best != 1:
+        if stage in {"agreeing", "opening"} or order.kind is not wire.Kind.TRAIN or order.best != 1:
             return None
         record = RecordDict({"reply": reply.content["reply"]})
         record["reply"]["code"] = "internal"
@@ -167,7 +168,7 @@ def test_a_site_that_is_lost_in_any_stage_costs_itself_alone(
     for name, array in plain.parameters.items():
         np.testing.assert_allclose(secret.parameters[name], array, rtol=2e-7, atol=4 * bound(plain, 1) + 1e-8)
     ended = records[-1]
-    if stage == "opening":
+    if stage in {"agreeing", "opening"}:
         assert ended.status == "completed"
     else:
         assert ended.status.startswith("degraded: site-1 ")
@@ -183,6 +184,7 @@ def test_a_site_that_is_lost_in_any_stage_costs_itself_alone(
         ("keys", "of 2 sites|have to stay|2 of 4"),
         ("shares", "gave shares for a secure sum, 3 have to"),
         ("vector", "2 of 4 sites"),
+        ("agreeing", "2 sites agree on who is in the secure sum; 3 have to"),
         ("opening", "2 sites help to open the secure sum; 3 have to"),
     ],
 )
@@ -195,7 +197,7 @@ def test_with_too_few_left_nothing_is_opened_and_the_run_says_why(
         run(write_experiment, tmp_path, SECURE + federation, dropping(kind, stage, {0, 2}), rounds=1)
 
 
-@pytest.mark.parametrize("stage", ["vector", "opening"])
+@pytest.mark.parametrize("stage", ["vector", "agreeing", "opening"])
 def test_a_run_that_crashes_goes_on_with_the_same_sum(
     write_experiment: Callable[..., Path], tmp_path: Path, stage: str
 ) -> None:
@@ -205,8 +207,10 @@ def test_a_run_that_crashes_goes_on_with_the_same_sum(
 
     def crash(order: wire.Order, _reply: Message) -> None:
         wanted = messages.wanted(order.secure) if order.secure else None
-        opening = wanted is not None and wanted.survivors is not None
-        in_stage = opening if stage == "opening" else order.kind is wire.Kind.TRAIN
+        after = (
+            "" if wanted is None or wanted.survivors is None else "opening" if wanted.agreed else "agreeing"
+        )
+        in_stage = order.kind is wire.Kind.TRAIN if stage == "vector" else after == stage
         if order.round == 2 and order.best == 2 and in_stage and not crashed:
             crashed.append(True)
             raise KeyboardInterrupt
@@ -236,7 +240,7 @@ def test_statistics_are_sums_alone_and_the_same(
 
     plain, _, _ = run(write_experiment, tmp_path / "plain", recipe, rounds=1)
     secret, _, _ = run(write_experiment, tmp_path / "secret", SECURE + recipe, see, rounds=1)
-    assert kinds == [{"reply", "masked", "seconds"}] * SITES
+    assert kinds == [{"reply", "masked", "secure", "seconds"}] * SITES
     for name in plain.memory:
         if name.startswith("counts/"):
             np.testing.assert_allclose(secret.memory[name], plain.memory[name], atol=1e-4)

@@ -184,7 +184,7 @@ VECTOR = np.arange(5, dtype=np.uint32)
 
 
 def test_a_masked_vector_passes_in_the_place_of_an_update() -> None:
-    reply = gate.admit(_packed(delta={}, masked=VECTOR), MASKED)
+    reply = gate.admit(_packed(delta={}, masked=VECTOR, secure="{}"), MASKED)
     assert reply.masked is not None
     np.testing.assert_array_equal(reply.masked, VECTOR)
 
@@ -198,10 +198,10 @@ def test_a_masked_vector_passes_in_the_place_of_an_update() -> None:
         ({"masked": np.zeros(5, np.float32)}, "parameter type"),
         ({"masked": np.zeros(5, np.int32)}, "parameter type"),
         ({"masked": np.zeros(5, np.uint64)}, "parameter (size|type)"),
-        ({}, "no masked vector"),
+        ({"secure": "{}"}, "no masked vector"),
+        ({"masked": VECTOR}, "secure aggregation"),
         ({"masked": VECTOR, "delta": DELTA}, "undeclared parameters"),
         ({"masked": VECTOR, "sums": DELTA}, "undeclared sums"),
-        ({"masked": VECTOR, "secure": "{}"}, "secure aggregation"),
         ({"masked": VECTOR, "code": "internal"}, "a refusal that carries results"),
         ({"code": "policy", "secure": "{}"}, "a refusal that carries results"),
     ],

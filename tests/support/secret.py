@@ -30,6 +30,8 @@ class Sums:
     settings: SecureAggregation = field(default_factory=SecureAggregation)
     policy: Policy = field(default_factory=lambda: Policy(least_sites=2, maximum_share=1.0))
     length: int = 7
+    marks: dict[str, str] = field(default_factory=dict)
+    agreed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.names = [f"site-{number:02}" for number in range(self.count)]
@@ -67,10 +69,18 @@ class Sums:
             about=ABOUT,
         )
 
-    def wanted(self, name: str, survivors: tuple[str, ...] | None = None) -> Wanted:
-        """What the site's order says, for its work or, with survivors, for opening."""
+    def wanted(self, name: str, survivors: Collection[str] | None = None, **words: Any) -> Wanted:
+        """What the site's order says, for its work or, with survivors and ``marks`` or ``agreed``, for opening."""
         received = {sender: sealed[name] for sender, sealed in self.sealed.items() if sender != name}
-        return Wanted(session=SESSION, circle=self.circle, shares=received, survivors=survivors)
+        over = None if survivors is None else tuple(sorted(survivors))
+        return Wanted(session=SESSION, circle=self.circle, shares=received, survivors=over, **words)
+
+    def agree(self, survivors: Collection[str], helpers: Collection[str], folder: Path | None = None) -> None:
+        """Let the helpers say over whom the sum is."""
+        marks = {name: mark for name, mark in self.marks.items() if name in survivors}
+        for helper in helpers:
+            given = self.site(helper, folder).answer(self.wanted(helper, survivors, marks=marks))
+            self.agreed[helper] = given.agreed or ""
 
     @property
     def party(self) -> Party:
@@ -78,17 +88,22 @@ class Sums:
         return Party(circle=self.circle, names=tuple(self.names))
 
     def masked(self, name: str, values: NDArray[np.float64]) -> NDArray[np.uint32]:
-        """The site's masked vector."""
+        """The site's masked vector, whose mark is kept."""
         site = self.site(name)
-        return site.mask(site.taking_part(self.wanted(name)), self.layout, {"x": values})
+        party = site.taking_part(self.wanted(name))
+        vector = site.mask(party, self.layout, {"x": values})
+        self.marks[name] = site.mark(party).mark or ""
+        return vector
 
     def opened(
         self, survivors: Collection[str], helpers: Collection[str], folder: Path | None = None
     ) -> Mapping[str, Mapping[int, bytes]]:
         """By site the shares that the helpers give."""
         found: dict[str, dict[int, bytes]] = {name: {} for name in self.names}
+        self.agree(survivors, helpers, folder)
         for helper in helpers:
-            given = self.site(helper, folder).answer(self.wanted(helper, tuple(sorted(survivors))))
+            wanted = self.wanted(helper, survivors, agreed=self.agreed)
+            given = self.site(helper, folder).answer(wanted)
             for name, share in (given.opened or {}).items():
                 found[name][self.circle.number(helper)] = bytes.fromhex(share)
         return found

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from hypothesis import strategies as st
 from scripted import Sites, experiment, update
 
-from fedmed_client.secure import Sum
+from fedmed_client.secure import Sum, Summing
 from fedmed_common import wire
 from fedmed_common.errors import PolicyRefusal, QuorumError
 from fedmed_common.params import Parameters
@@ -29,7 +29,7 @@ from fedmed_server.state import RunState
 from fedmed_strategies import secure
 from fedmed_strategies.presets import RECIPES
 
-STAGES = ("keys", "shares", "vector", "opening")
+STAGES = ("keys", "shares", "vector", "agreeing", "opening")
 PATIENTS = {"a": 9, "evil": 7, "m": 6, "z": 8}
 SETTINGS = SecureAggregation(range=8.0)
 _EXPERIMENT = experiment(2, evaluate_every=2, quorum=0.5, update_norm_limit=10.0).model_copy(
@@ -44,7 +44,9 @@ def stage_of(order: wire.Order) -> str:
     wanted = circle.wanted(order.secure)
     if order.kind is wire.Kind.TRAIN:
         return "vector"
-    return "keys" if wanted.circle is None else "shares" if wanted.survivors is None else "opening"
+    if wanted.survivors is not None:
+        return "agreeing" if wanted.agreed is None else "opening"
+    return "keys" if wanted.circle is None else "shares"
 
 
 @dataclass
@@ -88,7 +90,8 @@ class SecretSites(Sites):
         delta = update(site, order.round, order.parameters)
         layout = secure.layout(recipe, SETTINGS, delta, {}, {}, 1, 1.0, len(party.names))
         arrays = secure.of_site(recipe, party, site, delta, {}, {}, np.zeros(1, np.int64), 1)
-        return replace(reply, masked=of_site.mask(party, layout, arrays))
+        fields = Summing(of_site, party).reply(layout, arrays)
+        return replace(reply, **fields)  # type: ignore[arg-type]
 
 
 def _blank(site: str, order: wire.Order) -> wire.Reply:
@@ -171,6 +174,9 @@ SECRET: dict[str, dict[str, Spoil]] = {
     "keys": {
         **ANYWHERE,
         "a key of order one": _offer(mask_key="0" * 64),
+        "its own key twice": said(
+            lambda given: Given(offer=given.offer.model_copy(update={"sign_key": given.offer.seal_key}))  # type: ignore[union-attr]
+        ),
         "a seal of order one": _offer(seal_key="01" + "0" * 62),
         "more patients than it has": _offer(patients=1_000_000),
         "another name in it": _offer(site="a"),
@@ -185,10 +191,17 @@ SECRET: dict[str, dict[str, Spoil]] = {
         "for somebody else too": _sealed(lambda sealed: {**sealed, "nobody": "00"}),
     },
     "vector": {
-        **{name: spoil for name, spoil in ANYWHERE.items() if name != "no text"},
+        **ANYWHERE,
+        "another's mark": said(lambda _given: Given(mark="0f" * 64)),
+        "no mark": said(lambda _given: Given()),
         "a number less": _vector(lambda vector: vector[:-1]),
         "of another kind": _vector(lambda vector: vector.astype(np.float32)),
         "in columns": _vector(lambda vector: vector[:, None]),
+    },
+    "agreeing": {
+        **ANYWHERE,
+        "another's word": said(lambda _given: Given(agreed="0f" * 64)),
+        "no word": said(lambda _given: Given()),
     },
     "opening": {
         **ANYWHERE,
@@ -233,7 +246,9 @@ def answers(draw: st.DrawFn) -> tuple[str, Spoil]:
     """A stage, and what the hostile site answers in it."""
     stage, place = draw(st.sampled_from(STAGES)), draw(st.floats(0, 1, exclude_max=True))
     kinds = (
-        ["number", "record", "drop"] if stage == "vector" else ["text", "letter", "letter", "record", "drop"]
+        ["number", "letter", "text", "record", "drop"]
+        if stage == "vector"
+        else ["text", "letter", "letter", "record", "drop"]
     )
     kind = draw(st.sampled_from(kinds))
     text, letter = draw(_TEXTS), draw(st.sampled_from('0f"{}:,zé'))

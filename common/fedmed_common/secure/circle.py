@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeVar
 
@@ -16,13 +17,15 @@ M = TypeVar("M", bound=Model)
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]+$", max_length=20_000)]
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Session = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
 _MOST_SITES = 256
 
 
 class Offer(Model):
-    """A site's public keys for one sum: of its masks, and of what it is sent under seal. ``patients``: whom it trains on.
+    """A site's public keys for one sum: of its masks, of what it is sent under seal, and of what it signs in the sum's course
+    (Ed25519). ``patients``: whom it trains on.
 
     ``seed_mark``: the hash of the seed of its own mask, by which it is known whether shares gave the right one. ``signature``: of
     the site's certified key over :meth:`signed`, with its ``certificate``; both empty where sites have none, as in a simulation.
@@ -31,6 +34,7 @@ class Offer(Model):
     site: SiteName
     mask_key: Key
     seal_key: Key
+    sign_key: Key
     seed_mark: Key
     patients: Annotated[int, Field(ge=0, le=10_000_000)]
     certificate: Annotated[str, Field(max_length=10_000)] = ""
@@ -66,7 +70,7 @@ class Circle(Model):
         names = list(self.names)
         if names != sorted(set(names)):
             raise ValueError("sites twice, or not in the order of their names")
-        keys = [key for offer in self.offers for key in (offer.mask_key, offer.seal_key)]
+        keys = [key for offer in self.offers for key in (offer.mask_key, offer.seal_key, offer.sign_key)]
         if len(set(keys)) != len(keys):
             raise ValueError("a key twice")
         if self.threshold > len(names):
@@ -117,6 +121,14 @@ class Party:
         """What goes into every mask: the circle, who takes part, and what is summed."""
         return self.circle.digest(list(self.names), *about)
 
+    def masked(self, statistic: str) -> bytes:
+        """What a site signs with its vector: with whom it was masked, and for what."""
+        return self.circle.digest(list(self.names), "masked", statistic)
+
+    def survived(self, statistic: str, survivors: Collection[str]) -> bytes:
+        """What a site signs before it opens anything: over whom the sum is."""
+        return self.circle.digest(list(self.names), "survived", statistic, sorted(survivors))
+
 
 def threshold_of(sites: int, dropouts: int | None, colluding: int) -> int:
     """How many sites of a circle must stay, for so many dropouts; None: as many dropouts as can be.
@@ -138,15 +150,19 @@ def threshold_of(sites: int, dropouts: int | None, colluding: int) -> int:
 
 class Wanted(Model):
     """What an order asks for of a secure sum: with nothing else, a site's keys; with a circle, its shares for the others; with
-    ``shares`` to it, the masked vector of what the order's work gives; with ``survivors``, what opens the sum over them.
+    ``shares`` to it, the masked vector of what the order's work gives; with ``survivors``, that it agrees on the sum over them;
+    with what others have ``agreed`` on, what opens it.
 
-    ``shares``: by sender, sealed for this site.
+    ``shares``: by sender, sealed for this site; ``marks``: by survivor its signature of whom it has masked its vector with;
+    ``agreed``: by site its signature of the survivors.
     """
 
     session: Session
     circle: Circle | None = None
     shares: dict[SiteName, Hex] | None = None
     survivors: tuple[SiteName, ...] | None = None
+    marks: dict[SiteName, Signature] | None = None
+    agreed: dict[SiteName, Signature] | None = None
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
@@ -156,15 +172,19 @@ class Wanted(Model):
             raise ValueError("another session's circle")
         if self.survivors is not None and self.shares is None:
             raise ValueError("survivors without shares")
+        if (self.survivors is None) != (self.marks is None and self.agreed is None):
+            raise ValueError("survivors, and nobody's word for them")
         return self
 
 
 class Given(Model):
-    """A site's answer: its ``offer``, or by receiver the ``sealed`` shares, or by site the ``opened`` ones, each of one half of
-    that site's secrets."""
+    """A site's answer: its ``offer``; or by receiver the ``sealed`` shares; or its ``mark``, with its vector; or its word on the
+    survivors, that it ``agreed``; or by site the ``opened`` shares, each of one half of that site's secrets."""
 
     offer: Offer | None = None
     sealed: dict[SiteName, Hex] | None = None
+    mark: Signature | None = None
+    agreed: Signature | None = None
     opened: dict[SiteName, Key] | None = None
 
 

@@ -69,7 +69,7 @@ REPLY_TOLD: dict[tuple[str, ...], str] = {
     ): "where the sum over sites is computed securely: the change and the sums under masks, random numbers to the coordinator",
     (
         "secure",
-    ): "for such a sum: public keys, shares that only other sites can read, and what takes the masks off the sum alone",
+    ): "for such a sum: public keys, signatures, shares that only other sites can read, and what unmasks the sum alone",
 }
 """Fields of the wire's Facts and Reply, in words."""
 
