@@ -172,6 +172,10 @@ def _timed(reply: wire.Reply, started: float | None) -> wire.Reply:
 def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
     policy.check_statistics(home.site.policy)
     Ledger(home.folder).read(order.receipt)
+    experiment = experiment_of(order.experiment)
+    if experiment.privacy is not None and home.site.policy.least_noise:
+        spent = recipe_of(experiment).spent(experiment)
+        policy.check_noise(home.site.policy, privacy.noise_multiplier(experiment, spent))
     cohort, _ = COHORTS.get(home, order.experiment)
     patients: dict[str, int] = {split: cohort.patients(split) for split in SPLITS}
     presence = _told_presence(home, order, cohort)
@@ -241,9 +245,8 @@ def _train_privately(
     """Reserve what it spends, durably, then train. No loss leaves, and no time: neither has noise on it."""
     bench, sampler = method.bench, method.sampler
     also = method.recipe.spent(bench.experiment)
-    mechanism = private.mechanism_for(
-        bench.experiment, sampler.patients, also, noise_shares(bench.experiment, summing)
-    )
+    sharing = noise_shares(bench.experiment, summing)
+    mechanism = private.mechanism_for(bench.experiment, sampler.patients, also, sharing)
     noise_multiplier = privacy.noise_multiplier(bench.experiment, also)
     policy.check_noise(home.site.policy, noise_multiplier)
     cost = Spent(
@@ -266,7 +269,7 @@ def _train_privately(
         example = sampler.of_patient(0, entropy.generator())
         independence.check(bench, order.parameters, example)
         at_once = patients_at_once(bench, example, math.ceil(mechanism.sampling_rate * sampler.patients))
-        spent, receipt = charge(home, order, promised_by(bench.experiment, order), cost)
+        spent, receipt = charge(home, order, promised_by(bench.experiment, order), cost, sharing)
         result = method.train(home.site.name, train_it)
     if mechanism.following is not None:
         kept = {**result.left.memory, _CLIPPING_NORM: np.array(left[-1].clipping_norm)}
@@ -312,6 +315,7 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
     policy.check_statistics(home.site.policy, statistic.name)
     policy.check_patients(home.site.policy, cohort.patients("train"))
     summing = summing_of(home, order)
+    few, sharing = home.site.policy.least_patients, noise_shares(bench.experiment, summing)
     spending: dict[str, object] = {}
 
     def reserve() -> None:
@@ -324,7 +328,8 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
             split="train",
         )
         policy.check_noise(home.site.policy, statistic.noise_multiplier)
-        spent, receipt = charge(home, order, promise or limit, *statistic.spent)
+        (cost,) = statistic.spent
+        spent, receipt = charge(home, order, promise or limit, cost, sharing)
         spending.update(epsilon_spent=spent, receipt=receipt)
 
     arrays = own_normalisation(cohort) if recipe.inputs is not None else {}
@@ -335,7 +340,6 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         if statistic.with_model:
             params.to_model(order.parameters, bench.model)
         bench.model.eval()
-        few, sharing = home.site.policy.least_patients, noise_shares(bench.experiment, summing)
         sums = under(statistic.name, summed(statistic, bench, cohort.of("train"), few, reserve, sharing))
     if summing is None:
         return _reply(home, order, sums=sums, **spending)

@@ -27,9 +27,11 @@ def promised_by(experiment: Experiment, order: wire.Order) -> Budget | None:
     )
 
 
-def charge(home: SiteHome, order: wire.Order, promised: Budget | None, cost: Spent) -> tuple[float, Receipt]:
+def charge(
+    home: SiteHome, order: wire.Order, promised: Budget | None, cost: Spent, sharing: int = 1
+) -> tuple[float, Receipt]:
     """Write down what the order's work spends; what the run with it costs each of the patients that it is of, and the ledger's
-    receipt. ``promised``: None where nobody promises anything but the site.
+    receipt. ``promised``: None where nobody promises anything but the site. ``sharing``: so many sites share the noise.
 
     Raises:
         PolicyRefusal: more than is promised, or than the site gives.
@@ -57,6 +59,7 @@ def charge(home: SiteHome, order: wire.Order, promised: Budget | None, cost: Spe
         steps=cost.steps,
         experiment=experiment_of(order.experiment).name,
         split=split,
+        sharing=sharing,
     )
     reserved = Ledger(home.folder).reserve(reservation, *budgets, receipt=order.receipt)
     if home.audit is not None:

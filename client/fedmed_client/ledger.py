@@ -44,7 +44,7 @@ _TABLE = "CREATE TABLE IF NOT EXISTS reservation(sequence INTEGER PRIMARY KEY, b
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
     """What one order's work spends of the patients of a ``split``. ``experiment``: its name. ``time``: ISO 8601 in UTC; empty
-    until then."""
+    until then. ``sharing``: so many sites at least add a part of the noise each, to a secure sum for which the spend holds."""
 
     run: str
     round: int
@@ -55,6 +55,7 @@ class Reservation:
     experiment: str = ""
     time: str = ""
     split: Split = "train"
+    sharing: int = 1
 
     @property
     def spent(self) -> Spent:

@@ -1,9 +1,8 @@
 """The server's part in a secure sum: it carries messages between sites, adds what it cannot read, and opens the sum alone.
 
 Four further exchanges of small messages go with each round: of keys, of sealed shares, of what the sum is over, and of what opens
-it. What was
-agreed is in the run's folder before sites train on it, so that a run that goes on after a crash asks for the same, and gets what
-sites have sealed meanwhile.
+it. What was agreed is in the run's folder before sites train on it, so that a run that goes on after a crash asks for the same,
+and gets what sites have sealed meanwhile.
 """
 
 from __future__ import annotations

@@ -22,7 +22,15 @@ from rich.table import Table
 
 from fedmed_common.config import Experiment
 from fedmed_common.metrics import Metrics, class_mean, merge
-from fedmed_server.history import RoundDone, RunEnded, SiteResult, epsilon_by_site, rounds_by_site
+from fedmed_server.history import (
+    Line,
+    RoundDone,
+    RunEnded,
+    RunStarted,
+    SiteResult,
+    epsilon_by_site,
+    rounds_by_site,
+)
 from fedmed_strategies.presets import recipe_of
 
 _IN_WORDS = {
@@ -93,6 +101,17 @@ class Display:
             parts.append(f"epsilon {max(spent.values()):.2f}")
         parts.append(f"{record.seconds['total']:.1f} s")
         self._console.print("  ".join(parts), highlight=False)
+
+
+def held_out_sentence(records: Iterable[Line]) -> str:
+    """Which sites' scores have noise on them, or stayed there."""
+    ways: dict[str, list[str]] = {}
+    starts = [record for record in records if isinstance(record, RunStarted)]
+    for facts in starts[-1].sites if starts else ():
+        ways.setdefault(facts.held_out, []).append(facts.name)
+    noised, kept = (", ".join(ways.get(way, ())) for way in ("noised", "kept"))
+    said = [f"scores with noise on them, which at few patients say little: {noised}"] if noised else []
+    return "; ".join([*said, f"scores that stayed at the site: {kept}"] if kept else said)
 
 
 def privacy_sentence(rounds: Iterable[RoundDone], experiment: Experiment) -> str:

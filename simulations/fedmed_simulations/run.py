@@ -29,7 +29,14 @@ from fedmed_server.state import load_state, model_file
 from fedmed_server.tracking import BackgroundTracker, track
 from fedmed_simulations import runfolder
 from fedmed_simulations.checks import check_experiment
-from fedmed_simulations.display import Display, all_sites, comparison_table, outcome_table, privacy_sentence
+from fedmed_simulations.display import (
+    Display,
+    all_sites,
+    comparison_table,
+    held_out_sentence,
+    outcome_table,
+    privacy_sentence,
+)
 from fedmed_simulations.engines import ENGINES
 from fedmed_simulations.federation import drawing, make_homes, pooled_homes
 from fedmed_simulations.overlays import draw_overlays
@@ -87,13 +94,15 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
     console.print(outcome_table(ended, experiment))
     for sentence in caveats(experiment):
         console.print(escape(sentence), soft_wrap=True, highlight=False)
-    done = [record for record in history.read(folder / history.FILE) if isinstance(record, history.RoundDone)]
-    if sentence := privacy_sentence(done, experiment):
-        console.print(escape(sentence), soft_wrap=True, highlight=False)
+    records = list(history.read(folder / history.FILE))
+    done = [record for record in records if isinstance(record, history.RoundDone)]
+    for sentence in (held_out_sentence(records), privacy_sentence(done, experiment)):
+        if sentence:
+            console.print(escape(sentence), soft_wrap=True, highlight=False)
     colour = "green" if ended.status == "completed" else "yellow"
-    console.print(
-        f"[{colour}]{escape(ended.status)}[/]; best round {ended.best_round} of {experiment.rounds}"
-    )
+    best = f"best round {ended.best_round} of {experiment.rounds}"
+    told = best if ended.best_round else "no best round: no site told a metric by which rounds are compared"
+    console.print(f"[{colour}]{escape(ended.status)}[/]; {told}")
     console.print(f"report: {folder / REPORT}", soft_wrap=True, highlight=False)
     return ended
 

@@ -335,7 +335,7 @@ def test_shared_noise_makes_the_sum_as_noisy_as_one_site_s_own_would_be(
         state, _, homes = run(plain_sgd, tmp_path / folder, SHARED, steps=1, rounds=1)
         states.append(np.concatenate([array.ravel() for array in state.parameters.values()]))
     (row,) = Ledger(homes[0].folder).read()
-    assert row.noise_multiplier == 50.0
+    assert (row.noise_multiplier, row.sharing) == (50.0, 3)
     patients = sum(home.cohort(load_experiment(tmp_path / "discs.toml")).patients("train") for home in homes)
     expected = 1e-2 * 50.0 * np.sqrt(4 / 3) / patients
     spread = float(np.std(states[0] - states[1])) / np.sqrt(2)

@@ -57,6 +57,13 @@ def ledger_command(
         console = Console()
         if spent.runs:
             console.print(_table(spent))
+        if spent.shared:
+            console.print(
+                "* the noise was shared: the epsilon holds for secure sums over sites, of which at least "
+                f"{spent.shared} keep their noise to themselves",
+                soft_wrap=True,
+                highlight=False,
+            )
         console.print(_sentence(spent), soft_wrap=True, highlight=False)
     if export is not None:
         _write(export, kind, spent, folder.connection().consortium if folder.connection_file.exists() else "")
@@ -73,7 +80,7 @@ def _write(file: Path, kind: str, spent: Spending, consortium: str) -> None:
 
 def _sentence(spent: Spending) -> str:
     if not spent.runs:
-        return "nothing was sent under differential privacy here yet" + _ceiling(spent)
+        return "nothing was sent under differential privacy from this folder yet" + _ceiling(spent)
     return (
         f"spent: epsilon {spent.epsilon:.3f} at delta {spent.delta:g}, over {spent.rows} orders"
         + _ceiling(spent)
@@ -96,7 +103,7 @@ def _table(spent: Spending) -> Table:
         )
     for run in spent.runs:
         table.add_row(
-            run.run,
+            run.run + (" *" if run.sharing > 1 else ""),
             run.split,
             str(run.rounds),
             str(run.reservations),

@@ -48,15 +48,24 @@ def withdraw_command(
     found = delete_prepared(folder.path, Withdrawals(folder.path).holds)
     if as_json:
         typer.echo(
-            json.dumps({"prepared_images_deleted": found, "runs": [asdict(use) for use in uses]}, indent=2)
+            json.dumps(
+                {
+                    "known": bool(found or uses),
+                    "prepared_images_deleted": found,
+                    "runs": [asdict(use) for use in uses],
+                },
+                indent=2,
+            )
         )
         return
-    typer.echo("withdrawn: the next order is carried out without the patient")
-    typer.echo(
-        f"{found} prepared images deleted here"
-        if found
-        else "nothing of the patient was prepared here: check the identifier with 'fedmed site scan'"
-    )
+    if found or uses:
+        typer.echo("withdrawn: the next order is carried out without the patient")
+        typer.echo(f"prepared images deleted here: {found}")
+    else:
+        typer.echo(
+            "noted, but no patient of this identifier was prepared or trained on here: check how images spell it; wherever it "
+            "turns up, orders leave it out"
+        )
     for use in uses:
         typer.echo(f"had been trained on: {use.run} ({use.experiment}), since {use.first[:16]}")
     told = f"the coordinator will be told that {len(uses)} runs are affected"

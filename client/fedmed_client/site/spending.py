@@ -18,7 +18,7 @@ class RunSpending:
 
     ``reservations``: pieces of work that were charged, those included that a crash ended before anything left.
     ``noise_multipliers``: each sigma; ``sampling_rates``: each q. ``epsilon``: at :attr:`Spending.delta`; those of several
-    runs do not add up.
+    runs do not add up. ``sharing``: so many sites at least shared the noise, where that is more than one.
     """
 
     run: str
@@ -32,6 +32,7 @@ class RunSpending:
     epsilon: float
     first: str
     last: str
+    sharing: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,11 @@ class Spending:
     rows: int
     runs: tuple[RunSpending, ...]
     growth: tuple[tuple[str, float], ...]
+
+    @property
+    def shared(self) -> int:
+        """The least number of sites that shared the noise of a run; 0 where no noise was shared."""
+        return min((run.sharing for run in self.runs if run.sharing > 1), default=0)
 
     @property
     def left(self) -> float | None:
@@ -91,6 +97,7 @@ def _of_run(rows: Sequence[Reservation], delta: float) -> RunSpending:
         epsilon=_epsilon(rows, delta),
         first=rows[0].time,
         last=rows[-1].time,
+        sharing=max(row.sharing for row in rows),
     )
 
 

@@ -77,7 +77,10 @@ def test_the_command_says_what_is_left(spent: Path, capsys: pytest.CaptureFixtur
 
 def test_a_site_that_spent_nothing_says_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("--home", home, "--export", home / "page.html") == 0
-    assert "nothing was sent under differential privacy here yet; the ceiling is 3" in capsys.readouterr().out
+    assert (
+        "nothing was sent under differential privacy from this folder yet; the ceiling is 3"
+        in capsys.readouterr().out
+    )
     assert "Nothing was sent" in (home / "page.html").read_text()
 
 

@@ -88,7 +88,7 @@ def test_the_patient_is_gone_and_the_others_keep_their_splits(
     before = cohort(home)
     gone = before.keys[before.of("train")[0].patient]
     assert run(gone.swapcase(), "--home", home) == 0
-    assert "2 prepared images deleted" in capsys.readouterr().out
+    assert "prepared images deleted here: 2" in capsys.readouterr().out
     after = cohort(home)
     assert splits(after) == {key: split for key, split in splits(before).items() if key != gone}
     assert after.manifest_hash != before.manifest_hash
@@ -159,7 +159,7 @@ def test_it_is_read_from_standard_input(
 def test_a_patient_who_is_not_there_is_said_to_be_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cohort(home)
     assert run("nobody", "--home", home) == 0
-    assert "check the identifier" in capsys.readouterr().out
+    assert "check how images spell it" in capsys.readouterr().out
 
 
 def test_a_list_that_is_damaged_or_without_its_key_stops_the_site(home: Path) -> None:
