@@ -58,6 +58,7 @@ class Outbox:
                 metrics={name: Mean(total, weight) for name, (total, weight) in fields["metrics"].items()},
                 seconds=fields["seconds"],
                 masked=masked,
+                secure=fields.get("secure", ""),
                 epsilon_spent=fields.get("epsilon_spent"),
                 receipt=Receipt(**fields["receipt"]) if fields.get("receipt") else None,
             )
@@ -80,6 +81,7 @@ class Outbox:
             "seconds": reply.seconds,
             "epsilon_spent": reply.epsilon_spent,
             "masked": reply.masked is not None,
+            "secure": reply.secure,
             "receipt": None if reply.receipt is None else asdict(reply.receipt),
         }
         path = self._path(order)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from fedmed_client.work.outbox import Outbox
 from fedmed_common import wire
 from fedmed_common.metrics import Mean
+from fedmed_common.receipts import Receipt
 
 
 @pytest.fixture
@@ -39,6 +40,28 @@ def reply() -> wire.Reply:
         metrics={"loss": Mean(0.1 + 0.2, 3.0)},
         seconds={"train": 1 / 3, "site": 0.7},
     )
+
+
+def test_all_that_a_reply_can_hold_is_sealed(tmp_path: Path, order: wire.Order, reply: wire.Reply) -> None:
+    """But for refusals and facts, which are never sealed."""
+    whole = replace(
+        reply,
+        sums={"c": np.ones(2, np.float32)},
+        scalars={"x": 0.25},
+        epsilon_spent=0.5,
+        receipt=Receipt(sequence=3, mac="0a" * 32),
+        masked=np.array([1, 2**32 - 1], np.uint32),
+        secure='{"mark":"0f"}',
+    )
+    blank = wire.Reply(site="", run="", round=0, attempt=0)
+    same = {
+        field.name for field in fields(wire.Reply) if getattr(whole, field.name) is getattr(blank, field.name)
+    }
+    assert same - {"attempt"} == {"code", "rule", "incident", "facts"}
+    Outbox(folder=tmp_path).seal(order, whole)
+    found = Outbox(folder=tmp_path).find(order)
+    assert found is not None
+    assert _records(found) == _records(whole)
 
 
 def _records(reply: wire.Reply) -> list[tuple[str, bytes]]:
