@@ -9,7 +9,6 @@ today's date.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -67,16 +66,10 @@ BARS = (
 
 def main() -> None:
     """Make the federations, compare, and write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 6, 7])
-    parser.add_argument("--folder", type=Path, default=Path("longtail"), help="for federations and runs")
+    parser = pages.parser(__doc__, "longtail", [2, 3, 4, 6, 7])
     parser.add_argument("--ablations", action="store_true", help="also without each of its pieces")
-    parser.add_argument("--no-page", action="store_true", help="only carry the runs out")
     arguments = parser.parse_args()
-    folder = arguments.folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = arguments.folder
     for seed in arguments.seeds:
         draw(folder, seed)
     name = "longtail-" + "-".join(map(str, arguments.seeds)) + ("-ablations" if arguments.ablations else "")

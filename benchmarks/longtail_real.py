@@ -10,7 +10,6 @@ file, by today's date.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tomllib
@@ -35,16 +34,10 @@ GROUPS = {
 
 def main() -> None:
     """Write the experiments, compare, and write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = pages.parser(__doc__, "longtail_real", [1, 2, 3])
     parser.add_argument("--data", nargs="+", choices=list(SHIPPED), default=list(SHIPPED))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--folder", type=Path, default=Path("longtail_real"), help="for experiments and runs")
-    parser.add_argument("--no-page", action="store_true", help="only carry the runs out")
     arguments = parser.parse_args()
-    folder = arguments.folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = arguments.folder
     for data in arguments.data:
         (folder / f"{data}.toml").write_text(tomli_w.dumps(experiment(data)))
         file = folder / f"longtail-{data}.toml"

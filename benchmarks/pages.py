@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shutil
@@ -24,6 +25,21 @@ def made_by() -> str:
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     versions = ", ".join(f"{package} {version(package)}" for package in ("fedmed", "torch"))
     return f"`{command}`; {platform.machine()}, {os.cpu_count()} cores; {versions}."
+
+
+def parser(doc: str | None, folder: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """The options of a benchmark that carries out runs and then writes a page."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    found.add_argument("--folder", type=_made, default=folder, help="for experiments and runs")
+    found.add_argument("--no-page", action="store_true", help="only carry the runs out")
+    return found
+
+
+def _made(folder: str) -> Path:
+    path = Path(folder).absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def comparison(results: Path, pictures: Path) -> str:

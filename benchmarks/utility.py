@@ -12,7 +12,6 @@ again. The result is a page beside this file, by today's date.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -46,16 +45,10 @@ RATE = {"phantom": 0.2, "hippocampus": 0.05}
 
 def main() -> None:
     """Carry the runs out, and write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = pages.parser(__doc__, "utility", [1, 2, 3])
     parser.add_argument("--data", nargs="+", choices=list(CLASSES), default=list(CLASSES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--folder", type=Path, default=Path("utility"), help="for experiments and runs")
-    parser.add_argument("--no-page", action="store_true", help="only carry the runs out")
     arguments = parser.parse_args()
-    folder = arguments.folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = arguments.folder
     for data in arguments.data:
         share(folder, data)
         carry_out(folder, f"{data}-public", on_public_patients(folder, data))

@@ -43,6 +43,7 @@ RULE = "secure_session"
 _SESSIONS, _RUNS, _NONCE = 2, 16, 12
 _HALVES = ("seed", "mask_key")
 _ENDED = "ended"
+_OTHER_PARTIES = "other sites took part in this session before"
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,11 @@ class Sum:
             PolicyRefusal: ``secure_range``; ``secure_session``, where another vector was masked in this session.
         """
         circle, parties, vector = party.circle, list(party.names), layout.encode(arrays)
-        self._keep_to(party)
         context = party.context(*self.about, layout.described())
-        state = self._state()
         asked = [hashlib.sha256(vector.data).hexdigest(), context.hex()]
-        if state.setdefault("masked", asked) != asked:
-            raise PolicyRefusal(RULE, "another vector was masked in this session")
-        self._keep(state)
+        state = self._once(
+            parties=(parties, _OTHER_PARTIES), masked=(asked, "another vector was masked in this session")
+        )
         result = vector.copy()
         masks.add_mask(result, masks.derived(bytes.fromhex(state["seed"]), b"self" + context), 1)
         for other in parties:
@@ -121,12 +120,14 @@ class Sum:
         self._check_parties(names, circle)
         return Party(circle=circle, names=tuple(sorted(names)))
 
-    def _keep_to(self, party: Party) -> None:
-        """Who takes part is said once in a session."""
-        state, names = self._state(), list(party.names)
-        if state.setdefault("parties", names) != names:
-            raise PolicyRefusal(RULE, "other sites took part in this session before")
+    def _once(self, **said: tuple[object, str]) -> dict[str, Any]:
+        """Keep what is said once in a session, each with why another is refused; what is kept then."""
+        state = self._state()
+        for name, (value, problem) in said.items():
+            if state.setdefault(name, value) != value:
+                raise PolicyRefusal(RULE, problem)
         self._keep(state)
+        return state
 
     def _secret(self, name: str) -> bytes:
         return bytes.fromhex(self._state()[name])
@@ -221,15 +222,15 @@ class Sum:
         self._check_parties(set(survivors), party.circle)
         if not set(survivors) <= set(party.names):
             raise PolicyRefusal(RULE, "a survivor did not take part")
-        self._keep_to(party)
         state = self._state()
         if "own" not in state:
             raise PolicyRefusal(RULE, "this site has sealed no shares in this session")
         if self.site in survivors and "masked" not in state:
             raise PolicyRefusal(RULE, "this site has given no vector in this session")
-        if state.setdefault("opened", sorted(survivors)) != sorted(survivors):
-            raise PolicyRefusal(RULE, "the sum over other sites was opened in this session")
-        self._keep(state)
+        self._once(
+            parties=(list(party.names), _OTHER_PARTIES),
+            opened=(sorted(survivors), "the sum over other sites was opened in this session"),
+        )
 
     def _opened(
         self,

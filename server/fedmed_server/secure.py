@@ -23,7 +23,7 @@ from fedmed_common.files import write_atomically
 from fedmed_common.params import Parameters
 from fedmed_common.secure import circle as messages
 from fedmed_common.secure import masks, shares
-from fedmed_common.secure.circle import Circle, Given, Party, Wanted, mark_of, threshold_of
+from fedmed_common.secure.circle import Circle, Given, Offer, Party, Wanted, mark_of, threshold_of
 from fedmed_common.secure.fixed_point import Layout
 from fedmed_common.secure.signatures import is_said, is_signed
 from fedmed_server.channel import Channel, Member
@@ -143,7 +143,11 @@ class SecureSum:
         for member, given in self._ask(
             members,
             lambda _site: Wanted(session=session),
-            lambda member, given: _is_new(member, given, keys) and self._is_vouched_for(given, session),
+            lambda member, given: (
+                given.offer is not None
+                and _is_new(member, given.offer, keys)
+                and _is_vouched_for(given.offer, self.order.run, session)
+            ),
         ):
             offers[member.name] = given.offer
         try:
@@ -178,13 +182,6 @@ class SecureSum:
         self.party = Party(circle=circle, names=tuple(sorted(self._sealed)))
         self._save()
 
-    def _is_vouched_for(self, given: Given, session: str) -> bool:
-        """Sites that have certificates refuse a circle with keys that are not signed; who issued them is theirs to check."""
-        offer = given.offer
-        if offer is None or not (offer.certificate or offer.signature):
-            return offer is not None
-        return is_signed(offer, self.order.run, session)
-
     def _ask(
         self,
         members: Sequence[Member],
@@ -206,21 +203,14 @@ class SecureSum:
                 self.lost.append(_rejected(answer.result))
         return found
 
-    def _wanted(
-        self,
-        site: str,
-        survivors: tuple[str, ...] | None = None,
-        marks: Mapping[str, str] | None = None,
-        agreed: Mapping[str, str] | None = None,
-    ) -> Wanted:
+    def _wanted(self, site: str, survivors: tuple[str, ...] | None = None, **words: dict[str, str]) -> Wanted:
         received = {sender: sealed[site] for sender, sealed in self._sealed.items() if sender != site}
         return Wanted(
             session=self._party.circle.session,
             circle=self._party.circle,
             shares=received,
             survivors=survivors,
-            marks=None if marks is None else dict(marks),
-            agreed=None if agreed is None else dict(agreed),
+            **words,
         )
 
     def _gathered(self, members: Sequence[Member], survivors: tuple[str, ...]) -> dict[str, dict[int, bytes]]:
@@ -313,10 +303,14 @@ def _rejected(result: SiteResult) -> SiteResult:
     return result.model_copy(update={"outcome": "rejected", "code": "secure aggregation"})
 
 
-def _is_new(member: Member, given: Given, known: set[str]) -> bool:
+def _is_vouched_for(offer: Offer, run: str, session: str) -> bool:
+    """Sites that have certificates refuse a circle with keys that are not signed; who issued them is theirs to check."""
+    return not (offer.certificate or offer.signature) or is_signed(offer, run, session)
+
+
+def _is_new(member: Member, offer: Offer, known: set[str]) -> bool:
     """Whether it is the member's own offer, with keys that no other has; ``known`` has them from then on."""
-    offer = given.offer
-    if offer is None or offer.site != member.name:
+    if offer.site != member.name:
         return False
     if not all(masks.is_public(bytes.fromhex(key)) for key in (offer.mask_key, offer.seal_key)):
         return False

@@ -231,15 +231,20 @@ def make_request(folder: Path, sites: Sites, rounds: int = 3, **federation: obje
 
 def play_round(grid: LocalGrid, sites: Sites, parameters: Parameters, **federation: object) -> RoundResult:
     """One round of training, without a roll call before and an evaluation after it."""
-    channel = Channel(
+    channel = channel_of(grid, experiment(2, evaluate_every=2, quorum=0.5, **federation))
+    return run_round(channel, RECIPES["fedavg"], sites.roster(), RunState(round=0, parameters=parameters))
+
+
+def channel_of(grid: LocalGrid, asked: Experiment) -> Channel:
+    """To these sites, of 'run-1'; nobody watches it."""
+    return Channel(
         grid=grid,
-        experiment=experiment(2, evaluate_every=2, quorum=0.5, **federation),
+        experiment=asked,
         run="run-1",
         watch=lambda _site, _phase: None,
         stop=threading.Event(),
         poll_seconds=0.0,
     )
-    return run_round(channel, RECIPES["fedavg"], sites.roster(), RunState(round=0, parameters=parameters))
 
 
 if __name__ == "__main__":

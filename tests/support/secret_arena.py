@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from arena import SMALL
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import strategies as st
-from scripted import Sites, experiment, update
+from scripted import Sites, channel_of, experiment, update
 
 from fedmed_client.secure import Sum, Summing
 from fedmed_common import wire
@@ -23,7 +22,6 @@ from fedmed_common.secure import circle
 from fedmed_common.secure.circle import Given
 from fedmed_common.site_config import Policy
 from fedmed_common.training_config import SecureAggregation
-from fedmed_server.channel import Channel
 from fedmed_server.rounds import run_round
 from fedmed_server.state import RunState
 from fedmed_strategies import secure
@@ -102,14 +100,7 @@ def play_secret(stage: str, spoil: Spoil) -> tuple[Parameters | None, str]:
     """The round's parameters, or None where nothing was opened; and what became of the hostile site, or of the round."""
     with tempfile.TemporaryDirectory() as folder:
         sites = SecretSites(PATIENTS, folder=Path(folder), stage=stage, with_what=spoil)
-        channel = Channel(
-            grid=sites.grid(),
-            experiment=_EXPERIMENT,
-            run="run-1",
-            watch=lambda _site, _phase: None,
-            stop=threading.Event(),
-            poll_seconds=0.0,
-        )
+        channel = channel_of(sites.grid(), _EXPERIMENT)
         try:
             done = run_round(channel, _RECIPE, sites.roster(), RunState(round=0, parameters=SMALL))
         except QuorumError as problem:
