@@ -25,6 +25,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedmed_client import independence, policy, private
+from fedmed_client.agreed import LAST
 from fedmed_client.charges import charge, promised_by
 from fedmed_client.data.cohort import Cohort
 from fedmed_client.data.splits import SPLITS
@@ -51,6 +52,7 @@ from fedmed_client.workbench import (
     numerics,
 )
 from fedmed_common import entropy, params, privacy, wire
+from fedmed_common.codecs import encoded, update_codec
 from fedmed_common.config import Experiment
 from fedmed_common.errors import FedmedError, Interrupted, PolicyRefusal
 from fedmed_common.failpoints import reach
@@ -59,10 +61,11 @@ from fedmed_common.metrics import Mean
 from fedmed_common.params import Parameters
 from fedmed_common.privacy import Spent
 from fedmed_common.secure import circle
-from fedmed_strategies.layers import sizes_of
+from fedmed_strategies.layers import layers_of, sizes_of
 from fedmed_strategies.pieces import SiteHalf, under
 from fedmed_strategies.presets import recipe_of
 from fedmed_strategies.secure import statistic_layout
+from fedmed_strategies.server_half import shared
 from fedmed_strategies.statistics.base import Statistic
 
 INCIDENTS = "incidents.log"
@@ -133,6 +136,7 @@ def _answer(
             started = None
         policy.check(home.site.policy, experiment, order.round)
         policy.check_device(home.site.device, experiment)
+        order = LAST.complete(order, experiment, partial(_shared, home, order))
         reply = _once(home, order, started)
     except Exception as error:
         reply = _timed(_refuse(home, order, error), started)
@@ -292,6 +296,10 @@ def _trained(
         layout, arrays = method.for_sum(summing.party, home.site.name, delta, sent.sums, told)
         fields |= summing.reply(layout, arrays)
     else:
+        codec = update_codec(method.bench.experiment)
+        if codec is not None:
+            delta, left = encoded(codec, delta, method.memory)
+            sent = replace(sent, memory={**sent.memory, **left})
         fields |= {"delta": delta, "sums": sent.sums}
     Keeping(home.folder, order.run).write(order.round, sent.memory, order.best)
     return _reply(home, order, scalars=sent.scalars, **fields)
@@ -371,6 +379,13 @@ def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:
         metrics=policy.releasable(home.site.policy, metrics),
         seconds={"evaluate": time.perf_counter() - before},
     )
+
+
+def _shared(home: SiteHome, order: wire.Order) -> tuple[str, ...]:
+    """Names of the arrays that a round changes at all sites."""
+    bench = _bench(home, order)
+    layers = layers_of(bench.model, bench.experiment.model.head, bench.experiment.plan.outputs)
+    return shared(recipe_of(bench.experiment), layers)
 
 
 def _bench(home: SiteHome, order: wire.Order) -> Bench:

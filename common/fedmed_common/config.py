@@ -18,10 +18,11 @@ from fedmed_common.metrics import SCORES
 from fedmed_common.partition_config import Partition
 from fedmed_common.site_config import Policy, Site, SiteData
 from fedmed_common.task_config import CRF, LossSettings, Task
-from fedmed_common.training_config import Lora, Privacy, SecureAggregation, Training, Transfer
+from fedmed_common.training_config import Compression, Lora, Privacy, SecureAggregation, Training, Transfer
 
 __all__ = [
     "CRF",
+    "Compression",
     "Data",
     "Experiment",
     "Federation",
@@ -190,6 +191,7 @@ class Experiment(Model):
     train: Training = Training()
     privacy: Privacy | None = None
     secure_aggregation: SecureAggregation | None = None
+    compression: Compression | None = None
     recipe: RecipeChoice = RecipeChoice()
     federation: Federation = Field(Federation(), validate_default=True)
     tracking: Tracking = Tracking()
@@ -222,6 +224,11 @@ class Experiment(Model):
             )
         self._check_best()
         self._check_privacy()
+        if self.compression is not None and self.compression.up and self.secure_aggregation is not None:
+            raise ValueError(
+                "compression.up: under secure_aggregation updates are summed as whole numbers of one range, which codecs have "
+                "not; use one of them (compression.down goes with both)"
+            )
         if self.simulation is not None and self.simulation.partition is not None:
             self.simulation.partition.check_classes(self.task)
         if self.federation.evaluate_every > self.rounds:

@@ -117,6 +117,37 @@ class Transfer(Model):
         return self
 
 
+CodecName = Literal["bf16", "int8", "top"]
+
+
+class Compression(Model):
+    """Changes of the model travel in fewer bytes.
+
+    What is rounded off, or left out, is kept by who sent it and added to its next change, so that nothing of it is lost for good.
+    """
+
+    up: CodecName | None = Field(
+        None,
+        description="of sites' updates. bf16: half the bytes; int8: a quarter, with a scale for each channel; top: the largest "
+        "numbers and their places",
+    )
+    down: CodecName | None = Field(
+        None,
+        description="of what a round changed: sites that have the last model are sent that alone, and all have the same model",
+    )
+    share: Annotated[float, Field(gt=0.0, le=0.5)] = Field(0.01, description="top: of all numbers")
+    error_feedback: bool = Field(True, description="what was not sent is added to the next change")
+    zstd: bool = Field(False, description="what is sent is compressed besides, without loss")
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.up is None and self.down is None:
+            raise ValueError("neither up nor down names a codec: set one of them, or leave [compression] out")
+        if self.share != type(self).model_fields["share"].default and "top" not in (self.up, self.down):
+            raise ValueError("share is for 'top', which neither up nor down is")
+        return self
+
+
 class SecureAggregation(Model):
     """The server learns the sum over sites, and of a single site's update nothing.
 

@@ -8,9 +8,6 @@ only the site can look up. There is no field for text of an exception, a path, a
 
 from __future__ import annotations
 
-import io
-import math
-import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,14 +21,16 @@ from fedmed_common.errors import WireError
 from fedmed_common.metrics import Mean, Metrics
 from fedmed_common.params import Parameters
 from fedmed_common.receipts import Receipt
+from fedmed_common.wire_arrays import ENCODED, FLOAT32, Types, matched, packed, read
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-VERSION = 5
+VERSION = 6
 DECISION = "decision"
 """Below this name an order of evaluation holds how the model's predictions are decided on: ``tasks.Decision``."""
-WAITING_RULES = frozenset({"approval_pending", "window", "disk"})
-"""Rules by which a site refuses an order for now: it may be asked again until the deadline."""
-_NPY_HEADER_LIMIT = 512
+NO_BASE = "base"
+WAITING_RULES = frozenset({"approval_pending", "window", "disk", NO_BASE})
+"""Rules by which a site refuses an order for now: it may be asked again until the deadline. By ``NO_BASE`` it says that it has
+not the model that the order's changes are of."""
 _LONGEST_EXPERIMENT, _LONGEST_SECURE = 1_000_000, 4_000_000
 _ORDER, _REPLY, _PARAMETERS, _DOWN, _FACTS, _COUNTS = (
     "order",
@@ -42,7 +41,7 @@ _ORDER, _REPLY, _PARAMETERS, _DOWN, _FACTS, _COUNTS = (
     "patients",
 )
 _SUMS, _SCALARS, _METRICS, _SECONDS, _PRIVACY = "sums", "scalars", "metrics", "seconds", "privacy"
-_RECEIPT, _SECURE, _MASKED = "receipt", "secure", "masked"
+_RECEIPT, _SECURE, _MASKED, _ENCODED = "receipt", "secure", "masked", "encoded"
 _REPLY_RECORDS = frozenset(
     {
         _REPLY,
@@ -79,7 +78,9 @@ class Order:
     ``experiment`` is ``Experiment.order_text()``. ``down``: what the recipe's pieces send beside the parameters. ``best``: the
     run's best round so far, of which a site keeps what it would need to be measured again. ``statistic``: the one that is asked
     for. ``receipt``: of the site's privacy ledger, the newest that the coordinator has.
-    ``secure``: of a secure sum, ``secure.circle.Wanted`` as text."""
+    ``secure``: of a secure sum, ``secure.circle.Wanted`` as text. ``model``: a name for the parameters, where the site is to have
+    them at hand for what comes next; ``base``: of such parameters, to which ``encoded`` is what changed since, in the place of
+    ``parameters``; it is empty where nothing has."""
 
     kind: Kind
     run: str
@@ -91,7 +92,10 @@ class Order:
     best: int = 0
     receipt: Receipt | None = None
     secure: str = ""
+    model: str = ""
+    base: str = ""
     parameters: Parameters = field(default_factory=dict, repr=False)
+    encoded: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     down: Parameters = field(default_factory=dict, repr=False)
 
 
@@ -112,9 +116,10 @@ class Facts:
 class Reply:
     """A site's answer. ``code`` is empty when it did what was asked.
 
-    ``sums``: arrays of which only the sum over sites matters; ``scalars``: numbers of this site. Both are those that the
-    recipe's pieces declare, and no others. ``epsilon_spent``: of private training, what the run has cost each of the site's
-    patients so far, at the experiment's delta; ``receipt``: of the ledger that counts it.
+    ``delta``: the change of the parameters, or what its codec makes of it. ``sums``: arrays of which only the sum over
+    sites matters; ``scalars``: numbers of this site. Both are those that the recipe's pieces declare, and no others.
+    ``epsilon_spent``: of private training, what the run has cost each of the site's patients so far, at the experiment's delta;
+    ``receipt``: of the ledger that counts it.
     ``masked``: in the place of ``delta`` and ``sums``, the site's part of a secure sum, ``(length,)``; ``secure``:
     ``secure.circle.Given`` as text."""
 
@@ -125,7 +130,7 @@ class Reply:
     code: str = ""
     rule: str = ""
     incident: str = ""
-    delta: Parameters = field(default_factory=dict, repr=False)
+    delta: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     sums: Parameters = field(default_factory=dict, repr=False)
     scalars: dict[str, float] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
@@ -137,15 +142,11 @@ class Reply:
     secure: str = ""
 
 
-def pack_parameters(parameters: Mapping[str, NDArray[np.float32]]) -> ArrayRecord:
-    """Parameters as Flower carries them; make it once and share it between the orders of a round."""
-    return ArrayRecord({name: Array(array) for name, array in parameters.items()})
-
-
 def pack_order(
     order: Order, parameters: ArrayRecord | None = None, down: ArrayRecord | None = None
 ) -> RecordDict:
-    """An order as Flower's records. ``parameters`` and ``down``, already packed, stand in for the order's."""
+    """An order as Flower's records. ``parameters`` and ``down``, already packed, stand in for the order's. Of an order with a
+    ``base`` they are its encoded changes."""
     fields = ConfigRecord(
         {
             "version": VERSION,
@@ -156,6 +157,8 @@ def pack_order(
             "split": order.split,
             "statistic": order.statistic,
             "best": order.best,
+            "model": order.model,
+            "base": order.base,
         }
     )
     record = RecordDict({_ORDER: fields})
@@ -164,9 +167,10 @@ def pack_order(
     if order.secure:
         record[_SECURE] = ConfigRecord({"text": order.secure})
     if down or order.down:
-        record[_DOWN] = down or pack_parameters(order.down)
-    if parameters is not None or order.parameters:
-        record[_PARAMETERS] = parameters if parameters is not None else pack_parameters(order.parameters)
+        record[_DOWN] = down or packed(order.down)
+    arrays = order.encoded if order.base else order.parameters
+    if parameters or arrays:
+        record[_ENCODED if order.base else _PARAMETERS] = parameters or packed(arrays)
     return record
 
 
@@ -193,7 +197,10 @@ def unpack_order(record: RecordDict, kind: Kind) -> Order:
         best=_integer(fields, "best"),
         receipt=_receipt(record),
         secure=_secure(record),
+        model=_text(fields, "model"),
+        base=_text(fields, "base"),
         parameters=_any_arrays(record, _PARAMETERS),
+        encoded=_any_arrays(record, _ENCODED, ENCODED),
         down=_any_arrays(record, _DOWN),
     )
 
@@ -212,9 +219,9 @@ def pack_reply(reply: Reply) -> RecordDict:
     }
     record = RecordDict({_REPLY: ConfigRecord(fields)})  # type: ignore[arg-type]
     if reply.delta:
-        record[_PARAMETERS] = pack_parameters(reply.delta)
+        record[_PARAMETERS] = packed(reply.delta)
     if reply.sums:
-        record[_SUMS] = pack_parameters(reply.sums)
+        record[_SUMS] = packed(reply.sums)
     if reply.scalars:
         record[_SCALARS] = MetricRecord({name: float(value) for name, value in reply.scalars.items()})
     if reply.metrics:
@@ -247,13 +254,14 @@ def pack_reply(reply: Reply) -> RecordDict:
 
 def unpack_reply(
     record: RecordDict,
-    template: Mapping[str, NDArray[np.float32]] | None,
+    template: Mapping[str, NDArray[Any]] | None,
     sums: Mapping[str, NDArray[np.float32]] | None = None,
     masked: int = 0,
 ) -> Reply:
     """The reply in Flower's records, matched to the template before any array is inflated.
 
-    ``template``: the parameters whose change is expected, ``sums``: arrays like the sums that are; None where there must be none.
+    ``template``: arrays like those of the update that is expected, ``sums``: arrays like the sums that are; None where there must
+    be none.
     ``masked``: the length of the part of a secure sum that is expected; 0: none.
 
     Raises:
@@ -280,8 +288,8 @@ def unpack_reply(
         code=_text(fields, "code"),
         rule=_text(fields, "rule"),
         incident=_text(fields, "incident"),
-        delta=_arrays(arrays, template) if arrays is not None and template is not None else {},
-        sums=_arrays(summed, sums) if summed is not None and sums else {},
+        delta=matched(arrays, template) if arrays is not None and template is not None else {},
+        sums=matched(summed, sums) if summed is not None and sums else {},
         scalars={name: _number(value) for name, value in _numbers(record, _SCALARS).items()},
         metrics=_metrics(record),
         seconds={name: _number(value) for name, value in _numbers(record, _SECONDS).items()},
@@ -305,7 +313,7 @@ def _masked(record: RecordDict, length: int) -> NDArray[np.uint32] | None:
         return None
     if not length or list(arrays) != [_MASKED]:
         raise WireError("undeclared masked vector")
-    return _array(arrays[_MASKED], np.broadcast_to(np.uint32(0), (length,)))
+    return matched(arrays, {_MASKED: np.broadcast_to(np.uint32(0), (length,))})[_MASKED]
 
 
 def _secure(record: RecordDict) -> str:
@@ -318,41 +326,9 @@ def _secure(record: RecordDict) -> str:
     return text
 
 
-def _any_arrays(record: RecordDict, name: str) -> Parameters:
+def _any_arrays(record: RecordDict, name: str, types: Types = FLOAT32) -> dict[str, NDArray[Any]]:
     arrays: Mapping[str, Array] = _part(record, name, ArrayRecord) or {}
-    return {name: _array(array, None) for name, array in arrays.items()}
-
-
-def _arrays(arrays: Mapping[str, Array], template: Mapping[str, NDArray[np.float32]]) -> Parameters:
-    if list(arrays) != list(template):
-        raise WireError("parameter names")
-    return {name: _array(arrays[name], expected) for name, expected in template.items()}
-
-
-def _array(array: Array, expected: NDArray[Any] | None) -> NDArray[Any]:
-    """Decode one NPY buffer; sizes are compared with ``expected`` before anything is read."""
-    data = array.data
-    if array.stype != "numpy.ndarray" or not isinstance(data, bytes):
-        raise WireError("parameter encoding")
-    if expected is not None and not expected.nbytes <= len(data) <= expected.nbytes + _NPY_HEADER_LIMIT:
-        raise WireError("parameter size")
-    stream = io.BytesIO(data)
-    try:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise WireError("parameter encoding")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=_NPY_HEADER_LIMIT)
-    except (ValueError, TypeError, SyntaxError, EOFError, tokenize.TokenError):
-        raise WireError("parameter encoding") from None
-    kind = np.dtype(np.float32) if expected is None else expected.dtype
-    if dtype != kind or (fortran and len(shape) > 1):
-        raise WireError("parameter type")
-    if expected is not None and shape != expected.shape:
-        raise WireError("parameter shape")
-    if any(type(size) is not int or size < 0 for size in shape):
-        raise WireError("parameter shape")
-    if len(data) - stream.tell() != math.prod(shape) * 4:
-        raise WireError("parameter size")
-    return np.frombuffer(data, kind, offset=stream.tell()).reshape(shape)
+    return {name: read(array, types) for name, array in arrays.items()}
 
 
 def _metrics(record: RecordDict) -> Metrics:

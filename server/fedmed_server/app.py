@@ -22,13 +22,13 @@ from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError, FedmedError, Interrupted, QuorumError, TransportLost
 from fedmed_common.files import write_atomically
 from fedmed_common.models import start_model
-from fedmed_server import history
+from fedmed_server import agreement, history
 from fedmed_server.channel import Channel, Member, never
 from fedmed_server.cohort import Roll, call_roll
 from fedmed_server.folders import WEIGHTS
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult, missed
 from fedmed_server.receipts import Receipts
-from fedmed_server.rounds import evaluate, now, rounds
+from fedmed_server.rounds import Measured, evaluate, now, rounds
 from fedmed_server.state import RunState, best_round, load_state, model_file, save_parameters, save_state
 from fedmed_strategies.layers import layers_of
 from fedmed_strategies.presets import recipe_of
@@ -177,7 +177,12 @@ def _initial_state(request: RunRequest) -> tuple[RunState, torch.nn.Module]:
         )
         request.on_loaded(told)
     if state is None:
-        state = RunState(round=0, parameters=params.from_model(model), experiment=digest)
+        state = RunState(
+            round=0,
+            parameters=params.from_model(model),
+            agreed=agreement.first(request.experiment),
+            experiment=digest,
+        )
     if state.experiment != digest:
         raise CheckpointError(
             f"{request.folder}: the experiment was changed after round {state.round} of it was done\n"
@@ -197,27 +202,29 @@ def _frozen(model: torch.nn.Module, drawn: bool) -> str:
 
 
 def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], state: RunState) -> RunEnded:
-    models = {"last": (state.round, state.model, state.decision)}
+    models = {"last": Measured.last(state)}
     if state.best_parameters is not None:
-        models["best"] = (state.best_round, state.best_parameters, state.best_decision)
+        models["best"] = Measured(
+            round=state.best_round, parameters=state.best_parameters, decision=state.best_decision
+        )
     test: dict[str, tuple[SiteResult, ...]] = {}
-    for name, (number, parameters, decision) in models.items():
+    for name, model in models.items():
         about = {
             "experiment": request.experiment.order_text(),
             "run": request.run,
-            "round": str(number),
+            "round": str(model.round),
             "model": name,
-            "decision": json.dumps({key: array.tolist() for key, array in decision.items()}),
+            "decision": json.dumps({key: array.tolist() for key, array in model.decision.items()}),
         }
-        save_parameters(model_file(request.folder, name), parameters, about)
-        if name == "best" and number == state.round:
+        save_parameters(model_file(request.folder, name), model.parameters, about)
+        if name == "best" and model.round == state.round:
             test[name] = test["last"]
         else:
-            test[name] = evaluate(channel, roster, parameters, number, "test", decision)
+            test[name] = evaluate(channel, roster, model, "test")
     lost = [
         sentence
         for name, results in test.items()
-        for sentence in missed(results, f"test of the {name} model, of round {models[name][0]}")
+        for sentence in missed(results, f"test of the {name} model, of round {models[name].round}")
     ]
     sentences = [*state.missed, *lost]
     status = "completed" if not sentences else "degraded: " + "; ".join(sentences)

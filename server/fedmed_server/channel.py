@@ -62,7 +62,8 @@ class Channel:
     ``is_revoked(site)``: the consortium has shut it out, so that nothing is asked of it, taken from it or waited for.
     ``trained``: names of the arrays that a site's update holds; None: all. ``layers``, ``model``: what is known of the network,
     and one of its kind, whose own values do not matter. ``evaluated``: the rounds after which the model is measured; None: as the
-    experiment says. ``receipts``: of the sites' privacy ledgers. ``folder``: the run's."""
+    experiment says. ``receipts``: of the sites' privacy ledgers. ``has``: by site, the name of the model that it has
+    (``agreement``). ``folder``: the run's."""
 
     grid: Grid
     experiment: Experiment
@@ -77,6 +78,7 @@ class Channel:
     model: Module | None = None
     evaluated: frozenset[int] | None = None
     receipts: Receipts = field(default_factory=Receipts)
+    has: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
 
     def evaluates(self, number: int) -> bool:

@@ -18,10 +18,13 @@ from functools import partial
 from flwr.app import ArrayRecord, Message
 
 from fedmed_common import failpoints, wire
+from fedmed_common.codecs import update_codec
 from fedmed_common.errors import RejectedReply, RepliesLost, TransportAway, TransportLost
 from fedmed_common.params import Parameters
 from fedmed_common.secure import fixed_point
+from fedmed_common.wire_arrays import packed
 from fedmed_server import gate
+from fedmed_server.agreement import Agreed, Sending
 from fedmed_server.channel import Channel, Guarded, Member
 from fedmed_server.history import SiteResult
 
@@ -40,7 +43,8 @@ class Extras:
 
     ``down``: arrays that all sites are sent, ``down_to(site)``: that one is sent besides. ``sums``: arrays like those that a site
     answers with, together at most ``sums_limit(training patients)`` long; ``scalars``: its numbers, and between what they lie.
-    ``private``: a statistic comes with noise. ``secure(site)``: what its order says of a secure sum; ``masked``: how long
+    ``private``: a statistic comes with noise. ``agreed``: how the parameters are sent to sites that have had the model before;
+    None: as they are. ``secure(site)``: what its order says of a secure sum; ``masked``: how long
     the part of it is that a site answers with, in the place of its update and sums.
     """
 
@@ -50,6 +54,7 @@ class Extras:
     sums_limit: Callable[[int], float] = lambda _patients: math.inf
     scalars: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     private: bool = False
+    agreed: Agreed | None = None
     secure: Callable[[str], str] | None = None
     masked: int = 0
 
@@ -94,6 +99,7 @@ class _Part:
     sent: int = 0
     activated: str = ""
     due: float = 0.0
+    bytes_down: int = 0
     failures: int = 0
     pauses: int = 0
     problem: SiteResult | None = None
@@ -112,10 +118,9 @@ class _Exchange:
         self._channel, self._grid, self._extras = channel, channel.grid, extras
         trains = order.kind is wire.Kind.TRAIN and not extras.masked
         self._template = channel.updated(parameters) if trains else None
-        self._packed = wire.pack_parameters(parameters) if parameters else None
-        self._down = wire.pack_parameters(extras.down)
-        sent = [*(self._packed or {}).values(), *self._down.values()]
-        self._bytes_down = sum(len(array.data) for array in sent)
+        self._codec = update_codec(channel.experiment) if trains else None
+        self._sending = Sending(parameters, extras.agreed, channel.has)
+        self._down = packed(extras.down)
         self._end = time.monotonic() + channel.experiment.federation.deadline_seconds
         self._private = extras.private or (
             order.kind is wire.Kind.TRAIN and channel.experiment.privacy is not None
@@ -125,7 +130,8 @@ class _Exchange:
 
     def answers(self) -> Iterator[Answer]:
         if isinstance(self._grid, Guarded):
-            template = {**(self._template or {}), **self._extras.sums}
+            sent = self._template or {}
+            template = {**(self._codec.forms(sent) if self._codec else sent), **self._extras.sums}
             size = sum(array.nbytes for array in template.values()) + fixed_point.BYTES * self._extras.masked
             self._grid.set_limit(size, len(template) + bool(self._extras.masked))
         self._connected = self._channel.through(self._activated, self._end)
@@ -144,7 +150,7 @@ class _Exchange:
             self._look(part, later)
         answer, part.answer = part.answer, None
         self._channel.watch(answer.result.site, answer.result.outcome)
-        result = answer.result.model_copy(update={"bytes_down": self._bytes_down})
+        result = answer.result.model_copy(update={"bytes_down": part.bytes_down})
         return replace(answer, result=result)
 
     def _look(self, turn: _Part, later: Sequence[_Part]) -> None:
@@ -215,8 +221,12 @@ class _Exchange:
         if self._private or part.order.kind in {wire.Kind.FACTS, wire.Kind.EVALUATE}:
             part.order = replace(part.order, receipt=self._channel.receipts.of(part.member.name))
         part.activated = self._connected.get(part.member.node, "")
+        model, base, arrays = self._sending.to(part.member.name)
+        part.order = replace(part.order, model=model, base=base)
+        content = wire.pack_order(part.order, arrays, self._down_to(part.member.name))
+        part.bytes_down += wire.parameter_bytes(content)
         message = Message(
-            wire.pack_order(part.order, self._packed, self._down_to(part.member.name)),
+            content,
             part.member.node,
             part.order.kind.value,
             group_id=str(part.order.round),
@@ -231,7 +241,7 @@ class _Exchange:
             self._again(part, "Flower did not take the order", pause=True)
 
     def _down_to(self, site: str) -> ArrayRecord:
-        own = wire.pack_parameters(self._extras.down_to(site))
+        own = packed(self._extras.down_to(site))
         return ArrayRecord({**self._down, **own}) if own else self._down
 
     def _collect(self, part: _Part, over: bool) -> None:
@@ -254,7 +264,7 @@ class _Exchange:
         part.problem = result
         phase = result.code if waits else result.outcome
         self._channel.watch(part.member.name, "away" if phase in _UNDELIVERED else phase)
-        self._again(part, f"{result.outcome}: {result.code}", pause=waits)
+        self._again(part, f"{result.outcome}: {result.code}", pause=waits and result.code != wire.NO_BASE)
 
     def _again(self, part: _Part, why: str, pause: bool) -> None:
         part.identifier = ""
@@ -291,6 +301,7 @@ class _Exchange:
                 self._channel.receipts.keep(reply.site, reply.receipt)
         except RejectedReply as error:
             return None, self._blank(part, "rejected", error.reason).model_copy(update={"bytes_up": size})
+        self._sending.answered(part.member.name, reply)
         if reply.code:
             outcome = "refused" if reply.code == "policy" else "failed"
             about: dict[str, object] = {"site": reply.site, "incident": reply.incident, "bytes_up": size}
@@ -315,6 +326,7 @@ class _Exchange:
             patients=None if unknown else _patients(part.member, order),
             steps=self._channel.experiment.train.steps_of(_patients(part.member, order)),
             template=self._template,
+            codec=self._codec,
             sums=self._extras.sums,
             masked=self._extras.masked,
             sums_limit=self._extras.sums_limit(part.member.facts.patients.get("train", 0)),

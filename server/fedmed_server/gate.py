@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import numpy as np
@@ -16,6 +16,7 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedmed_common import params, wire
+from fedmed_common.codecs import Codec
 from fedmed_common.config import Task
 from fedmed_common.errors import RejectedReply, WireError
 from fedmed_common.metrics import Metrics, score_called
@@ -40,7 +41,8 @@ _VERSION = re.compile(r"[0-9][0-9A-Za-z.+!_\-]{0,63}", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What a reply must answer. ``template``: the parameters sent in a training order, else None.
+    """What a reply must answer. ``template``: the parameters sent in a training order, else None; ``codec``: how their change is
+    sent, None: as it is.
 
     ``patients``: how many the roster says the site has of what was asked, ``steps``: how many it was asked to take; no metric
     may claim more (``None``: not known yet). ``sums``, ``scalars``, ``masked``: see :class:`fedmed_server.exchange.Extras`.
@@ -56,6 +58,7 @@ class Expected:
     patients: int | None = None
     steps: int | None = None
     template: Mapping[str, NDArray[np.float32]] | None = None
+    codec: Codec | None = None
     norm_limit: float = math.inf
     sums: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     sums_limit: float = math.inf
@@ -80,8 +83,12 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
     Raises:
         RejectedReply: with a short reason that holds nothing from the reply.
     """
+    template, codec = expected.template, expected.codec
     try:
-        reply = wire.unpack_reply(content, expected.template, expected.sums, expected.masked)
+        forms = template if codec is None or template is None else codec.forms(template)
+        reply = wire.unpack_reply(content, forms, expected.sums, expected.masked)
+        if codec is not None and template is not None and reply.delta:
+            reply = replace(reply, delta=codec.decode(reply.delta, template))
     except WireError as error:
         raise RejectedReply(str(error)) from None
     except Exception as error:

@@ -12,7 +12,8 @@ from typing import Literal
 from fedmed_common import failpoints, wire
 from fedmed_common.metrics import class_mean, merge, score_called
 from fedmed_common.params import Parameters
-from fedmed_common.tasks import UNDECIDED, Decision
+from fedmed_common.tasks import Decision
+from fedmed_server.agreement import Agreed, agree
 from fedmed_server.channel import Channel, Member
 from fedmed_server.cohort import check_quorum, draw
 from fedmed_server.exchange import Extras, exchange
@@ -58,7 +59,7 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
     trained: list[SiteResult] = []
     aggregate_seconds = 0.0
     drawn = draw(roster, channel.experiment, number)
-    extras, secret = federation.extras(), None
+    extras, secret = replace(federation.extras(), agreed=state.agreed), None
     settings = channel.experiment.secure_aggregation
     if settings is not None:
         secret = SecureSum(channel, order)
@@ -81,7 +82,9 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
     if secret is not None and secret.party is not None and isinstance(collecting, SecureRound):
         secret.check(collecting.open(secret.open(drawn, layout), secret.party), federation.norm_limit)
     changed, memory = collecting.finish()
-    parameters = {**state.parameters, **changed}
+    parameters, agreed, left = agree(
+        channel.experiment, state.parameters, changed, state.memory, state.agreed
+    )
     trained_at = time.perf_counter()
     aggregate_seconds += trained_at - before
     new = replace(
@@ -90,14 +93,15 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
         parameters=parameters,
         released=None,
         decision={},
-        memory=memory,
+        memory={**memory, **left},
+        agreed=agreed,
         missed=state.missed + lost,
     )
     evaluation: tuple[SiteResult, ...] = ()
     criterion: float | None = None
     if channel.evaluates(number):
         new = apply_stages(channel, recipe, roster, new)
-        evaluation = evaluate(channel, roster, new.model, number, "validation", new.decision)
+        evaluation = evaluate(channel, roster, Measured.last(new), "validation")
         new = replace(new, missed=new.missed + missed(evaluation, f"evaluation of round {number}"))
         criterion = _criterion(channel, evaluation)
         is_first = stages_began(recipe, state.best_round, number, channel.experiment.rounds)
@@ -124,19 +128,31 @@ def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state:
     return RoundResult(state=replace(new, record=line, best_record=best_line), record=record)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A model that sites measure: of which round, how its predictions are decided on, and how sites that have the one before
+    are sent it."""
+
+    round: int
+    parameters: Parameters
+    decision: Decision
+    agreed: Agreed | None = None
+
+    @classmethod
+    def last(cls, state: RunState) -> Measured:
+        """The newest."""
+        agreed = state.agreed if state.released is None else None
+        return cls(round=state.round, parameters=state.model, decision=state.decision, agreed=agreed)
+
+
 def evaluate(
-    channel: Channel,
-    roster: Sequence[Member],
-    parameters: Parameters,
-    number: int,
-    split: Literal["validation", "test"],
-    decision: Decision = UNDECIDED,
+    channel: Channel, roster: Sequence[Member], model: Measured, split: Literal["validation", "test"]
 ) -> tuple[SiteResult, ...]:
-    """Every site that has patients in the split measures the parameters on them."""
+    """Every site that has patients in the split measures the model on them."""
     members = [member for member in roster if member.facts.patients[split]]
-    order = replace(_order(channel, wire.Kind.EVALUATE, number), split=split)
-    extras = Extras(down=under(wire.DECISION, decision))
-    return tuple(answer.result for answer in exchange(channel, members, order, parameters, extras))
+    order = replace(_order(channel, wire.Kind.EVALUATE, model.round), split=split)
+    extras = Extras(down=under(wire.DECISION, model.decision), agreed=model.agreed)
+    return tuple(answer.result for answer in exchange(channel, members, order, model.parameters, extras))
 
 
 def now() -> str:

@@ -17,11 +17,12 @@ from fedmed_common import failpoints
 from fedmed_common.errors import CheckpointError
 from fedmed_common.files import remove_leftovers, write_atomically
 from fedmed_common.params import Parameters
+from fedmed_server.agreement import Agreed
 from fedmed_strategies.pieces import Memory
 
 CHECKPOINT = "state.safetensors"
 _CURRENT, _BEST, _RELEASED, _MEMORY = "current/", "best/", "released/", "memory/"
-_DECISION, _BEST_DECISION = "decision/", "best-decision/"
+_DECISION, _BEST_DECISION, _AGREED = "decision/", "best-decision/", "agreed/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,8 @@ class RunState:
 
     ``released``: what the recipe's stages made of the parameters, where they did: what is measured and published, while
     training goes on from ``parameters``; ``decision``: how its predictions are decided on (``tasks.Decision``). ``memory``:
-    what the recipe's pieces keep, as moments and control variates. ``best_round`` is 0 before the first evaluation. ``missed``:
+    what the recipe's pieces keep, as moments and control variates. ``agreed``: how the parameters are sent to who has those
+    before them. ``best_round`` is 0 before the first evaluation. ``missed``:
     one sentence for each site and round that was lost. ``record``: the last round's line of the history, so that a crash
     between checkpoint and history loses neither; ``best_record``: the best round's. ``experiment``: digest of what the sites
     were told of the experiment."""
@@ -40,6 +42,7 @@ class RunState:
     released: Parameters | None = None
     decision: Memory = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
+    agreed: Agreed | None = None
     experiment: str = ""
     best_round: int = 0
     best_parameters: Parameters | None = None
@@ -63,6 +66,7 @@ def save_state(folder: Path, state: RunState) -> None:
         (_MEMORY, state.memory),
         (_DECISION, state.decision),
         (_BEST_DECISION, state.best_decision),
+        (_AGREED, state.agreed.change if state.agreed is not None else {}),
     ):
         tensors |= {prefix + name: array for name, array in kept.items()}
     if state.best_parameters is not None and state.best_round != state.round:
@@ -75,6 +79,7 @@ def save_state(folder: Path, state: RunState) -> None:
         "record": state.record,
         "best_record": state.best_record,
         "names": list(state.parameters),
+        "agreed": None if state.agreed is None else [state.agreed.name, state.agreed.base],
     }
     write_atomically(
         folder / CHECKPOINT,
@@ -111,6 +116,7 @@ def load_state(folder: Path) -> RunState | None:
             memory=_below(tensors, _MEMORY),
             decision=_below(tensors, _DECISION),
             best_decision=_below(tensors, _BEST_DECISION),
+            agreed=_agreed(fields.get("agreed"), _below(tensors, _AGREED)),
             experiment=fields["experiment"],
             best_round=fields["best_round"],
             best_parameters=best,
@@ -149,6 +155,10 @@ def decision_of(path: Path) -> Memory:
 def model_file(folder: Path, name: str) -> Path:
     """Where a run keeps a model: ``best`` or ``last``."""
     return folder / "models" / f"{name}.safetensors"
+
+
+def _agreed(names: list[str] | None, change: Memory) -> Agreed | None:
+    return None if names is None else Agreed(name=names[0], base=names[1], change=change)
 
 
 def _below(tensors: Mapping[str, NDArray[Any]], prefix: str) -> Memory:

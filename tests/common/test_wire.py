@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord
 from fedmed_common import wire
 from fedmed_common.errors import WireError
 from fedmed_common.metrics import Mean
+from fedmed_common.wire_arrays import packed
 
 PARAMETERS = {"z": np.array([[1.5, -0.0]], np.float32), "a": np.zeros((), np.float32)}
 
@@ -36,8 +37,8 @@ def test_packed_parameters_can_be_shared() -> None:
     order = wire.Order(
         kind=wire.Kind.TRAIN, run="r", round=1, attempt=0, experiment="{}", parameters=PARAMETERS
     )
-    packed = wire.pack_parameters(PARAMETERS)
-    assert wire.pack_order(order, packed).array_records == wire.pack_order(order).array_records
+    record = packed(PARAMETERS)
+    assert wire.pack_order(order, record).array_records == wire.pack_order(order).array_records
 
 
 def test_a_reply_comes_back() -> None:

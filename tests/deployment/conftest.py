@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmed_common.config import Compression
 from fedmed_common.loading import load_experiment
 from fedmed_simulations.phantom.plan import plan_federation
 from fedmed_simulations.phantom.settings import PhantomSettings
@@ -38,6 +39,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "rounds": 2,
         "train": shipped.train.model_copy(update={"steps": 2}),
         "model": shipped.model.model_copy(update={"channels": (4, 8)}),
+        "compression": Compression(up="int8", down="int8", zstd=True),
     }
     write_experiment(shipped.model_copy(update=quick), folder / "federation", folder / "experiment.toml")
     faults = Faults(folder)

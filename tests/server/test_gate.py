@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmed_common import wire
-from fedmed_common.config import Task
+from fedmed_common.codecs import codec_of
+from fedmed_common.config import Compression, Task
 from fedmed_common.errors import RejectedReply
 from fedmed_common.metrics import Mean
 from fedmed_server import gate
@@ -34,6 +35,7 @@ EXPECTED = gate.Expected(
     norm_limit=100.0,
 )
 DELTA = {"conv.weight": np.ones((4, 3), np.float32), "conv.bias": np.ones(4, np.float32)}
+DELTA_SIZE = 16
 
 
 def _reply(**changes: object) -> wire.Reply:
@@ -56,6 +58,44 @@ def test_a_good_reply_passes() -> None:
     reply = gate.admit(_packed(), EXPECTED)
     assert list(reply.delta) == list(DELTA)
     np.testing.assert_array_equal(reply.delta["conv.weight"], DELTA["conv.weight"])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"up": "bf16"}, {"up": "int8"}, {"up": "top"}, {"up": "top", "zstd": True}]
+)
+def test_an_encoded_update_is_read_and_no_other(settings: dict[str, object]) -> None:
+    compression = Compression.model_validate(settings)
+    assert compression.up is not None
+    codec = codec_of(compression.up, compression)
+    expected = replace(EXPECTED, codec=codec)
+    sent = codec.encode(DELTA)
+    reply = gate.admit(_packed(delta=sent), expected)
+    read = codec.decode(sent, TEMPLATE)
+    assert list(reply.delta) == list(TEMPLATE)
+    assert all(reply.delta[name].tobytes() == array.tobytes() for name, array in read.items())
+    name, array = next(iter(sent.items()))
+    longer = np.zeros(len(array) + 1000, array.dtype)
+    for spoilt in (
+        DELTA,
+        {**sent, name: longer},
+        {**sent, name: array.astype(np.float64)},
+        {**sent, "x": array},
+    ):
+        with pytest.raises(RejectedReply):
+            gate.admit(_packed(delta=spoilt), expected)
+    with pytest.raises(RejectedReply, match="parameter"):
+        gate.admit(_packed(delta=sent), EXPECTED)
+
+
+def test_an_encoded_update_is_held_to_the_same_limits() -> None:
+    compression = Compression(up="bf16")
+    codec = codec_of("bf16", compression)
+    expected = replace(EXPECTED, codec=codec)
+    for value, reason in ((1e30, "update too large"), (np.inf, "non-finite parameters")):
+        spoilt = {"/numbers": np.array(DELTA_SIZE * [value], np.float32).view(np.uint32)}
+        spoilt["/numbers"] = (spoilt["/numbers"] >> 16).astype(np.uint16)
+        with pytest.raises(RejectedReply, match=reason):
+            gate.admit(_packed(delta=spoilt), expected)
 
 
 def test_a_refusal_passes_with_its_code_and_rule() -> None:

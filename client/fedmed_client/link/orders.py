@@ -266,9 +266,10 @@ def _asks_the_same(message: Message, order: wire.Order) -> bool:
         other = wire.unpack_order(message.content, wire.Kind(message.metadata.message_type))
     except (ValueError, WireError):
         return False
-    bare = replace(other, attempt=order.attempt, parameters={})
-    return (
-        bare == replace(order, parameters={})
-        and list(other.parameters) == list(order.parameters)
+    bare = replace(other, attempt=order.attempt, base="", parameters={}, encoded={})
+    if bare != replace(order, base="", parameters={}, encoded={}):
+        return False
+    return bool(order.model) or (
+        list(other.parameters) == list(order.parameters)
         and all(np.array_equal(array, order.parameters[name]) for name, array in other.parameters.items())
     )

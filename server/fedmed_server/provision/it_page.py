@@ -29,6 +29,8 @@ ORDER_TOLD: Told = {
         "secure",
     ): "where sums are computed securely: the other sites' public keys, and what they sealed for this site",
     ("parameters",): "the model's numbers",
+    ("encoded",): "in their place, where the site has the model before: what has changed since, rounded",
+    ("model", "base"): "random names of the model, and of the one that the changes are of",
     ("down",): "what the strategy sends beside them, as sums over all sites",
 }
 """Fields of the wire's Order, in words."""

@@ -1,0 +1,76 @@
+"""Arrays on the wire: Flower's NPY buffers, which are compared with what is expected before anything is read of them."""
+
+from __future__ import annotations
+
+import io
+import math
+import tokenize
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+
+from fedmed_common.errors import WireError
+from fedmed_common.squeezing import SQUEEZED
+
+Types = frozenset[np.dtype[Any]]
+FLOAT32: Types = frozenset({np.dtype(np.float32)})
+ENCODED: Types = FLOAT32 | {np.dtype(kind) for kind in (np.uint32, np.uint16, np.uint8, np.int8)}
+"""Of what codecs make of float32."""
+_HEADER_LIMIT = 512
+
+
+def packed(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Arrays as Flower carries them; make it once and share it between the orders of a round."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def matched(arrays: Mapping[str, Array], template: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays, which are like the template's.
+
+    Raises:
+        WireError: they are not.
+    """
+    if list(arrays) != list(template):
+        raise WireError("parameter names")
+    return {
+        name: _array(arrays[name], expected, at_most=name == SQUEEZED) for name, expected in template.items()
+    }
+
+
+def _array(array: Array, expected: NDArray[Any], *, at_most: bool = False) -> NDArray[Any]:
+    """Decode an array like the expected one; sizes are compared before anything is read. ``at_most``: it is a row, and may be
+    shorter."""
+    size = len(array.data)
+    if size > expected.nbytes + _HEADER_LIMIT or (size < expected.nbytes and not at_most):
+        raise WireError("parameter size")
+    return read(array, frozenset({expected.dtype}), None if at_most else expected.shape)
+
+
+def read(array: Array, types: Types, expected: tuple[int, ...] | None = None) -> NDArray[Any]:
+    """Decode one NPY buffer.
+
+    Raises:
+        WireError: it is none, or not of these types, or not of the expected shape.
+    """
+    data = array.data
+    if array.stype != "numpy.ndarray" or not isinstance(data, bytes):
+        raise WireError("parameter encoding")
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise WireError("parameter encoding")
+        shape, fortran, kind = np.lib.format.read_array_header_1_0(stream, max_header_size=_HEADER_LIMIT)
+    except (ValueError, TypeError, SyntaxError, EOFError, tokenize.TokenError):
+        raise WireError("parameter encoding") from None
+    if kind not in types or (fortran and len(shape) > 1):
+        raise WireError("parameter type")
+    if expected is not None and shape != expected:
+        raise WireError("parameter shape")
+    if any(type(size) is not int or size < 0 for size in shape):
+        raise WireError("parameter shape")
+    if len(data) - stream.tell() != math.prod(shape) * kind.itemsize:
+        raise WireError("parameter size")
+    return np.frombuffer(data, kind, offset=stream.tell()).reshape(shape)
