@@ -15,20 +15,16 @@ from __future__ import annotations
 import os
 import statistics
 import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pages
-import tomli_w
+import runs
 
 from fedmed_common.metrics import Metrics, class_mean, merge
-from fedmed_server import history
-from fedmed_server.history import RunEnded
 
-FEDMED = str(Path(sys.executable).with_name("fedmed"))
 EPSILONS = (None, 8, 3, 1)
 ROUNDS, STEPS = 10, 3
 SITES, PATIENTS, SHAPE = 6, 96, "48,48,24"
@@ -89,20 +85,14 @@ def draw(
         return
     options = ["--sites", sites, "--patients", patients, "--shape", SHAPE, "--seed", seed]
     options += ["--imbalance", imbalance, "--alpha", alpha, "--unannotated", 0]
-    command = [FEDMED, "phantom", folder / name, *options]
+    command = [runs.FEDMED, "phantom", folder / name, *options]
     subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
 
 
 def carry_out(folder: Path, name: str, document: dict[str, Any]) -> None:
     """One run, where it is not there yet."""
-    if _done(folder, name) is not None:
-        return
-    file = folder / f"{name}.toml"
-    rounds = document["rounds"]
-    file.write_text(tomli_w.dumps(document | {"name": name, "federation": {"evaluate_every": rounds}}))
-    command = [FEDMED, "simulate", str(file), "--runs", str(folder / "runs")]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    print(name, f"{class_mean(_tested(folder, name) or {}, 'dice'):.3f}", flush=True)
+    if runs.simulate(folder, name, document | {"federation": {"evaluate_every": document["rounds"]}}):
+        print(name, f"{class_mean(_tested(folder, name) or {}, 'dice'):.3f}", flush=True)
 
 
 def on_public_patients(folder: Path, data: str) -> dict[str, Any]:
@@ -181,7 +171,7 @@ def _plain(folder: Path, data: str, federation: str) -> dict[str, Any]:
 
 
 def _start(folder: Path, data: str) -> dict[str, Any]:
-    done = _done(folder, f"{data}-public")
+    done = runs.done(folder, f"{data}-public")
     if done is None:
         raise SystemExit(f"{data}-public did not end")
     return {"weights": str(done[0] / "models" / "last.safetensors")}
@@ -193,18 +183,9 @@ def _name(data: str, seed: int, row: Row) -> str:
     return f"{data}-{seed}-{promise}-{recipe}" + ("-secure" if secure else "")
 
 
-def _done(folder: Path, name: str) -> tuple[Path, RunEnded] | None:
-    """The run's folder and its last line, where it is done."""
-    for file in sorted((folder / "runs").glob(f"20*-??????-{name}-????/{history.FILE}")):
-        *_, last = history.read(file)
-        if isinstance(last, RunEnded) and last.status == "completed":
-            return file.parent, last
-    return None
-
-
 def _tested(folder: Path, name: str) -> Metrics | None:
     """The last round's model on the test patients of all sites."""
-    done = _done(folder, name)
+    done = runs.done(folder, name)
     return None if done is None else merge(result.means() for result in done[1].test["last"])
 
 
@@ -241,10 +222,10 @@ def page(folder: Path, data: list[str], seeds: list[int]) -> list[str]:
     return [*lines, ""]
 
 
-def _cell(folder: Path, runs: list[str], classes: Sequence[str]) -> str:
+def _cell(folder: Path, names: list[str], classes: Sequence[str]) -> str:
     values = []
-    for run in runs:
-        metrics = _tested(folder, run)
+    for name in names:
+        metrics = _tested(folder, name)
         if metrics is None:
             return "not run"
         each = [metrics[f"dice/{name}"].value for name in classes if f"dice/{name}" in metrics]

@@ -27,7 +27,7 @@ def _permit_two(file: Path) -> str:
 def test_killed_in_every_stage_the_secret_sum_is_that_of_a_simulation(running, tmp_path: Path) -> None:
     consortium, (one, other) = running.consortium, running.consortium.names
     document = tomllib.loads(running.experiment.read_text())
-    document["secure_aggregation"] = {"dropouts": 0}
+    document["secure_aggregation"], document["compression"] = {"dropouts": 0}, {"down": "int8"}
     secret = tmp_path / "secret.toml"
     secret.write_text(tomli_w.dumps(document))
     homes = [consortium.site(name) for name in consortium.names]
