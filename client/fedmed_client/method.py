@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -115,9 +116,7 @@ class Method:
         anchor = self._start(keep_own=personal is not None and personal.mode == "layers")
         return Work(
             model=self.bench.model,
-            anchor={
-                name: torch.from_numpy(np.array(anchor[name])).to(device) for name in self.layers.trained
-            },
+            anchor=_Tensors(anchor, self.layers.trained, device),
             layers=self.layers,
             kind="segmentation" if experiment.task.name == "segmentation" else experiment.task.labels,
             presence=presence,
@@ -214,6 +213,26 @@ class Method:
         finally:
             model.train(training)
         return float(np.mean(losses))
+
+
+class _Tensors(Mapping[str, torch.Tensor]):
+    """Arrays as tensors, which are made when a piece first looks at one of them: most never do."""
+
+    def __init__(self, arrays: Parameters, names: Sequence[str], device: torch.device) -> None:
+        self._arrays, self._names, self._device = arrays, names, device
+
+    @cached_property
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(np.array(self._arrays[name])).to(self._device) for name in self._names}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def with_own(parameters: Parameters, memory: Mapping[str, NDArray[Any]]) -> Parameters:

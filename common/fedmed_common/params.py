@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ Parameters = dict[str, NDArray[np.float32]]
 """Every floating-point tensor of a model's state, by name. Integer buffers (BatchNorm's step counter) stay where they are."""
 
 _MEAN, _VARIANCE = "running_mean", "running_var"
+_BLOCK = 1 << 15
 
 
 def from_model(model: torch.nn.Module) -> Parameters:
@@ -44,7 +45,10 @@ def to_model(parameters: Mapping[str, NDArray[np.float32]], model: torch.nn.Modu
         raise WireError("the parameters are not those of this experiment's network")
     with torch.no_grad():
         for name, tensor in floating.items():
-            tensor.copy_(torch.tensor(parameters[name]))
+            if tensor.device.type == "cpu" and tensor.dtype == torch.float32:
+                np.copyto(tensor.numpy(), parameters[name])
+            else:
+                tensor.copy_(torch.tensor(parameters[name]))
 
 
 def trained(model: torch.nn.Module) -> tuple[str, ...]:
@@ -83,8 +87,27 @@ def norm(parameters: Mapping[str, NDArray[np.float32]]) -> float:
 
     Not by BLAS, whose threads go on spinning for a while and would slow down the training that follows.
     """
-    flat = (array.ravel().astype(np.float64) for array in parameters.values())
-    return math.sqrt(sum(float(np.einsum("i,i->", values, values)) for values in flat))
+    wide = np.empty(_BLOCK, np.float64)
+    squares = 0.0
+    for block in _blocks(parameters):
+        values = wide[: block.size]
+        np.copyto(values, block)
+        squares += float(np.einsum("i,i->", values, values))
+    return math.sqrt(squares)
+
+
+def rough_norm(parameters: Mapping[str, NDArray[np.float32]]) -> float:
+    """The same to about one part in a million, in a third of the time: to compare with a limit. Infinite above 1e19."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.sqrt(sum(float(np.einsum("i,i->", block, block)) for block in _blocks(parameters)))
+
+
+def _blocks(parameters: Mapping[str, NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """All numbers in pieces that a core's cache holds."""
+    for array in parameters.values():
+        flat = array.reshape(-1)
+        for first in range(0, flat.size, _BLOCK):
+            yield flat[first : first + _BLOCK]
 
 
 def count(parameters: Mapping[str, NDArray[np.float32]]) -> int:
@@ -100,10 +123,11 @@ class WeightedMean:
     """
 
     def __init__(self, template: Mapping[str, NDArray[np.float32]]) -> None:
-        self._sum: Parameters = {name: np.zeros_like(array) for name, array in template.items()}
+        self._sum: Parameters = {name: np.zeros(array.shape, array.dtype) for name, array in template.items()}
         self._squares = {
             name: np.zeros(array.shape, np.float64) for name, array in template.items() if is_variance(name)
         }
+        self._product = np.empty(_BLOCK, np.float32)
         self._weight = 0.0
 
     def add(self, update: Mapping[str, NDArray[np.float32]], weight: float) -> None:
@@ -114,22 +138,27 @@ class WeightedMean:
         """
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError(f"weight {weight} is not positive")
-        for name in self._sum:
-            self._sum[name] += update[name] * np.float32(weight)
+        for total, block in zip(
+            _blocks(self._sum), _blocks({name: update[name] for name in self._sum}), strict=True
+        ):
+            product = np.multiply(block, np.float32(weight), out=self._product[: block.size])
+            np.add(total, product, out=total)
         for name in self._squares:
             mean = name.removesuffix(_VARIANCE) + _MEAN
             self._squares[name] += weight * np.square(update[mean], dtype=np.float64)
         self._weight += weight
 
     def mean(self) -> Parameters:
-        """The weighted mean of what was added.
+        """The weighted mean of what was added, in the place of the sum: nothing can be added any more.
 
         Raises:
             ZeroDivisionError: nothing was added.
         """
         if not self._weight:
             raise ZeroDivisionError("the mean of no update")
-        means = {name: total / np.float32(self._weight) for name, total in self._sum.items()}
+        means, self._sum = self._sum, {}
+        for total in _blocks(means):
+            np.divide(total, np.float32(self._weight), out=total)
         for name, squares in self._squares.items():
             shift = means[name.removesuffix(_VARIANCE) + _MEAN].astype(np.float64)
             spread = np.maximum(squares / self._weight - np.square(shift), 0.0)

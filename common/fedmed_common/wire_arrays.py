@@ -24,7 +24,51 @@ _HEADER_LIMIT = 512
 
 def packed(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Arrays as Flower carries them; make it once and share it between the orders of a round."""
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    return ArrayRecord({name: _packed(array) for name, array in arrays.items()})
+
+
+def shelved(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The same arrays, read-only and laid out as they travel, so that they are not copied whenever they are packed.
+
+    They move one by one: no more than one of them is in memory twice, where the caller keeps none.
+    """
+    for name, array in arrays.items():
+        arrays[name] = read(_packed(array), frozenset({array.dtype}))
+    return arrays
+
+
+def _packed(array: NDArray[Any]) -> Array:
+    """As ``numpy.save`` lays it out, with one copy of the numbers, or none of those that lie so already."""
+    data = _travelling(array)
+    if data is None:
+        header = io.BytesIO()
+        form = {
+            "descr": np.lib.format.dtype_to_descr(array.dtype),
+            "fortran_order": False,
+            "shape": array.shape,
+        }
+        np.lib.format.write_array_header_1_0(header, form)
+        numbers = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        data = b"".join((header.getvalue(), numbers.data))
+    return Array(dtype=str(array.dtype), shape=array.shape, stype="numpy.ndarray", data=data)
+
+
+def _travelling(array: NDArray[Any]) -> bytes | None:
+    """The NPY buffer that the array is a view of all of, where there is one."""
+    behind = array.base
+    while isinstance(behind, np.ndarray):
+        behind = behind.base
+    if not isinstance(behind, bytes) or not array.flags.c_contiguous:
+        return None
+    try:
+        whole = read(
+            Array(dtype=str(array.dtype), shape=array.shape, stype="numpy.ndarray", data=behind),
+            frozenset({array.dtype}),
+        )
+    except WireError:
+        return None
+    same = whole.__array_interface__["data"][0] == array.__array_interface__["data"][0]
+    return behind if same and whole.shape == array.shape and whole.size else None
 
 
 def matched(arrays: Mapping[str, Array], template: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -19,7 +19,7 @@ from fedmed_common import wire
 from fedmed_common.codecs import Encoded, added, change_codec, encoded
 from fedmed_common.config import Experiment
 from fedmed_common.params import Parameters
-from fedmed_common.wire_arrays import packed
+from fedmed_common.wire_arrays import packed, shelved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +50,10 @@ def agree(
     """
     codec = change_codec(experiment)
     if codec is None:
-        return {**before, **changed}, None, {}
+        return {**before, **shelved(changed)}, None, {}
     change = {name: array - before[name] for name, array in changed.items()}
     sent, left = encoded(codec, change, memory)
-    new = {**before, **added(before, codec.decode(sent, change))}
+    new = {**before, **shelved(added(before, codec.decode(sent, change)))}
     agreed = Agreed(name=_new_name(), base="" if last is None else last.name, change=sent)
     return new, agreed, left
 

@@ -22,6 +22,7 @@ from fedmed_common.config import Experiment
 from fedmed_common.errors import CheckpointError, FedmedError, Interrupted, QuorumError, TransportLost
 from fedmed_common.files import write_atomically
 from fedmed_common.models import start_model
+from fedmed_common.wire_arrays import shelved
 from fedmed_server import agreement, history
 from fedmed_server.channel import Channel, Member, never
 from fedmed_server.cohort import Roll, call_roll
@@ -188,7 +189,7 @@ def _initial_state(request: RunRequest) -> tuple[RunState, torch.nn.Module]:
             f"{request.folder}: the experiment was changed after round {state.round} of it was done\n"
             "  fix: undo the change, or start a new run"
         )
-    return state, model
+    return replace(state, parameters=shelved(dict(state.parameters))), model
 
 
 def _frozen(model: torch.nn.Module, drawn: bool) -> str:

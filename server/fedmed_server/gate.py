@@ -186,7 +186,7 @@ def _check_privacy(reply: wire.Reply, expected: Expected) -> None:
 def _check_sums(sums: params.Parameters, expected: Expected) -> None:
     if bool(sums) != bool(expected.sums):
         raise RejectedReply("no sums")
-    length = params.norm(sums)
+    length = params.rough_norm(sums)
     if not math.isfinite(length):
         raise RejectedReply("non-finite sums")
     if length > expected.sums_limit:
@@ -217,7 +217,7 @@ def _check_facts(facts: wire.Facts | None, classes: tuple[str, ...]) -> None:
 def _check_delta(delta: params.Parameters, expected: Expected) -> None:
     if not delta:
         raise RejectedReply("no parameters")
-    length = params.norm(delta)
+    length = params.rough_norm(delta)
     if not math.isfinite(length):
         raise RejectedReply("non-finite parameters")
     if length > expected.norm_limit:

@@ -98,3 +98,38 @@ def test_parameters_of_another_model_are_refused(change: dict[str, np.ndarray]) 
     network = _network()
     with pytest.raises(WireError):
         params.to_model({**params.from_model(network), **change}, network)
+
+
+def test_lengths_in_pieces_are_those_of_the_whole() -> None:
+    rng = np.random.default_rng(3)
+    parameters = {
+        "long": rng.normal(0, 3, 100_001).astype(np.float32),
+        "odd": rng.normal(0, 1e-3, (7, 5)).astype(np.float32)[:, ::2],
+        "one": np.array(2.5, np.float32),
+        "none": np.zeros((0, 4), np.float32),
+    }
+    flat = np.concatenate([array.ravel() for array in parameters.values()]).astype(np.float64)
+    expected = float(np.sqrt(np.square(flat).sum()))
+    assert params.norm(parameters) == pytest.approx(expected, rel=1e-13)
+    assert params.rough_norm(parameters) == pytest.approx(expected, rel=1e-6)
+    for value in (np.nan, np.inf, 1e30):
+        assert not np.isfinite(params.rough_norm({**parameters, "bad": np.array([value], np.float32)}))
+
+
+def test_a_mean_in_pieces_is_that_of_whole_arrays() -> None:
+    rng = np.random.default_rng(4)
+    updates = [
+        {
+            "long": rng.normal(0, 1, (3, 50_000)).astype(np.float32),
+            "short": rng.normal(0, 1, 3).astype(np.float32),
+        }
+        for _ in range(3)
+    ]
+    mean = WeightedMean(updates[0])
+    expected = {name: np.zeros_like(array) for name, array in updates[0].items()}
+    for update, weight in zip(updates, (1.0, 0.3, 7.0), strict=True):
+        mean.add(update, weight)
+        for name in expected:
+            expected[name] += update[name] * np.float32(weight)
+    for name, array in mean.mean().items():
+        assert array.tobytes() == (expected[name] / np.float32(1.0 + 0.3 + 7.0)).tobytes()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,17 +78,22 @@ def test_machines_that_stop_or_lose_power_go_on_with_the_run(running) -> None:
 
 def test_a_stopped_run_goes_on_where_it_was(running) -> None:
     """One that the coordinator interrupts and resumes ends as if it had never stopped."""
-    consortium = running.consortium
+    consortium, site = running.consortium, running.consortium.names[0]
     home = ("--home", str(consortium.server))
+    held = Fault(role="worker", point="training", signal="SIGSTOP", round=2, site=site)
+    running.faults.plan(consortium, [held])
     consortium.wait_connected()
     run = consortium.launch(running.experiment)
 
     def state() -> str:
         return str(json.loads(consortium.fedmed("status", run, *home, "--json"))["state"])
 
-    consortium.wait_until(lambda: any(isinstance(r, RoundDone) for r in consortium.records(run)), "a round")
+    consortium.wait_until(lambda: running.faults.fired(held) is not None, "training in round 2")
     consortium.fedmed("stop", run, *home)
     consortium.wait_until(lambda: isinstance(list(consortium.records(run))[-1], RunEnded), "the last record")
+    worker = consortium.pid(consortium.site(site), "worker")
+    assert worker is not None
+    os.kill(worker, signal.SIGCONT)
     consortium.wait_until(lambda: state() == "interrupted", "the run's end")
     assert list(consortium.records(run))[-1].status == "interrupted"
     consortium.fedmed("resume", run, *home)

@@ -20,7 +20,7 @@ from fedmed_simulations.rehearsal.consortium import Consortium
 from fedmed_simulations.rehearsal.equality import difference
 
 Role = Literal["superlink", "serverapp", "link", "worker"]
-Signal = Literal["SIGKILL", "SIGTERM"]
+Signal = Literal["SIGKILL", "SIGTERM", "SIGSTOP"]
 ROLES: tuple[Role, ...] = ("superlink", "serverapp", "link", "worker")
 SIGNALS: tuple[Signal, ...] = ("SIGKILL", "SIGTERM")
 AT_A_SITE = frozenset({"training", "before-seal", "after-seal", "after-send"})
@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """End the process that has ``role`` with ``signal`` when ``point`` is reached in ``round``.
+    """End the process that has ``role`` with ``signal``, or hold it (SIGSTOP), when ``point`` is reached in ``round``.
 
     ``site``: whose process it is, for ``link`` and ``worker``; and at whose point, for the points at a site.
     """
