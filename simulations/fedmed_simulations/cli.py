@@ -6,6 +6,7 @@ import difflib
 import json
 import shlex
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,12 +47,19 @@ def simulate(
     tracking_uri: Annotated[
         str | None, typer.Option(help="MLflow address; absent: SQLite in the runs folder.")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Tell where the time went, and write profile.html. Inline only.")
+    ] = False,
 ) -> None:
     """Run a whole federation on this machine, through the apps that hospitals run."""
     from fedmed_common.loading import load_experiment
     from fedmed_server.names import check_start
     from fedmed_simulations.checks import check_experiment
 
+    if profile and engine != "inline":
+        raise ConfigError(
+            "--profile looks at one process", fix="leave --engine out, so that all sites work in it"
+        )
     file = experiment_file(experiment)
     loaded = load_experiment(file)
     check_experiment(loaded, file)
@@ -61,6 +69,7 @@ def simulate(
 
     from fedmed_server.folders import new_run_id
     from fedmed_simulations import runfolder
+    from fedmed_simulations.profiling import profiled
     from fedmed_simulations.run import carry_out_with_baselines
 
     changes: dict[str, object] = {} if seed is None else {"seed": seed}
@@ -71,7 +80,9 @@ def simulate(
     folder = runs.absolute() / new_run_id(loaded)
     baselines = tuple(dict.fromkeys(choice.value for choice in baseline or ()))
     runfolder.create(folder, loaded, runfolder.Plan(engine=engine, command=command, baselines=baselines))
-    carry_out_with_baselines(folder, Console())
+    console = Console()
+    with profiled(folder, console) if profile else nullcontext():
+        carry_out_with_baselines(folder, console)
 
 
 def resume(
