@@ -6,6 +6,7 @@ import io
 import math
 import tokenize
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ FLOAT32: Types = frozenset({np.dtype(np.float32)})
 ENCODED: Types = FLOAT32 | {np.dtype(kind) for kind in (np.uint32, np.uint16, np.uint8, np.int8)}
 """Of what codecs make of float32."""
 _HEADER_LIMIT = 512
+_PREAMBLE = 10
 
 
 def packed(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
@@ -102,19 +104,31 @@ def read(array: Array, types: Types, expected: tuple[int, ...] | None = None) ->
     data = array.data
     if array.stype != "numpy.ndarray" or not isinstance(data, bytes):
         raise WireError("parameter encoding")
-    stream = io.BytesIO(data)
-    try:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise WireError("parameter encoding")
-        shape, fortran, kind = np.lib.format.read_array_header_1_0(stream, max_header_size=_HEADER_LIMIT)
-    except (ValueError, TypeError, SyntaxError, EOFError, tokenize.TokenError):
-        raise WireError("parameter encoding") from None
+    begins = _PREAMBLE + int.from_bytes(data[_PREAMBLE - 2 : _PREAMBLE], "little")
+    if not begins <= min(len(data), _PREAMBLE + _HEADER_LIMIT):
+        raise WireError("parameter encoding")
+    shape, fortran, kind = _header(data[:begins])
     if kind not in types or (fortran and len(shape) > 1):
         raise WireError("parameter type")
     if expected is not None and shape != expected:
         raise WireError("parameter shape")
     if any(type(size) is not int or size < 0 for size in shape):
         raise WireError("parameter shape")
-    if len(data) - stream.tell() != math.prod(shape) * kind.itemsize:
+    if len(data) - begins != math.prod(shape) * kind.itemsize:
         raise WireError("parameter size")
-    return np.frombuffer(data, kind, offset=stream.tell()).reshape(shape)
+    return np.frombuffer(data, kind, offset=begins).reshape(shape)
+
+
+@lru_cache(4096)
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type that an NPY buffer's first bytes tell. All replies to an order begin their arrays alike."""
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise WireError("parameter encoding")
+        found: tuple[tuple[int, ...], bool, np.dtype[Any]] = np.lib.format.read_array_header_1_0(
+            stream, max_header_size=_HEADER_LIMIT
+        )
+    except (ValueError, TypeError, SyntaxError, EOFError, tokenize.TokenError):
+        raise WireError("parameter encoding") from None
+    return found
