@@ -27,7 +27,7 @@ from flwr.clientapp import ClientApp
 from fedmed_common import wire
 from fedmed_common.config import Experiment
 from fedmed_common.metrics import Mean
-from fedmed_common.wire_arrays import shelved
+from fedmed_common.wire_arrays import layout, matched, shelved
 from fedmed_server.channel import Channel, Member
 from fedmed_server.history import SiteFacts
 from fedmed_server.rounds import run_round
@@ -102,9 +102,9 @@ def measured(sites: int, parameters: int, repeats: int) -> str:
         seconds.append(time.perf_counter() - began - site.seconds)
     assert result is not None
     peak = (_memory("VmHWM") - before) / size
-    for name, array in site.update().items():
+    for name, sent in matched(site.update(), state.parameters).items():
         change = result.state.parameters[name] - state.parameters[name]
-        np.testing.assert_allclose(change, array.numpy(), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(change, sent, rtol=1e-3, atol=1e-5)
     del result, state
     aggregated, copied = sites * size / statistics.median(seconds), size / _copy_seconds(parameters, repeats)
     return (
@@ -142,6 +142,7 @@ class Site:
     def __init__(self, parameters: int) -> None:
         some = np.random.default_rng(1).normal(0, 1e-3, PATTERN).astype(np.float32)
         self.pattern, self.parameters, self.seconds = some.tobytes(), parameters, 0.0
+        self.layout = layout(_arrays(parameters, 0))
 
     def app(self) -> ClientApp:
         """All sites' side of Flower."""
@@ -151,15 +152,13 @@ class Site:
 
     def update(self) -> ArrayRecord:
         """As a site sends it."""
-        arrays = {}
-        for name, size in _layers(self.parameters).items():
-            header = io.BytesIO()
-            form = {"descr": "<f4", "fortran_order": False, "shape": (size,)}
-            np.lib.format.write_array_header_1_0(header, form)
-            numbers = memoryview(self.pattern * (size // PATTERN + 1))[: 4 * size]
-            data = b"".join((header.getvalue(), numbers))
-            arrays[name] = Array(dtype="float32", shape=(size,), stype="numpy.ndarray", data=data)
-        return ArrayRecord(arrays)
+        whole = io.BytesIO()
+        form = {"descr": "<f4", "fortran_order": False, "shape": (self.parameters,)}
+        np.lib.format.write_array_header_1_0(whole, form)
+        whole.writelines([self.pattern] * (self.parameters // PATTERN))
+        whole.write(self.pattern[: 4 * (self.parameters % PATTERN)])
+        row = Array(dtype="float32", shape=(self.parameters,), stype="numpy.ndarray", data=whole.getvalue())
+        return ArrayRecord({self.layout: row})
 
     def _answer(self, message: Message, context: Context) -> Message:
         began = time.perf_counter()

@@ -21,7 +21,7 @@ from fedmed_common.errors import WireError
 from fedmed_common.metrics import Mean, Metrics
 from fedmed_common.params import Parameters
 from fedmed_common.receipts import Receipt
-from fedmed_common.wire_arrays import ENCODED, FLOAT32, Types, matched, packed, read
+from fedmed_common.wire_arrays import ENCODED, FLOAT32, Types, matched, packed, unpacked
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 VERSION = 6
@@ -327,8 +327,7 @@ def _secure(record: RecordDict) -> str:
 
 
 def _any_arrays(record: RecordDict, name: str, types: Types = FLOAT32) -> dict[str, NDArray[Any]]:
-    arrays: Mapping[str, Array] = _part(record, name, ArrayRecord) or {}
-    return {name: read(array, types) for name, array in arrays.items()}
+    return unpacked(_part(record, name, ArrayRecord) or {}, types)
 
 
 def _metrics(record: RecordDict) -> Metrics:

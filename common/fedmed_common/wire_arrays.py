@@ -1,12 +1,18 @@
-"""Arrays on the wire: Flower's NPY buffers, which are compared with what is expected before anything is read of them."""
+"""Arrays on the wire: Flower's NPY buffers, which are compared with what is expected before anything is read of them.
+
+Arrays of float32 travel as one row, whose name in the record says their names and shapes: a network has hundreds, and each array
+of Flower's costs both sides time and, between hospitals, calls.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,57 +26,29 @@ Types = frozenset[np.dtype[Any]]
 FLOAT32: Types = frozenset({np.dtype(np.float32)})
 ENCODED: Types = FLOAT32 | {np.dtype(kind) for kind in (np.uint32, np.uint16, np.uint8, np.int8)}
 """Of what codecs make of float32."""
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 _HEADER_LIMIT = 512
 _PREAMBLE = 10
 
 
 def packed(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Arrays as Flower carries them; make it once and share it between the orders of a round."""
-    return ArrayRecord({name: _packed(array) for name, array in arrays.items()})
+    if not _is_row(arrays):
+        return ArrayRecord({name: _array_of([array], array.shape) for name, array in arrays.items()})
+    data = _row_behind(arrays)
+    row = (
+        _array_of(arrays.values(), (_size(arrays),))
+        if data is None
+        else _flower(np.float32, (_size(arrays),), data)
+    )
+    return ArrayRecord({layout(arrays): row})
 
 
-def shelved(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The same arrays, read-only and laid out as they travel, so that they are not copied whenever they are packed.
-
-    They move one by one: no more than one of them is in memory twice, where the caller keeps none.
-    """
-    for name, array in arrays.items():
-        arrays[name] = read(_packed(array), frozenset({array.dtype}))
-    return arrays
-
-
-def _packed(array: NDArray[Any]) -> Array:
-    """As ``numpy.save`` lays it out, with one copy of the numbers, or none of those that lie so already."""
-    data = _travelling(array)
-    if data is None:
-        header = io.BytesIO()
-        form = {
-            "descr": np.lib.format.dtype_to_descr(array.dtype),
-            "fortran_order": False,
-            "shape": array.shape,
-        }
-        np.lib.format.write_array_header_1_0(header, form)
-        numbers = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        data = b"".join((header.getvalue(), numbers.data))
-    return Array(dtype=str(array.dtype), shape=array.shape, stype="numpy.ndarray", data=data)
-
-
-def _travelling(array: NDArray[Any]) -> bytes | None:
-    """The NPY buffer that the array is a view of all of, where there is one."""
-    behind = array.base
-    while isinstance(behind, np.ndarray):
-        behind = behind.base
-    if not isinstance(behind, bytes) or not array.flags.c_contiguous:
-        return None
-    try:
-        whole = read(
-            Array(dtype=str(array.dtype), shape=array.shape, stype="numpy.ndarray", data=behind),
-            frozenset({array.dtype}),
-        )
-    except WireError:
-        return None
-    same = whole.__array_interface__["data"][0] == array.__array_interface__["data"][0]
-    return behind if same and whole.shape == array.shape and whole.size else None
+def shelved(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """The same arrays, read-only and laid out as they travel, so that they are not copied whenever they are packed."""
+    if not _size(arrays):
+        return dict(arrays)
+    return _split(_read(_array_of(arrays.values(), (_size(arrays),)), FLOAT32), _shapes(arrays))
 
 
 def matched(arrays: Mapping[str, Array], template: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -79,23 +57,138 @@ def matched(arrays: Mapping[str, Array], template: Mapping[str, NDArray[Any]]) -
     Raises:
         WireError: they are not.
     """
+    if _is_row(template):
+        if list(arrays) != [layout(template)]:
+            raise WireError("parameter names")
+        (row,) = arrays.values()
+        size = _size(template)
+        return _split(_expected(row, np.broadcast_to(np.float32(0), (size,))), _shapes(template))
     if list(arrays) != list(template):
         raise WireError("parameter names")
     return {
-        name: _array(arrays[name], expected, at_most=name == SQUEEZED) for name, expected in template.items()
+        name: _expected(arrays[name], expected, at_most=name == SQUEEZED)
+        for name, expected in template.items()
     }
 
 
-def _array(array: Array, expected: NDArray[Any], *, at_most: bool = False) -> NDArray[Any]:
+def unpacked(arrays: Mapping[str, Array], types: Types = FLOAT32) -> dict[str, NDArray[Any]]:
+    """Arrays that are as the record says: a row of float32, or arrays of the other types.
+
+    Raises:
+        WireError: they are not.
+    """
+    if types != FLOAT32:
+        return {name: _read(array, types) for name, array in arrays.items()}
+    found: dict[str, NDArray[Any]] = {}
+    for name, array in arrays.items():
+        shapes, row = _laid_out(name), _read(array, FLOAT32)
+        if row.shape != (sum(math.prod(shape) for _, shape in shapes),):
+            raise WireError("parameter size")
+        found |= _split(row, shapes)
+    return found
+
+
+def layout(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Names and shapes, as the name of the row of all their numbers."""
+    return _layout(_shapes(arrays))
+
+
+@lru_cache(64)
+def _layout(shapes: Shapes) -> str:
+    return json.dumps(shapes, separators=(",", ":"))
+
+
+@lru_cache(64)
+def _laid_out(text: str) -> Shapes:
+    try:
+        shapes = tuple((name, tuple(shape)) for name, shape in json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        raise WireError("parameter names") from None
+    for name, shape in shapes:
+        if not isinstance(name, str) or any(type(size) is not int or size < 0 for size in shape):
+            raise WireError("parameter names")
+    if len(dict(shapes)) != len(shapes):
+        raise WireError("parameter names")
+    return shapes
+
+
+def _shapes(arrays: Mapping[str, NDArray[Any]]) -> Shapes:
+    return tuple((name, array.shape) for name, array in arrays.items())
+
+
+def _size(arrays: Mapping[str, NDArray[Any]]) -> int:
+    return sum(array.size for array in arrays.values())
+
+
+def _is_row(arrays: Mapping[str, NDArray[Any]]) -> bool:
+    return bool(arrays) and all(array.dtype == np.float32 for array in arrays.values())
+
+
+def _split(row: NDArray[Any], shapes: Shapes) -> dict[str, NDArray[Any]]:
+    """Views of the row in these shapes."""
+    ends = np.cumsum([0, *(math.prod(shape) for _, shape in shapes)]).tolist()
+    return {
+        name: row[first:last].reshape(shape)
+        for (name, shape), (first, last) in zip(shapes, pairwise(ends), strict=True)
+    }
+
+
+def _array_of(parts: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> Array:
+    """The parts' numbers behind each other, as ``numpy.save`` lays them out, with one copy of them."""
+    parts = list(parts)
+    header = io.BytesIO()
+    form = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, form)
+    numbers = (np.ascontiguousarray(part).reshape(-1).view(np.uint8).data for part in parts)
+    return _flower(parts[0].dtype, shape, b"".join((header.getvalue(), *numbers)))
+
+
+def _flower(kind: Any, shape: tuple[int, ...], data: bytes) -> Array:
+    return Array(dtype=str(np.dtype(kind)), shape=shape, stype="numpy.ndarray", data=data)
+
+
+def _row_behind(arrays: Mapping[str, NDArray[Any]]) -> bytes | None:
+    """The NPY buffer of which the arrays are one part after the other, and all of it, where there is one."""
+    filled = [array for array in arrays.values() if array.size]
+    data = _bytes_behind(filled[0]) if filled else None
+    if data is None:
+        return None
+    try:
+        row = _read(_flower(np.float32, (_size(arrays),), data), FLOAT32)
+    except WireError:
+        return None
+    if row.shape != (_size(arrays),):
+        return None
+    place = _address(row)
+    for array in filled:
+        if not array.flags.c_contiguous or _address(array) != place or _bytes_behind(array) is not data:
+            return None
+        place += array.nbytes
+    return data
+
+
+def _bytes_behind(array: NDArray[Any]) -> bytes | None:
+    behind = array.base
+    while isinstance(behind, np.ndarray):
+        behind = behind.base
+    return behind if isinstance(behind, bytes) else None
+
+
+def _address(array: NDArray[Any]) -> int:
+    place: int = array.__array_interface__["data"][0]
+    return place
+
+
+def _expected(array: Array, expected: NDArray[Any], *, at_most: bool = False) -> NDArray[Any]:
     """Decode an array like the expected one; sizes are compared before anything is read. ``at_most``: it is a row, and may be
     shorter."""
     size = len(array.data)
     if size > expected.nbytes + _HEADER_LIMIT or (size < expected.nbytes and not at_most):
         raise WireError("parameter size")
-    return read(array, frozenset({expected.dtype}), None if at_most else expected.shape)
+    return _read(array, frozenset({expected.dtype}), None if at_most else expected.shape)
 
 
-def read(array: Array, types: Types, expected: tuple[int, ...] | None = None) -> NDArray[Any]:
+def _read(array: Array, types: Types, expected: tuple[int, ...] | None = None) -> NDArray[Any]:
     """Decode one NPY buffer.
 
     Raises:

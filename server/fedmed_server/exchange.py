@@ -131,9 +131,11 @@ class _Exchange:
     def answers(self) -> Iterator[Answer]:
         if isinstance(self._grid, Guarded):
             sent = self._template or {}
-            template = {**(self._codec.forms(sent) if self._codec else sent), **self._extras.sums}
-            size = sum(array.nbytes for array in template.values()) + fixed_point.BYTES * self._extras.masked
-            self._grid.set_limit(size, len(template) + bool(self._extras.masked))
+            forms = self._codec.forms(sent) if self._codec else sent
+            arrays = (*forms.values(), *self._extras.sums.values())
+            size = sum(array.nbytes for array in arrays) + fixed_point.BYTES * self._extras.masked
+            most = (len(forms) if self._codec else 1) + bool(self._extras.sums) + bool(self._extras.masked)
+            self._grid.set_limit(size, most)
         self._connected = self._channel.through(self._activated, self._end)
         for part in self._parts:
             if not self._is_revoked(part):

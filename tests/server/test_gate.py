@@ -16,6 +16,7 @@ from fedmed_common.codecs import codec_of
 from fedmed_common.config import Compression, Task
 from fedmed_common.errors import RejectedReply
 from fedmed_common.metrics import Mean
+from fedmed_common.wire_arrays import layout
 from fedmed_server import gate
 
 TASK = Task(classes=("liver",))
@@ -166,8 +167,8 @@ def test_an_evaluation_must_not_carry_parameters() -> None:
 @given(st.binary(max_size=400))
 def test_no_bytes_get_through_or_raise_anything_else(data: bytes) -> None:
     record = _packed()
-    bias = Array(dtype="float32", shape=(4,), stype="numpy.ndarray", data=data)
-    record["parameters"] = ArrayRecord({"conv.weight": Array(DELTA["conv.weight"]), "conv.bias": bias})
+    row = Array(dtype="float32", shape=(16,), stype="numpy.ndarray", data=data)
+    record["parameters"] = ArrayRecord({layout(DELTA): row})
     with pytest.raises(RejectedReply):
         gate.admit(record, EXPECTED)
 

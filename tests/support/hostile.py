@@ -21,6 +21,7 @@ from superlink import Parcel
 
 from fedmed_common import wire
 from fedmed_common.metrics import Mean
+from fedmed_common.wire_arrays import layout, packed
 
 Spoil = Callable[[wire.Reply], RecordDict]
 Tamper = Callable[[Parcel], Parcel]
@@ -37,32 +38,49 @@ def _array(value: np.ndarray, **changes: object) -> Array:
 
 def _fortran(value: np.ndarray) -> Array:
     stream = io.BytesIO()
-    np.save(stream, np.asfortranarray(value), allow_pickle=False)
+    np.save(stream, np.asfortranarray(value.reshape(2, -1)), allow_pickle=False)
     return _array(value, data=stream.getvalue())
 
 
-def _swap(make: Callable[[np.ndarray], Array], largest: bool = False) -> Spoil:
-    """Another array in the place of the smallest, or the largest."""
+def _swap(make: Callable[[np.ndarray], Array]) -> Spoil:
+    """Another array in the place of the row of all numbers."""
 
     def spoil(reply: wire.Reply) -> RecordDict:
-        chosen = (max if largest else min)(reply.delta, key=lambda name: reply.delta[name].size)
         record = wire.pack_reply(reply)
-        record["parameters"] = ArrayRecord(
-            {name: make(value) if name == chosen else Array(value) for name, value in reply.delta.items()}
-        )
+        record["parameters"] = ArrayRecord({layout(reply.delta): make(_row(reply))})
         return record
 
     return spoil
+
+
+def _row(reply: wire.Reply) -> np.ndarray:
+    return np.concatenate([array.ravel() for array in reply.delta.values()])
 
 
 def _bytes(change: Callable[[bytes], bytes]) -> Spoil:
     return _swap(lambda value: _array(value, data=change(Array(value).data)))
 
 
-def _parameters(change: Callable[[dict[str, Array]], dict[str, Array]]) -> Spoil:
+def _parameters(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Spoil:
     def spoil(reply: wire.Reply) -> RecordDict:
         record = wire.pack_reply(reply)
-        record["parameters"] = ArrayRecord(change({name: Array(a) for name, a in reply.delta.items()}))
+        record["parameters"] = packed(change(dict(reply.delta)))
+        return record
+
+    return spoil
+
+
+def _named(reply: wire.Reply) -> RecordDict:
+    record = wire.pack_reply(reply)
+    record["parameters"] = ArrayRecord({name: Array(array) for name, array in reply.delta.items()})
+    return record
+
+
+def _more(count: int) -> Spoil:
+    def spoil(reply: wire.Reply) -> RecordDict:
+        record = wire.pack_reply(reply)
+        others = {f"x{number}": Array(np.ones(1, np.float32)) for number in range(count)}
+        record["parameters"] = ArrayRecord({**record.array_records["parameters"], **others})
         return record
 
     return spoil
@@ -116,14 +134,14 @@ RECORDS: dict[str, Spoil] = {
     "norm above the limit": _filled(1e9),
     "wrong shape": _swap(lambda value: Array(np.ones(value.size + 1, np.float32))),
     "broadcastable shape": _swap(lambda _value: Array(np.ones((), np.float32))),
-    "same size, other shape": _swap(lambda value: Array(value.reshape(*value.shape[::-1], 1)), largest=True),
+    "same size, other shape": _swap(lambda value: Array(value.reshape(-1, 1))),
     "double precision": _swap(lambda value: Array(value.astype(np.float64))),
     "half precision": _swap(lambda value: Array(value.astype(np.float16))),
     "complex": _swap(lambda value: Array(value.astype(np.complex64))),
     "strings": _swap(lambda value: Array(np.full(value.shape, "abcd"))),
     "big endian": _swap(lambda value: Array(value.astype(">f4"))),
     "integers of the same size": _swap(lambda value: Array(value.astype(np.int32))),
-    "fortran order": _swap(_fortran, largest=True),
+    "fortran order": _swap(_fortran),
     "not npy": _bytes(lambda data: b"x" * len(data)),
     "truncated": _bytes(lambda data: data[:-1]),
     "trailing bytes": _bytes(lambda data: data + b"\0"),
@@ -131,11 +149,14 @@ RECORDS: dict[str, Spoil] = {
     "empty bytes": _bytes(lambda _data: b""),
     "other serialisation": _swap(lambda value: _array(value, stype="pickle")),
     "missing parameter": _parameters(lambda arrays: dict(list(arrays.items())[1:])),
-    "extra parameter": _parameters(lambda arrays: {**arrays, "extra": Array(np.ones(1, np.float32))}),
+    "extra parameter": _parameters(lambda arrays: {**arrays, "extra": np.ones(1, np.float32)}),
     "other order of parameters": _parameters(lambda arrays: dict(reversed(arrays.items()))),
     "ten thousand parameters": _parameters(
-        lambda arrays: {**arrays, **{f"x{n}": Array(np.ones(1, np.float32)) for n in range(10_000)}}
+        lambda arrays: {**arrays, **{f"x{n}": np.ones(1, np.float32) for n in range(10_000)}}
     ),
+    "arrays of their own": _named,
+    "another array besides": _more(1),
+    "ten thousand arrays besides": _more(10_000),
     "no parameters": _with(delta={}),
     "another site": _with(site="beta"),
     "another run": _with(run="run-2"),
@@ -202,8 +223,10 @@ def records(draw: st.DrawFn, reply: wire.Reply) -> RecordDict:
             record[draw(st.sampled_from(_NAMES))] = ConfigRecord(words)
         else:
             arrays = dict(record.array_records.get("parameters", {}))
-            name = draw(st.sampled_from(list(reply.delta)))
-            record["parameters"] = ArrayRecord({**arrays, name: draw(_arrays(reply.delta[name]))})
+            name = draw(
+                st.sampled_from([layout(reply.delta), layout(dict(list(reply.delta.items())[:1])), "x"])
+            )
+            record["parameters"] = ArrayRecord({**arrays, name: draw(_arrays(_row(reply)))})
     return record
 
 

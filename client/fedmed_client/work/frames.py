@@ -6,6 +6,7 @@ neither side holds a large message more often than once, and no size is too larg
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -95,13 +96,13 @@ def _taking(frames: Iterator[bytes]) -> Callable[[int], bytes]:
     """A function that gives the next so many bytes; the announced ends of parts are ends of frames."""
 
     def take(size: int) -> bytes:
-        parts: list[bytes] = []
+        whole = io.BytesIO()
         while size > 0:
             frame = next(frames, b"")
-            parts.append(frame)
+            whole.write(frame)
             size -= len(frame) or size + 1
         if size:
             raise WireError("frame")
-        return b"".join(parts)
+        return whole.getvalue()
 
     return take

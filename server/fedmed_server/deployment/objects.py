@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -102,7 +103,8 @@ def _head(content: bytes) -> tuple[str, list[str]]:
 
 
 def _read_array(pull: Pull, content: bytes, parts: list[str], budget: Budget) -> Array:
-    """An array, each chunk charged as often as it occurs. Flower's own way to join the chunks takes the array once more."""
+    """An array, each chunk charged as often as it occurs, and put where it belongs as soon as it is there: Flower's own way to
+    join the chunks takes the array once more."""
     described = json.loads(get_object_body(content, Array))
     occurring = described["arraychunk_ids"]
     if not all(type(index) is int for index in occurring):
@@ -110,13 +112,22 @@ def _read_array(pull: Pull, content: bytes, parts: list[str], budget: Budget) ->
     times = Counter(occurring)
     if times.keys() != set(range(len(parts))) or len(set(parts)) != len(parts):
         raise RejectedReply(gate.UNREADABLE)
-    chunks: list[memoryview] = []
-    for index, part in enumerate(parts):
-        piece = pull(part)
-        if _head(piece) != (ArrayChunk.__qualname__, []):
-            raise RejectedReply(gate.UNREADABLE)
-        chunk = ArrayChunk.inflate(piece).data
-        budget.take(arrays=len(chunk) * times[index], objects=1)
-        chunks.append(chunk)
-    data = b"".join(chunks[index] for index in occurring)
-    return Array(described["dtype"], tuple(described["shape"]), described["stype"], data)
+    again: dict[int, memoryview] = {}
+    whole = io.BytesIO()
+    for index in occurring:
+        chunk = again.pop(index, None)
+        if chunk is None:
+            chunk = _chunk(pull(parts[index]))
+            budget.take(arrays=len(chunk) * times[index], objects=1)
+        times[index] -= 1
+        if times[index]:
+            again[index] = chunk
+        whole.write(chunk)
+    return Array(described["dtype"], tuple(described["shape"]), described["stype"], whole.getvalue())
+
+
+def _chunk(content: bytes) -> memoryview:
+    if _head(content) != (ArrayChunk.__qualname__, []):
+        raise RejectedReply(gate.UNREADABLE)
+    data: memoryview = ArrayChunk.inflate(content).data
+    return data

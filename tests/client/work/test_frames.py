@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message
+from flwr.app import Array, ArrayRecord, Error, Message
 from flwr.common.serde import message_to_proto
 
 from fedmed_client.work import frames
 from fedmed_common.errors import WireError
-from fedmed_common.wire_arrays import packed
 
 Ask = Callable[..., Message]
 
@@ -24,13 +23,12 @@ def _bytes(message: Message) -> bytes:
 def message(ask: Ask) -> Message:
     """With an array larger than a piece, one of no dimension and one of nothing."""
     message = ask()
-    message.content["parameters"] = packed(
-        {
-            "large": np.random.default_rng(0).random((600, 1000), np.float32),
-            "scalar": np.array(1.5, np.float32),
-            "none": np.zeros((0, 3), np.float32),
-        }
-    )
+    arrays = {
+        "large": np.random.default_rng(0).random((600, 1000), np.float32),
+        "scalar": np.array(1.5, np.float32),
+        "none": np.zeros((0, 3), np.float32),
+    }
+    message.content["parameters"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     return message
 
 
