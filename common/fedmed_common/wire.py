@@ -32,6 +32,7 @@ DECISION = "decision"
 WAITING_RULES = frozenset({"approval_pending", "window", "disk"})
 """Rules by which a site refuses an order for now: it may be asked again until the deadline."""
 _NPY_HEADER_LIMIT = 512
+_NPY_BEGIN = np.lib.format.MAGIC_LEN + 2 + _NPY_HEADER_LIMIT
 _LONGEST_EXPERIMENT, _LONGEST_SECURE = 1_000_000, 4_000_000
 _ORDER, _REPLY, _PARAMETERS, _DOWN, _FACTS, _COUNTS = (
     "order",
@@ -330,13 +331,13 @@ def _arrays(arrays: Mapping[str, Array], template: Mapping[str, NDArray[np.float
 
 
 def _array(array: Array, expected: NDArray[Any] | None) -> NDArray[Any]:
-    """Decode one NPY buffer; sizes are compared with ``expected`` before anything is read."""
+    """Decode one NPY buffer, which may be mapped; sizes are compared with ``expected`` before anything is read."""
     data = array.data
-    if array.stype != "numpy.ndarray" or not isinstance(data, bytes):
+    if array.stype != "numpy.ndarray" or not isinstance(data, bytes | memoryview):
         raise WireError("parameter encoding")
     if expected is not None and not expected.nbytes <= len(data) <= expected.nbytes + _NPY_HEADER_LIMIT:
         raise WireError("parameter size")
-    stream = io.BytesIO(data)
+    stream = io.BytesIO(data[:_NPY_BEGIN])
     try:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise WireError("parameter encoding")
