@@ -146,8 +146,8 @@ def page(
     middle, least, most = statistics.median(ceilings), min(ceilings), max(ceilings)
     lines += [
         "",
-        f"{options.workers} processes at once that share nothing did {middle:.2f} ({least:.2f} to {most:.2f}) times the steps that "
-        "one did in the same time: more the machine does not permit.",
+        f"{options.workers} processes at once that share nothing did {middle:.2f} ({least:.2f} to {most:.2f}) times the steps "
+        "that one did in the same time: more the machine does not permit.",
         "",
     ]
     return lines

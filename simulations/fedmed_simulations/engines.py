@@ -183,17 +183,15 @@ def _cluster(address: str) -> Iterator[Any]:
         import ray
     except ImportError:
         raise ConfigError("the ray engine needs Ray", fix="pip install 'fedmed[ray]'") from None
-    here = {} if address else {"num_cpus": cores(), "include_dashboard": False}
+    own: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
+    if not address:
+        own = {"address": "local", "logging_level": logging.ERROR, "num_cpus": cores()}
+        own |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(
-            address=address or "local",
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
-            **here,
-        )
+        ray.init(runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"the Ray cluster '{address or 'local'}' does not answer: {error}",
+            f"Ray does not start: {error}" if not address else f"no Ray cluster at '{address}': {error}",
             field="--ray-address",
             fix="run the command on a machine of the cluster; 'ray status' tells whether it is up",
         ) from None

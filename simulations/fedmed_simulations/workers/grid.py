@@ -74,6 +74,7 @@ class WorkersGrid(SimulatedGrid):
         self._is_closed = True
         self._events.put(None)
         self._thread.join()
+        self._replies.clear()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies to the named orders, once they are there. None where the run is to stop meanwhile.

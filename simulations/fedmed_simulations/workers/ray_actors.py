@@ -34,16 +34,16 @@ _LENGTH = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What an actor needs to have: a file that holds ``token``, where the run's folder is shared, and the driver's packages."""
+    """What an actor needs to have: the file with the ``word``, where the run's folder is shared, and the driver's packages."""
 
     mark: Path
-    token: str
+    word: str
     versions: dict[str, str]
 
     def problem(self) -> str:
         """Why this machine cannot work for the run; '' where it can."""
         host = socket.gethostname()
-        if not self.mark.is_file() or self.mark.read_text() != self.token:
+        if not self.mark.is_file() or self.mark.read_text() != self.word:
             return (
                 f"the machine '{host}' does not see {self.mark.parent}\n"
                 "  fix: keep runs and data where all machines of the cluster have them under the same path"
@@ -112,8 +112,8 @@ class RayCrew:
 
         self._ray, self._post = ray, post
         self._kind = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(SiteActor)
-        self._place = Place(mark=folder / _MARK, token=secrets.token_hex(8), versions=versions())
-        self._place.mark.write_text(self._place.token)
+        self._place = Place(mark=folder / _MARK, word=secrets.token_hex(8), versions=versions())
+        self._place.mark.write_text(self._place.word)
         plain = [SiteHome(site=home.site, folder=home.folder, open=home.open) for home in homes]
         self._homes = ray.put(plain)
         self._actors: dict[int, Any] = {}
