@@ -193,7 +193,8 @@ def _cluster(address: str) -> Iterator[Any]:
         raise ConfigError(
             f"Ray does not start: {error}" if not address else f"no Ray cluster at '{address}': {error}",
             field="--ray-address",
-            fix="run the command on a machine of the cluster; 'ray status' tells whether it is up",
+            fix="run the command on a machine of the cluster, with RAY_AUTH_MODE=token where the others have it; "
+            "'ray status' tells whether it is up",
         ) from None
     try:
         yield ray

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import BinaryIO
 
 ALIGNMENT = 64
+_SIGN = b"m"
 
 
 def written(parts: Sequence[bytes]) -> BinaryIO:
@@ -33,18 +34,26 @@ def joined(parts: Sequence[bytes]) -> bytes:
 def hand_over(connection: Connection, file: BinaryIO, sizes: Sequence[int]) -> None:
     """Let the process at the other end have the memory; nothing is sent where the parts are empty."""
     if any(sizes):
-        reduction.send_handle(connection, file.fileno(), 0)
+        with _socket_of(connection) as line:
+            socket.send_fds(line, [_SIGN], [file.fileno()])
 
 
 def taken_over(connection: Connection, sizes: Sequence[int]) -> list[memoryview]:
-    """The parts that the process at the other end hands over, mapped and not to be changed; as long as one of them is used."""
+    """The parts that the process at the other end hands over, mapped and not to be changed; as long as one of them is used.
+
+    Raises:
+        EOFError: the other end is gone.
+    """
     if not any(sizes):
         return [memoryview(b"") for _ in sizes]
-    descriptor = reduction.recv_handle(connection)
+    with _socket_of(connection) as line:
+        _, descriptors, _, _ = socket.recv_fds(line, len(_SIGN), 1)
+    if not descriptors:
+        raise EOFError
     try:
-        return cut(memoryview(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)), sizes)
+        return cut(memoryview(mmap.mmap(descriptors[0], 0, prot=mmap.PROT_READ)), sizes)
     finally:
-        os.close(descriptor)
+        os.close(descriptors[0])
 
 
 def cut(whole: memoryview, sizes: Sequence[int]) -> list[memoryview]:
@@ -54,6 +63,10 @@ def cut(whole: memoryview, sizes: Sequence[int]) -> list[memoryview]:
         parts.append(whole[start : start + size])
         start += size + -size % ALIGNMENT
     return parts
+
+
+def _socket_of(connection: Connection) -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(connection.fileno()))
 
 
 def _padded(parts: Sequence[bytes]) -> Iterator[bytes]:

@@ -52,6 +52,7 @@ def serve(connection: Connection, homes: Sequence[SiteHome]) -> None:
 
 
 def _answer(connection: Connection, reply: Message) -> None:
+    """Send it; its arrays belong to the other end from then on."""
     parts = data_of(reply)
     sizes = [len(part) for part in parts]
     connection.send_bytes(head(sizes=sizes))
