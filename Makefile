@@ -13,7 +13,7 @@ ifneq ($(FEDMED_DATA),)
 export FEDMED_DATA
 endif
 
-.PHONY: demo rehearse install test test-models test-faults test-hostile lint format bench bench-overhead bench-real bench-load bench-models bench-published clean
+.PHONY: demo rehearse install test test-models test-faults test-hostile lint format bench bench-overhead bench-engines bench-real bench-load bench-models bench-published clean
 
 demo: $(INSTALLED)
 	$(BIN)/fedmed phantom demo/federation --sites 4 --seed 1
@@ -60,6 +60,9 @@ bench: bench-overhead bench-real
 
 bench-overhead: $(INSTALLED)
 	$(BIN)/python benchmarks/simulation_overhead.py --sites 8 100 --rounds 5 1 --steps 15 10 --repeats 5 --ray
+
+bench-engines: $(INSTALLED)
+	$(BIN)/python benchmarks/engines.py --workers 2
 
 bench-real: $(INSTALLED)
 	$(BIN)/python benchmarks/real_data.py nuclei retina hippocampus --seeds 1 2 3

@@ -1,8 +1,8 @@
 """Wall time of a simulated federation over a bare PyTorch loop that takes the same steps and averages.
 
 Both train the same U-Net on the same drawn sites; their weights are compared. The inline run is timed whole: orders, the
-gate, checkpoints and history; and once more with MLflow following it in its thread. Beside them, the same work on Flower's
-Ray engine.
+gate, checkpoints and history; and once more with MLflow following it in its thread. Beside them, the same work on the
+ray engine.
 
     python benchmarks/simulation_overhead.py --sites 8 100 --rounds 5 1 --steps 15 10 --repeats 5 --ray
 """

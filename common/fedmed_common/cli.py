@@ -139,6 +139,7 @@ ENVIRONMENT: dict[str, str] = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Set before a library is imported that would otherwise call home; a value that the user set stands."""
 

@@ -165,6 +165,9 @@ class Simulation(Model):
     )
     sites: tuple[Site, ...] = ()
     partition: Partition | None = None
+    gpus_per_site: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="of a site at work on the engines process and ray: 0.5 puts two on a GPU"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

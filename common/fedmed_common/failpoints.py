@@ -6,7 +6,8 @@ A plan is a JSON file::
                  "round": 2, "site": "alpha", "id": "f1"}], "fired": "/path/of/an/existing/folder"}
 
 ``round`` and ``site`` narrow a fault down; left out, any fits. ``target`` is the pid file of the process to end, which may
-be another than the one that reaches the point. A fault happens once: its marker is made in ``fired`` before the signal.
+be another than the one that reaches the point; left out, it is that one. A fault happens once: its marker is made in ``fired``
+before the signal.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def _carry_out(plan: Path, point: str, round: int, site: str) -> None:
     for fault in document["faults"]:
         wanted = (fault["point"], fault.get("round", round), fault.get("site", site))
         if wanted == (point, round, site) and _first(Path(document["fired"]) / str(fault["id"])):
-            _end(int(Path(fault["target"]).read_text()), signal.Signals[fault["signal"]])
+            target = int(Path(fault["target"]).read_text()) if "target" in fault else os.getpid()
+            _end(target, signal.Signals[fault["signal"]])
 
 
 def _first(marker: Path) -> bool:

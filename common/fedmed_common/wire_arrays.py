@@ -189,18 +189,18 @@ def _expected(array: Array, expected: NDArray[Any], *, at_most: bool = False) ->
 
 
 def _read(array: Array, types: Types, expected: tuple[int, ...] | None = None) -> NDArray[Any]:
-    """Decode one NPY buffer.
+    """Decode one NPY buffer, which may be mapped.
 
     Raises:
         WireError: it is none, or not of these types, or not of the expected shape.
     """
     data = array.data
-    if array.stype != "numpy.ndarray" or not isinstance(data, bytes):
+    if array.stype != "numpy.ndarray" or not isinstance(data, bytes | memoryview):
         raise WireError("parameter encoding")
     begins = _PREAMBLE + int.from_bytes(data[_PREAMBLE - 2 : _PREAMBLE], "little")
     if not begins <= min(len(data), _PREAMBLE + _HEADER_LIMIT):
         raise WireError("parameter encoding")
-    shape, fortran, kind = _header(data[:begins])
+    shape, fortran, kind = _header(bytes(data[:begins]))
     if kind not in types or (fortran and len(shape) > 1):
         raise WireError("parameter type")
     if expected is not None and shape != expected:

@@ -1,4 +1,4 @@
-"""The coordinator's composition root: what Flower calls a ServerApp."""
+"""The coordinator's composition root: a run over any of Flower's grids."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid
 
 from fedmed_common import params, privacy
 from fedmed_common.config import Experiment
@@ -76,17 +75,6 @@ class RunRequest:
     def run(self) -> str:
         """The run's id: its folder's name."""
         return self.folder.name
-
-
-def make_server_app(request: RunRequest) -> ServerApp:
-    """The ServerApp that carries the request out."""
-    app = ServerApp()
-
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        run_federation(grid, request)
-
-    return app
 
 
 def run_federation(grid: Grid, request: RunRequest) -> RunEnded:

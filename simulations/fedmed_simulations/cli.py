@@ -9,11 +9,20 @@ import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from fedmed_common.errors import ConfigError
+from fedmed_simulations.resources import (
+    ADDRESS_HELP,
+    ADDRESS_VARIABLE,
+    ENGINE_HELP,
+    WORKERS_HELP,
+    Engine,
+    Resources,
+    check_resources,
+)
 
 
 class Baseline(StrEnum):
@@ -26,15 +35,15 @@ class Baseline(StrEnum):
 SHIPPED = Path(__file__).parent / "experiments"
 
 
-def simulate(
+def simulate(  # noqa: PLR0913, PLR0917
     experiment: Annotated[
         str,
         typer.Argument(help="An experiment file, or the name of one that ships with fedmed, as 'nuclei'."),
     ],
     runs: Annotated[Path, typer.Option(help="Folder for runs, caches and the MLflow store.")] = Path("runs"),
-    engine: Annotated[
-        Literal["inline", "ray"], typer.Option(help="inline: this process. ray: Flower's simulation engine.")
-    ] = "inline",
+    engine: Annotated[Engine, typer.Option(help=ENGINE_HELP)] = "inline",
+    workers: Annotated[int, typer.Option(min=0, help=WORKERS_HELP)] = 0,
+    ray_address: Annotated[str, typer.Option(envvar=ADDRESS_VARIABLE, help=ADDRESS_HELP)] = "",
     baseline: Annotated[
         list[Baseline] | None,
         typer.Option(
@@ -60,6 +69,8 @@ def simulate(
         raise ConfigError(
             "--profile looks at one process", fix="leave --engine out, so that all sites work in it"
         )
+    resources = Resources(workers=workers, address=ray_address)
+    check_resources(engine, resources)
     file = experiment_file(experiment)
     loaded = load_experiment(file)
     check_experiment(loaded, file)
@@ -79,7 +90,8 @@ def simulate(
     command = shlex.join(["fedmed", *sys.argv[1:]])
     folder = runs.absolute() / new_run_id(loaded)
     baselines = tuple(dict.fromkeys(choice.value for choice in baseline or ()))
-    runfolder.create(folder, loaded, runfolder.Plan(engine=engine, command=command, baselines=baselines))
+    plan = runfolder.Plan(engine=engine, command=command, baselines=baselines, resources=resources)
+    runfolder.create(folder, loaded, plan)
     console = Console()
     with profiled(folder, console) if profile else nullcontext():
         carry_out_with_baselines(folder, console)
@@ -90,6 +102,9 @@ def resume(
     home: Annotated[
         Path, typer.Option(envvar="FEDMED_HOME", help="The server's folder, for a run in the hospitals.")
     ] = Path(),
+    engine: Annotated[Engine | None, typer.Option(help=f"{ENGINE_HELP} Absent: as it began.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help=WORKERS_HELP)] = None,
+    ray_address: Annotated[str | None, typer.Option(envvar=ADDRESS_VARIABLE, help=ADDRESS_HELP)] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="For programs. How a simulation goes is then told on stderr.")
     ] = False,
@@ -104,8 +119,12 @@ def resume(
     from rich.console import Console
 
     from fedmed_server import history
+    from fedmed_server.folders import locked
     from fedmed_simulations.run import carry_out_with_baselines
 
+    if (run / runfolder.PLAN).exists():
+        with locked(run.absolute()):
+            runfolder.move(run.absolute(), engine, workers, ray_address)
     carry_out_with_baselines(run.absolute(), Console(stderr=as_json))
     if as_json:
         *_, last = history.read(run / history.FILE)

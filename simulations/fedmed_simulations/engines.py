@@ -1,82 +1,202 @@
-"""Where a simulated federation's sites work: in this process, or in Ray's workers. The apps are the same."""
+"""Where the sites of a simulation work: in this process, in others of this machine, or on a Ray cluster. The app is the same."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any
 
-from flwr.app import Context
-from flwr.clientapp import ClientApp
-
-from fedmed_client.app import make_client_app
-from fedmed_client.workbench import SiteHome
+from fedmed_client.workbench import COHORTS, SiteHome
+from fedmed_common import wire
+from fedmed_common.cli import ENVIRONMENT
+from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
 from fedmed_common.processes import cores
-from fedmed_server.app import RunRequest, make_server_app, run_federation
-from fedmed_simulations.grid import LocalGrid
+from fedmed_server.app import RunRequest, run_federation
+from fedmed_simulations.grid import FIRST_NODE, LocalGrid, app_of
+from fedmed_simulations.resources import ANY, Engine, Resources
+from fedmed_simulations.workers.grid import Settings, WorkersGrid
 
-Engine = Literal["inline", "ray"]
+_SLOW_TIMES = 4.0
+_CLUSTER_PATIENCE_SECONDS = 1800.0
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def run_inline(homes: Sequence[SiteHome], request: RunRequest) -> None:
+def run_inline(homes: Sequence[SiteHome], request: RunRequest, resources: Resources = ANY) -> None:
     """All sites in this process, one after the other; model and mapped data stay warm."""
-    run_federation(LocalGrid(_client_app(homes), len(homes)), request)
+    run_federation(LocalGrid(app_of(homes), len(homes)), request)
 
 
-def run_ray(homes: Sequence[SiteHome], request: RunRequest) -> None:
-    """Flower's simulation engine: sites in Ray's workers, each with ``train.threads`` cores (0: all), as many at once as fit.
+def run_process(homes: Sequence[SiteHome], request: RunRequest, resources: Resources = ANY) -> None:
+    """Several sites at once, each in a worker process with ``train.threads`` cores (0: one), or a GPU where there are any.
 
     Raises:
-        ConfigError: Ray is not installed.
+        WorkerLost: an order has cost several workers, or none can be started.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError("the ray engine needs Ray", fix="pip install 'fedmed[ray]'") from None
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    from flwr.simulation import run_simulation
+    with process_grid(homes, request, resources) as grid:
+        run_federation(grid, request)
 
-    most = cores()
-    threads = min(request.experiment.train.threads or most, most)
-    quiet = [_without_watcher(home) for home in homes]
-    try:
-        run_simulation(
-            server_app=make_server_app(request),
-            client_app=_client_app(quiet),
-            num_supernodes=len(homes),
-            backend_config={
-                "client_resources": {"num_cpus": threads, "num_gpus": _gpus(request)},
-                "init_args": {"include_dashboard": False, "num_cpus": most},
-            },
+
+def process_grid(homes: Sequence[SiteHome], request: RunRequest, resources: Resources = ANY) -> WorkersGrid:
+    """The grid of such a run, to be entered."""
+    from fedmed_simulations.workers.processes import ProcessCrew
+
+    experiment = request.experiment
+    threads, gpus = _threads(experiment), _gpus_here(experiment)
+    by_cores = cores() // max(threads, experiment.train.processes)
+    fit = int(len(gpus) / _gpus_of_a_site(experiment)) if gpus else by_cores
+    workers = min(resources.workers or max(fit, 1), len(homes))
+    seats = [
+        {"OMP_NUM_THREADS": str(threads), **_seen(gpus, number, experiment)} for number in range(workers)
+    ]
+    hire = partial(ProcessCrew, homes=_held_to(homes, threads), seats=seats)
+    return WorkersGrid(hire, _settings(homes, request, workers))
+
+
+def run_ray(homes: Sequence[SiteHome], request: RunRequest, resources: Resources = ANY) -> None:
+    """Several sites at once, each in a Ray actor with ``train.threads`` cores (0: one), and GPUs where the cluster has any.
+
+    Raises:
+        ConfigError: Ray is not installed, the cluster cannot be reached, or none of its machines has what a site takes.
+        WorkerLost: an order has cost several workers, or none can be started.
+    """
+    with _cluster(resources.address) as ray:
+        from fedmed_simulations.workers.ray_actors import RayCrew
+
+        experiment = request.experiment
+        threads, device = _threads(experiment), experiment.train.device
+        cpus = max(threads, experiment.train.processes)
+        has_gpus = ray.cluster_resources().get("GPU", 0) > 0 if device == "auto" else device != "cpu"
+        gpus = _gpus_of_a_site(experiment) if has_gpus else 0.0
+        workers = min(resources.workers or _fitting(ray.nodes(), cpus, gpus), len(homes))
+        hire = partial(RayCrew, homes=_held_to(homes, threads), folder=request.folder, cpus=cpus, gpus=gpus)
+        settings = replace(
+            _settings(homes, request, workers),
+            slow_times=_SLOW_TIMES,
+            patience_seconds=_CLUSTER_PATIENCE_SECONDS,
         )
-    finally:
-        request.stop.set()
-        ray.shutdown()
+        with WorkersGrid(hire, settings) as grid:
+            run_federation(grid, request)
 
 
-ENGINES: dict[Engine, Callable[[Sequence[SiteHome], RunRequest], None]] = {
+ENGINES: dict[Engine, Callable[[Sequence[SiteHome], RunRequest, Resources], None]] = {
     "inline": run_inline,
+    "process": run_process,
     "ray": run_ray,
 }
 
 
-def _client_app(homes: Sequence[SiteHome]) -> ClientApp:
-    return make_client_app(partial(_home_of, tuple(homes)))
+def _settings(homes: Sequence[SiteHome], request: RunRequest, workers: int) -> Settings:
+    nodes = dict(enumerate(homes, FIRST_NODE))
+    sizes = {node: _sizes(home, request.experiment) for node, home in nodes.items()}
+    return Settings(
+        workers=workers,
+        names={node: home.site.name for node, home in nodes.items()},
+        size=lambda node, kind: sizes[node].get(kind, sizes[node][""]),
+        on_step=lambda node, step: nodes[node].on_step(nodes[node].site.name, step),
+        stop=request.stop,
+    )
 
 
-def _home_of(homes: tuple[SiteHome, ...], context: Context) -> SiteHome:
-    return homes[int(context.node_config["partition-id"])]
+def _sizes(home: SiteHome, experiment: Experiment) -> dict[str, float]:
+    """What a site has to do by kind of order: steps of training, cases to measure, for all other kinds cases to look at."""
+    cohort, _ = COHORTS.get(home, experiment.order_text())
+    return {
+        wire.Kind.TRAIN: experiment.train.steps_of(cohort.patients("train")),
+        wire.Kind.EVALUATE: sum(case.split != "train" for case in cohort.cases),
+        "": len(cohort.cases),
+    }
 
 
-def _without_watcher(home: SiteHome) -> SiteHome:
-    """The home without the progress display, which cannot follow it into another process."""
-    return SiteHome(site=home.site, folder=home.folder, open=home.open)
+def _threads(experiment: Experiment) -> int:
+    return experiment.train.threads or 1
 
 
-def _gpus(request: RunRequest) -> float:
+def _held_to(homes: Sequence[SiteHome], threads: int) -> list[SiteHome]:
+    """The sites with no more threads than a worker has: also where the experiment leaves their number open."""
+    held = []
+    for home in homes:
+        own = home.site.device
+        device = own.model_copy(update={"threads": min(own.threads or threads, threads)})
+        held.append(replace(home, site=home.site.model_copy(update={"device": device})))
+    return held
+
+
+def _gpus_of_a_site(experiment: Experiment) -> float:
+    if experiment.train.processes > 1 or experiment.simulation is None:
+        return float(experiment.train.processes)
+    return experiment.simulation.gpus_per_site
+
+
+def _gpus_here(experiment: Experiment) -> list[str]:
+    """The GPUs of this machine as a process names them, where the experiment may use any of them."""
     import torch
 
-    settings = request.experiment.train
-    return float(settings.processes) if settings.device != "cpu" and torch.cuda.is_available() else 0.0
+    if experiment.train.device == "cpu" or not torch.cuda.is_available():
+        return []
+    there = os.environ.get(_VISIBLE) or ",".join(map(str, range(torch.cuda.device_count())))
+    return there.split(",")
+
+
+def _seen(gpus: Sequence[str], number: int, experiment: Experiment) -> Mapping[str, str]:
+    """Which GPUs a worker sees: the next ones in turn. All, where the experiment names the one to take."""
+    if not gpus or ":" in experiment.train.device:
+        return {}
+    processes = experiment.train.processes
+    return {_VISIBLE: ",".join(gpus[(number * processes + k) % len(gpus)] for k in range(processes))}
+
+
+def _fitting(nodes: Sequence[Mapping[str, Any]], cpus: int, gpus: float) -> int:
+    """How many sites the machines of a cluster can take at once.
+
+    Raises:
+        ConfigError: none.
+    """
+    fit = 0
+    for there in (node["Resources"] for node in nodes if node["Alive"]):
+        by_cpus = int(there.get("CPU", 0) // cpus)
+        fit += min(by_cpus, int(there.get("GPU", 0) / gpus)) if gpus else by_cpus
+    if not fit:
+        raise ConfigError(
+            f"no machine of the Ray cluster has the {cpus} cores and {gpus:g} GPUs that a site takes",
+            field="train.threads",
+            fix="ask for less, or, where machines are added on demand, say how many sites work at once: --workers",
+        )
+    return fit
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    """Ray, connected to the cluster at the address, or to one that lasts as long as this.
+
+    Raises:
+        ConfigError: Ray is not installed, or nothing answers there.
+    """
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("the ray engine needs Ray", fix="pip install 'fedmed[ray]'") from None
+    own: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
+    if not address:
+        own = {"address": "local", "logging_level": logging.ERROR, "num_cpus": cores()}
+        own |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}, **own)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"Ray does not start: {error}" if not address else f"no Ray cluster at '{address}': {error}",
+            field="--ray-address",
+            fix="run the command on a machine of the cluster, with RAY_AUTH_MODE=token where the others have it; "
+            "'ray status' tells whether it is up",
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()

@@ -208,7 +208,7 @@ def _run(
             on_round=display.on_round,
             on_loaded=display.on_loaded,
         )
-        ENGINES[plan.engine](watched, request)
+        ENGINES[plan.engine](watched, request, plan.resources)
     ended = how_it_ended(folder)
     if ended is None:
         raise FedmedError(

@@ -29,6 +29,11 @@ def _write_site(folder: Path, patients: int, seed: int) -> None:
 @pytest.fixture
 def write_experiment(tmp_path: Path) -> WriteExperiment:
     """Write a federation of discs and its experiment; keyword arguments replace parts of the file."""
+    return experiment_writer(tmp_path)
+
+
+def experiment_writer(folder: Path) -> WriteExperiment:
+    """What writes such a federation into a folder."""
 
     def write(
         *,
@@ -49,14 +54,14 @@ def write_experiment(tmp_path: Path) -> WriteExperiment:
             extra,
         ]
         for number in range(sites):
-            root = tmp_path / "data" / f"site-{number}"
+            root = folder / "data" / f"site-{number}"
             if not root.exists():
                 _write_site(root, 6 + number, number)
             lines.append(
                 f'[[simulation.sites]]\nname = "site-{number}"\nlabels = {{ disc = ["1"] }}\npolicy = {{ {policy} }}\n'
                 f'data = {{ format = "images", root = {json.dumps(str(root))} }}'
             )
-        file = tmp_path / "discs.toml"
+        file = folder / "discs.toml"
         file.write_text("\n".join(lines))
         return file
 

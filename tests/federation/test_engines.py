@@ -1,18 +1,29 @@
-"""inline = ray = resumed after kill -9: equal weights, bit by bit."""
+"""inline = ray = resumed after kill -9, on another engine too: equal weights, bit by bit."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from simulated import FEDMED, assert_equal_weights, fedmed, kill_after_round, only_run
+from simulated import (
+    FEDMED,
+    assert_equal_weights,
+    fedmed,
+    is_alive,
+    kill_after_round,
+    only_run,
+    workers_of,
+)
 
+from fedmed_common.failpoints import VARIABLE
 from fedmed_server import history
 from fedmed_server.history import RoundDone, RunEnded, RunStarted
 
@@ -29,12 +40,74 @@ def test_a_run_leaves_models_history_report_and_tracking(write_experiment, tmp_p
     assert (tmp_path / "runs" / "mlflow.db").stat().st_size > 0
 
 
-def test_ray_gives_the_weights_of_inline(write_experiment, tmp_path: Path) -> None:
+def test_ray_gives_the_weights_of_inline_also_when_an_actor_is_killed(
+    write_experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="the ray extra is not installed")
     file = write_experiment(rounds=2)
     fedmed("simulate", file, "--runs", tmp_path / "inline")
-    fedmed("simulate", file, "--runs", tmp_path / "ray", "--engine", "ray")
+    fault = {"id": "one", "point": "training", "signal": "SIGKILL", "round": 2, "site": "site-1"}
+    (tmp_path / "fired").mkdir()
+    (tmp_path / "plan.json").write_text(json.dumps({"faults": [fault], "fired": str(tmp_path / "fired")}))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "plan.json"))
+    done = fedmed("simulate", file, "--runs", tmp_path / "ray", "--engine", "ray", "--workers", 2)
+    assert (tmp_path / "fired" / "one").exists()
+    assert "the order of site 'site-1' is done again" in done.stderr
+    assert "completed" in done.stdout
     assert_equal_weights(only_run(tmp_path / "inline"), only_run(tmp_path / "ray"))
+    assert not (only_run(tmp_path / "ray") / ".seen-by-workers").exists()
+
+
+def test_workers_end_with_their_run_however_it_ends_and_it_goes_on_elsewhere(
+    write_experiment, tmp_path: Path
+) -> None:
+    """Killed, then interrupted in its terminal, on the process engine; ended on the inline engine: the weights of inline."""
+    file, runs = write_experiment(rounds=12, steps=8), tmp_path / "runs"
+    fedmed("simulate", file, "--runs", tmp_path / "whole")
+
+    killed = ["simulate", file, "--runs", runs, "--engine", "process", "--workers", 2]
+    assert end_at_work(killed, runs, 1, lambda pid: os.kill(pid, signal.SIGKILL)) == -signal.SIGKILL
+    run = only_run(runs)
+    assert end_at_work(["resume", run], runs, 2, lambda pid: os.killpg(pid, signal.SIGINT)) == 130
+    done = fedmed("resume", run, "--engine", "inline", "--workers", 0)
+    assert "completed" in done.stdout
+    assert_equal_weights(only_run(tmp_path / "whole"), run)
+
+
+def end_at_work(
+    arguments: list[object], runs: Path, rounds: int, end: Callable[[int], None], seconds: float = 120.0
+) -> int:
+    """Start a command in a session of its own and end it after so many rounds; its exit code, once its two workers are gone."""
+    process = subprocess.Popen(
+        ["env", "--default-signal=INT", FEDMED, *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(
+            lambda: (
+                sum(isinstance(r, RoundDone) for f in runs.glob("*/history.jsonl") for r in history.read(f))
+                >= rounds
+            ),
+            seconds,
+        )
+        workers = workers_of(process.pid)
+        end(process.pid)
+        code = process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert len(workers) == 2
+    wait_for(lambda: not any(map(is_alive, workers)), seconds)
+    return code
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)
 
 
 def test_resume_after_kill_ends_bit_identical(write_experiment, tmp_path: Path) -> None:

@@ -107,3 +107,20 @@ def kill_after_round(file: Path, runs: Path, rounds: int, wait_seconds: float = 
         process.join()
     assert process.exitcode == -signal.SIGKILL
     return only_run(runs)
+
+
+def workers_of(pid: int) -> list[int]:
+    """The worker processes that a process has spawned."""
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children += map(int, (task / "children").read_text().split())
+    lines = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    return [child for child, line in lines.items() if b"spawn_main" in line]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, and it is not a dead one that nobody has asked about."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -51,10 +51,9 @@ def read_head(frame: bytes) -> dict[str, Any]:
 
 def pieces(message: Message, **fields: str) -> Iterator[bytes]:
     """A message as frames; ``fields`` go into the one that announces it."""
-    arrays = [array.data for record in _array_records(message).values() for array in record.values()]
-    outline = message_to_proto(_with_data(message, lambda _: b"")).SerializeToString()
-    yield head(**fields, size=len(outline), arrays=[len(data) for data in arrays])
-    for part in (outline, *arrays):
+    drawn, arrays = outline(message), data_of(message)
+    yield head(**fields, size=len(drawn), arrays=[len(data) for data in arrays])
+    for part in (drawn, *arrays):
         for start in range(0, len(part), _PIECE):
             yield part[start : start + _PIECE]
 
@@ -66,30 +65,43 @@ def joined(announced: dict[str, Any], following: Iterable[bytes]) -> Message:
         WireError: there are fewer or more bytes than announced.
     """
     take = _taking(iter(following))
-    outline = message_from_proto(ProtoMessage.FromString(take(announced["size"])))
-    sizes = iter(announced["arrays"])
-    return _with_data(outline, lambda _: take(next(sizes)))
+    drawn = take(announced["size"])
+    return filled(drawn, map(take, announced["arrays"]))
 
 
-def _array_records(message: Message) -> dict[str, ArrayRecord]:
+def outline(message: Message) -> bytes:
+    """The message without the bytes of its arrays."""
+    if message.has_content():
+        content = RecordDict(dict(message.content))
+        for name, record in array_records(message).items():
+            content[name] = ArrayRecord({key: _empty(array) for key, array in record.items()})
+        message = Message(content=content, metadata=message.metadata)  # type: ignore[call-overload]
+    without: bytes = message_to_proto(message).SerializeToString()
+    return without
+
+
+def data_of(message: Message) -> list[bytes]:
+    """The bytes of the message's arrays, in the order in which :func:`filled` takes them."""
+    return [array.data for record in array_records(message).values() for array in record.values()]
+
+
+def filled(outline: bytes, data: Iterable[bytes | memoryview]) -> Message:
+    """The message of an outline with the bytes of its arrays, which may be mapped: Flower's own constructor refuses these."""
+    message = message_from_proto(ProtoMessage.FromString(outline))
+    arrays = [array for record in array_records(message).values() for array in record.values()]
+    for array, part in zip(arrays, data, strict=True):
+        array.data = part  # type: ignore[assignment]
+    return message
+
+
+def array_records(message: Message) -> dict[str, ArrayRecord]:
     """By name. Flower's own view of them leaves a cycle of references, which keeps a whole model in memory."""
     content = message.content if message.has_content() else RecordDict()
     return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
 
-def _with_data(message: Message, data: Callable[[Array], bytes]) -> Message:
-    """The message with other bytes in its arrays."""
-    if not message.has_content():
-        return message
-    content = RecordDict(dict(message.content))
-    for name, record in _array_records(message).items():
-        content[name] = ArrayRecord(
-            {
-                key: Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=data(array))
-                for key, array in record.items()
-            }
-        )
-    return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
+def _empty(array: Array) -> Array:
+    return Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=b"")
 
 
 def _taking(frames: Iterator[bytes]) -> Callable[[int], bytes]:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmed_common.errors import ConfigError
+from fedmed_simulations.resources import (
+    ADDRESS_HELP,
+    ADDRESS_VARIABLE,
+    ENGINE_HELP,
+    WORKERS_HELP,
+    Engine,
+    Resources,
+    check_resources,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,9 +39,9 @@ def compare(
             help="As 1,2,3: in place of the file's seeds. Runs of more seeds are added to those there."
         ),
     ] = None,
-    engine: Annotated[
-        Literal["inline", "ray"], typer.Option(help="inline: this process. ray: Flower's simulation engine.")
-    ] = "inline",
+    engine: Annotated[Engine, typer.Option(help=ENGINE_HELP)] = "inline",
+    workers: Annotated[int, typer.Option(min=0, help=WORKERS_HELP)] = 0,
+    ray_address: Annotated[str, typer.Option(envvar=ADDRESS_VARIABLE, help=ADDRESS_HELP)] = "",
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Prepare the data, list the budgets and the runs, and train nothing."),
@@ -44,6 +53,8 @@ def compare(
     """
     from fedmed_simulations.compare.settings import load_comparison
 
+    resources = Resources(workers=workers, address=ray_address)
+    check_resources(engine, resources)
     comparison = load_comparison(file)
     if seeds is not None:
         comparison = comparison.model_copy(update={"seeds": _seeds(seeds)})
@@ -57,7 +68,7 @@ def compare(
     from fedmed_simulations.compare.write import write_results
 
     console = Console()
-    study = prepared(comparison, file, folder.absolute(), engine, console)
+    study = prepared(comparison, file, folder.absolute(), (engine, resources), console)
     if dry_run:
         console.print(tables.budget_table(study))
         for line in tables.run_lines(study):
@@ -83,9 +94,9 @@ def compare(
 
 
 def prepared(
-    comparison: Comparison, file: Path, folder: Path, engine: Literal["inline", "ray"], console: Console
+    comparison: Comparison, file: Path, folder: Path, where: tuple[Engine, Resources], console: Console
 ) -> Study:
-    """All that is known before anything is trained; the data are prepared.
+    """All that is known before anything is trained; the data are prepared. ``where``: the engine, and what it may take.
 
     Raises:
         ConfigError: names the file, the field and the fix.
@@ -127,7 +138,8 @@ def prepared(
     runner = Runner(
         sites=sites,
         folder=folder / "runs",
-        engine=engine,
+        engine=where[0],
+        resources=where[1],
         command=shlex.join(["fedmed", *sys.argv[1:]]),
         times=trainers if comparison.pooled_steps == "total" else 1,
         console=console,

@@ -23,7 +23,8 @@ from fedmed_simulations import runfolder
 from fedmed_simulations.compare import measured
 from fedmed_simulations.compare.plan import Arm, Configuration, last_rounds
 from fedmed_simulations.compare.sites import Sites, forget
-from fedmed_simulations.engines import ENGINES, Engine
+from fedmed_simulations.engines import ENGINES
+from fedmed_simulations.resources import ANY, Engine, Resources
 from fedmed_simulations.run import how_it_ended, incidents_told
 from fedmed_strategies.presets import recipe_of
 
@@ -61,7 +62,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runner:
-    """Names runs and carries them out. ``times``: how many sites' steps pooled training takes."""
+    """Names runs and carries them out. ``times``: how many sites' steps pooled training takes. ``resources``: of the engine."""
 
     sites: Sites
     folder: Path
@@ -69,6 +70,7 @@ class Runner:
     command: str
     times: int
     console: Console
+    resources: Resources = ANY
 
     def run(self, arm: Arm, configuration: Configuration, seed: int, *, final: bool) -> Run:
         """The run, begun or not."""
@@ -93,7 +95,12 @@ class Runner:
         if run.is_done():
             return
         if not run.folder.exists():
-            plan = runfolder.Plan(engine=self.engine, command=self.command, baseline=run.arm.baseline)
+            plan = runfolder.Plan(
+                engine=self.engine,
+                command=self.command,
+                baseline=run.arm.baseline,
+                resources=self.resources,
+            )
             runfolder.create(run.folder, run.experiment, plan)
         try:
             with locked(run.folder):
@@ -134,7 +141,7 @@ class Runner:
             evaluated=frozenset(last_rounds(run.experiment)),
         )
         with incidents_told(homes, self.console):
-            ENGINES[self.engine](homes, request)
+            ENGINES[self.engine](homes, request, self.resources)
 
     def _digest(self, experiment: Experiment, baseline: str, *, final: bool) -> str:
         """Of all that decides on the result: the experiment, the seed in it, what the sites hold and permit, and the program."""
