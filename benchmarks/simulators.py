@@ -189,6 +189,7 @@ def _once(row: Row, prepared: Prepared, folder: Path, found: Found, limit_second
     found.seconds.append(took.seconds)
     found.cpu_seconds.append(took.cpu_seconds)
     found.peak_mb.append(took.peak_mb)
+    found.others.append(took.others)
     found.seconds_in_rounds.append(ended - began)
     return weights
 

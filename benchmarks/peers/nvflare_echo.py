@@ -1,6 +1,6 @@
 """What NVFlare runs at each client of the proof of concept: nothing is trained; the arrays go back with a number added.
 
-    python nvflare_echo.py
+python nvflare_echo.py
 """
 
 from __future__ import annotations

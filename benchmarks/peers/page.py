@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +14,15 @@ import matplotlib as mpl
 import pages
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 BARE, OURS = "plain loop", "fedmed, inline"
 NAME = "simulators"
 ROUNDING = 10.0
 """Weights that differ from the plain loop's may be so many times as far from them as those of a plain loop that adds the sites
 backwards. That one is no less right: what is between the two is rounding alone, which each further step makes larger."""
+QUIET = 0.05
+"""A machine of which others have less is idle."""
 _COLOURS = {"fedmed": "#c1440e", "plain": "#555555"}
 _OTHERS = "#2a6f97"
 
@@ -36,6 +39,7 @@ class Found:
     seconds_in_rounds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     peak_mb: list[float] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     apart: float = 0.0
     problem: str = ""
@@ -90,14 +94,23 @@ def _lines(results: Sequence[Mapping[str, Any]], name: str) -> list[str]:
         "command: imports, the framework's start, the rounds, its end; fedmed's is `fedmed simulate`, with its checks, MLflow "
         "and the report. *In rounds* is from the start of the first round until the last round's model is there, in fedmed's "
         "and NVFlare's case on disk. *Beside fedmed* is the median of the ratios to the inline engine within a repeat: 2.00 "
-        "took twice as long. *CPU* is the work of all its processes, which a busy machine changes less than the clock. Memory "
-        "is what they held together at most, seen twice a second, shared pages counted once.",
+        "took twice as long. *CPU* is the work of all its processes that was seen, which a busy machine changes less than the "
+        "clock. Memory is what they held together at most, seen twice a second, shared pages counted once.",
+        "",
+        told_of_others(share for result in results for row in result["rows"] for share in row["others"]),
         "",
     ]
     for result in results:
         lines += _table(result)
     lines += ["Versions: " + "; ".join(_versions(results)) + ".", ""]
     return lines
+
+
+def told_of_others(shares: Iterable[float]) -> str:
+    """Whether the machine was ours."""
+    share = statistics.median(list(shares) or [0.0])
+    rough = ": the times are rough" if share > QUIET else ""
+    return f"Other programs had {share:.0%} of the machine's cores meanwhile (median){rough}."
 
 
 def _table(result: Mapping[str, Any]) -> list[str]:
@@ -193,9 +206,10 @@ def _panel(axis: Axes, result: Mapping[str, Any]) -> None:
     axis.invert_yaxis()
     axis.set_xscale("log")
     axis.margins(x=0.12)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(lambda *_: "")
-    axis.grid(axis="x", which="both", alpha=0.25)
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.grid(axis="x", alpha=0.25)
     axis.set_title(
         f"{result['sites']} sites, {result['rounds']} rounds of {result['steps']} steps", loc="left", size=10
     )

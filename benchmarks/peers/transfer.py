@@ -1,23 +1,22 @@
 """The same bytes without a framework: from one server to many processes at once, and back, on loopback.
 
+    python transfer.py HTTP --clients 8 --bytes 124146184
+
 A server process holds the model. Each client gets all of it, then sends as much back: over HTTP (Python's own server and
 client), and over gRPC in pieces of 1 MiB, both without TLS.
 """
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.synchronize import Barrier
 from typing import Any
-
-from fedmed_simulations.rehearsal.machines import free_ports, wait_for
 
 _SPAWN = multiprocessing.get_context("spawn")
 _PIECE = 1 << 20
@@ -25,15 +24,15 @@ _DOWN, _UP = "/peers.Transfer/Down", "/peers.Transfer/Up"
 _PATIENCE_SECONDS = 600.0
 
 
-def serve_http(port: int, size: int) -> None:
+def serve_http(told: Any, size: int) -> None:
     """A model at ``/``, and a place to post one to, until it is ended; a thread for each client."""
     model = bytes(size)
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self._answer(model)
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             got = self.rfile.read(int(self.headers["Content-Length"]))
             self._answer(b"%d" % len(got))
 
@@ -46,7 +45,9 @@ def serve_http(port: int, size: int) -> None:
             self.end_headers()
             self.wfile.write(body)
 
-    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    told.put(server.server_port)
+    server.serve_forever()
 
 
 def get_and_post(port: int, size: int) -> None:
@@ -65,7 +66,7 @@ def _asked(port: int, method: str, body: bytes | None = None) -> bytes:
     return answer
 
 
-def serve_grpc(port: int, size: int) -> None:
+def serve_grpc(told: Any, size: int) -> None:
     """The same over gRPC."""
     import grpc
 
@@ -83,7 +84,7 @@ def serve_grpc(port: int, size: int) -> None:
     }
     server = grpc.server(ThreadPoolExecutor(16))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("peers.Transfer", handlers),))
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    told.put(server.add_insecure_port("127.0.0.1:0"))
     server.start()
     server.wait_for_termination()
 
@@ -105,49 +106,44 @@ WAYS = {"HTTP": (serve_http, get_and_post), "gRPC": (serve_grpc, stream_both_way
 def seconds_of(way: str, clients: int, size: int) -> float:
     """From the moment at which all clients are told to begin until the last is done; their start is not counted."""
     serve, work = WAYS[way]
-    (port,) = free_ports(1)
-    with _process(serve, port, size):
-        wait_for(lambda: _listens(port), f"the {way} server starts", 60.0)
-        barrier, times = _SPAWN.Barrier(clients), _SPAWN.Queue()
-        processes = [
-            _SPAWN.Process(target=_client, args=(work, port, size, barrier, times)) for _ in range(clients)
-        ]
-        for process in processes:
-            process.start()
-        told = [times.get(timeout=_PATIENCE_SECONDS) for _ in processes]
-        for process in processes:
-            process.join()
-    return max(ended for _, ended in told) - min(began for began, _ in told)
+    told, barrier = _SPAWN.Queue(), _SPAWN.Barrier(clients)
+    server = _SPAWN.Process(target=serve, args=(told, size), daemon=True)
+    server.start()
+    port = told.get(timeout=_PATIENCE_SECONDS)
+    processes = [
+        _SPAWN.Process(target=_client, args=(work, port, size, barrier, told), daemon=True)
+        for _ in range(clients)
+    ]
+    for process in processes:
+        process.start()
+    times = [told.get(timeout=_PATIENCE_SECONDS) for _ in processes]
+    server.kill()
+    return max(ended for _, ended in times) - min(began for began, _ in times)
 
 
-def _client(work: Callable[[int, int], None], port: int, size: int, barrier: Barrier, times: Any) -> None:
+def _client(work: Callable[[int, int], None], port: int, size: int, barrier: Barrier, told: Any) -> None:
     import grpc  # noqa: F401
 
     barrier.wait(_PATIENCE_SECONDS)
     began = time.time()
     work(port, size)
-    times.put((began, time.time()))
-
-
-@contextmanager
-def _process(serve: Callable[[int, int], None], port: int, size: int) -> Iterator[None]:
-    process = _SPAWN.Process(target=serve, args=(port, size), daemon=True)
-    process.start()
-    try:
-        yield
-    finally:
-        process.kill()
-        process.join()
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
+    told.put((began, time.time()))
 
 
 def _pieces(model: bytes) -> Iterator[bytes]:
     view = memoryview(model)
     return (bytes(view[start : start + _PIECE]) for start in range(0, len(model), _PIECE))
+
+
+def main() -> None:
+    """Print the seconds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("--clients", type=int, required=True)
+    parser.add_argument("--bytes", type=int, required=True)
+    options = parser.parse_args()
+    print(seconds_of(options.way, options.clients, options.bytes))
+
+
+if __name__ == "__main__":
+    main()

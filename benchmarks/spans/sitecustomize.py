@@ -28,7 +28,23 @@ WATCHED: Mapping[str, Mapping[str, str]] = {
         "GuardedGrid._fetch": "pull a reply",
     },
     "fedmed_server.gate": {"admit": "gate"},
-    "fedmed_server.deployment.flower_fleet": {"FleetCalls._answer": "answer a site"},
+    "fedmed_server.deployment.flower_fleet": {"FleetCalls._answer": "to a site: {1}"},
+    "fedmed_server.deployment.admission": {"_verified": "check a signature"},
+    "flwr.superlink.servicer.runtime.runtime_handlers": {
+        "push_object": "to the run: push-object",
+        "pull_object": "to the run: pull-object",
+        "push_messages": "to the run: push-messages",
+        "pull_messages": "to the run: pull-messages",
+        "confirm_message_received": "to the run: confirm-message-received",
+    },
+    "flwr.supercore.object_store.sql_object_store": {
+        "SqlObjectStore.preregister": "store: preregister",
+        "SqlObjectStore.put": "store: put",
+        "SqlObjectStore.get": "store: get",
+        "SqlObjectStore.get_object_tree": "store: get_object_tree",
+        "SqlObjectStore.delete": "store: delete",
+    },
+    "fedmed_common.signed_requests": {"sign": "sign a request"},
     "fedmed_strategies.server_half": {"Round.add": "add", "Round.finish": "new parameters"},
     "fedmed_server.state": {"save_state": "checkpoint"},
     "fedmed_common.wire": {
@@ -44,7 +60,8 @@ WATCHED: Mapping[str, Mapping[str, str]] = {
     "fedmed_client.work.outbox": {"Outbox.find": "look for a sealed reply", "Outbox.seal": "seal"},
     "fedmed_client.train": {"train": "train"},
 }
-"""By module: a function, or a class's method, and what it does."""
+"""By module: a function, or a class's method, and what it does; ``{1}`` is its first argument after ``self``. Of a function that
+calls itself, the outermost call counts."""
 
 ROLES = {
     "fedmed_client.link.link": "link",
@@ -87,13 +104,19 @@ class _Finder(MetaPathFinder):
         loader.exec_module = exec_module  # type: ignore[method-assign]
 
     def _timed(self, function: Callable[..., Any], what: str) -> Callable[..., Any]:
+        inside = threading.local()
+
         @functools.wraps(function)
         def timed(*arguments: Any, **named: Any) -> Any:
+            if getattr(inside, "it", False):
+                return function(*arguments, **named)
+            inside.it = True
             start, worked = time.time(), time.thread_time()
             try:
                 return function(*arguments, **named)
             finally:
-                self._write(what, start, time.time(), time.thread_time() - worked)
+                inside.it = False
+                self._write(what.format(*arguments), start, time.time(), time.thread_time() - worked)
 
         return timed
 
