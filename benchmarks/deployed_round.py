@@ -13,33 +13,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import pages
 from load import Crowd, write_pictures
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from peers.environments import NotInstalled, environment
 from peers.measure import adopt, measured
-from peers.page import told_of_others
 from peers.transfer import WAYS
+from spans.page import NAME, Beside, Deployed, page, plot
 from spans.reading import HERE as SPANS
-from spans.reading import Meter, Round, parts, read, timeline
+from spans.reading import Meter, read
 
 from fedmed_common import params
 from fedmed_common.loading import load_experiment
 from fedmed_common.models import build_model
-from fedmed_common.processes import cores
 from fedmed_simulations.rehearsal.consortium import Consortium
 
-NAME = "deployed_round"
 EXPERIMENT = """
 name = "deployed-round"
 seed = 1
@@ -65,33 +58,8 @@ evaluate_every = {rounds}
 deadline_seconds = 3000
 roll_call_seconds = 900
 """
-FACTOR, SPARE_SECONDS = 2.0, 2.0
-"""The bar: so many times the plain transfer, and so much more."""
 _AT_ONCE = 4
 _TOLD_LINES = 15
-_COLOURS = {
-    "push an order": "#2a6f97",
-    "fetch the order": "#2a6f97",
-    "between link and worker": "#bbbbbb",
-    "look for a sealed reply": "#d9a404",
-    "train": "#c1440e",
-    "seal": "#5b8e3e",
-    "announce the reply": "#d9a404",
-    "upload the reply": "#7a4fa3",
-    "pull a reply": "#7a4fa3",
-    "gate": "#d9a404",
-    "add": "#c1440e",
-    "new parameters": "#c1440e",
-    "checkpoint": "#5b8e3e",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deployed:
-    """What a consortium's run took. ``peak_mb``: by role, the most that one such process held."""
-
-    rounds: tuple[Round, ...]
-    peak_mb: dict[str, float]
 
 
 def deployed(folder: Path, experiment: Path, options: argparse.Namespace) -> Deployed:
@@ -128,6 +96,19 @@ def pids(consortium: Consortium) -> dict[str, list[int]]:
     return {role: [pid for pid in some if pid] for role, some in found.items()}
 
 
+def written(folder: Path, sites: int, size: int) -> float:
+    """The seconds of writing as much as all sites seal in a round, one file after the other: here they share a disk."""
+    content = os.urandom(size)
+    before = time.perf_counter()
+    for number in range(sites):
+        file = folder / f"model-{number}"
+        with file.open("wb") as stream:
+            stream.write(content)
+            os.fsync(stream.fileno())
+        file.unlink()
+    return time.perf_counter() - before
+
+
 def transfer(folder: Path, way: str, sites: int, size: int) -> float:
     """The seconds of a plain transfer."""
     script = [sys.executable, str(Path(__file__).parent / "peers" / "transfer.py"), way]
@@ -157,127 +138,6 @@ def nvflare(folder: Path, options: argparse.Namespace) -> list[float]:
     return seconds
 
 
-def page(
-    plain: Mapping[str, Sequence[float]], theirs: Sequence[float] | str, found: Deployed, size: int
-) -> list[str]:
-    """The day's page. ``theirs``: seconds of NVFlare's rounds, or why there are none."""
-    rounds = found.rounds[1:] or found.rounds
-    whole = statistics.median(one.seconds for one in rounds)
-    beyond = statistics.median(one.seconds - one.training_cpu / cores() for one in rounds)
-    least = min(map(statistics.median, plain.values()))
-    bar = FACTOR * least + SPARE_SECONDS
-    lines = [
-        f"# A deployed round of a large model, {datetime.now(UTC):%Y-%m-%d}",
-        "",
-        pages.made_by(),
-        "",
-        f"{size / 1e6:.0f} MB of float32 to each site and back, {size // 4:,} parameters, all on loopback. A round is from its "
-        "start until its checkpoint is on disk; the first of each, which warms up, is named and does not count.",
-        "",
-        told_of_others(one.others for one in rounds),
-        "",
-        "| | seconds of a round | all of them |",
-        "|---|---|---|",
-    ]
-    for way, seconds in plain.items():
-        lines.append(_line(f"plain transfer over {way}, both ways", seconds, statistics.median(seconds)))
-    if isinstance(theirs, str):
-        lines.append(
-            f"| NVFlare's proof of concept, nothing trained | did not run: {theirs.splitlines()[-1]} | |"
-        )
-    else:
-        counted = theirs[1:] or theirs
-        lines.append(_line("NVFlare's proof of concept, nothing trained", theirs, statistics.median(counted)))
-    lines += [
-        _line("fedmed, deployed", [one.seconds for one in found.rounds], whole),
-        f"| fedmed beyond training | {beyond:.2f} | |",
-        "",
-        f"Beyond training: less the sites' CPU seconds of training over {cores()} cores, which all share. The bar is {FACTOR:g} "
-        f"times the plain transfer and {SPARE_SECONDS:g} s, here {bar:.2f} s: "
-        + ("it is kept." if beyond <= bar else f"it is missed, by {beyond - bar:.2f} s."),
-        "",
-    ]
-    return lines + _where(found, rounds)
-
-
-def _line(name: str, each: Sequence[float], middle: float) -> str:
-    return f"| {name} | {middle:.2f} | {', '.join(f'{seconds:.2f}' for seconds in each)} |"
-
-
-def _where(found: Deployed, rounds: Sequence[Round]) -> list[str]:
-    """Where fedmed's time goes."""
-    lines = [
-        "## When, in fedmed's round",
-        "",
-        f"![a round]({pages.dated(NAME)}.png)",
-        "",
-        "Seconds after its start, at the first site, the middle one and the last; medians over the rounds that count.",
-        "",
-        "| | first | middle | last |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        f"| {name} | {first:.2f} | {middle:.2f} | {last:.2f} |"
-        for name, first, middle, last in timeline(rounds)
-    ]
-    lines += [
-        "",
-        "## What its processes do",
-        "",
-        "Calls in a round, the longest, and all of them together: by the clock, and in CPU seconds of the calling thread. A call "
-        "can lie within another (`store:` within `to a site:` and `to the run:`), and threads wait for each other. Signing "
-        "requests and TLS are in the processes' own CPU, below.",
-        "",
-        "| process | | calls | longest, s | together, s | CPU, s |",
-        "|---|---|---|---|---|---|",
-    ]
-    for role, what, calls, longest, together, cpu in sorted(
-        parts(rounds), key=lambda part: (part[0], -part[4])
-    ):
-        lines.append(f"| {role} | {what} | {calls:.0f} | {longest:.2f} | {together:.2f} | {cpu:.2f} |")
-    lines += ["", "| processes | CPU in a round, s | memory of one at most, MB |", "|---|---|---|"]
-    for role in rounds[0].cpu:
-        cpu = statistics.median(one.cpu[role] for one in rounds)
-        lines.append(f"| {role} | {cpu:.2f} | {found.peak_mb.get(role, 0.0):.0f} |")
-    whole = statistics.median(sum(one.cpu.values()) for one in rounds)
-    share = statistics.median(sum(one.cpu.values()) / (one.seconds * cores()) for one in rounds)
-    lines += [
-        f"| all | {whole:.2f} | |",
-        "",
-        f"They had the {cores()} cores busy for {share:.0%} of the round.",
-        "",
-    ]
-    return lines
-
-
-def plot(one: Round, file: Path) -> None:
-    """A round as bars in time: the server above, a lane for each site's link and worker."""
-    mpl.use("agg")
-    lanes = dict.fromkeys(
-        (span.site, span.role) for span in one.spans if span.what in _COLOURS and span.role != "superlink"
-    )
-    order = sorted(lanes, key=lambda lane: (lane[0] != "", lane))
-    figure = Figure(figsize=(11.0, 0.9 + 0.26 * len(order)), layout="constrained")
-    axis = figure.subplots()
-    for span in one.spans:
-        if span.what in _COLOURS and (span.site, span.role) in lanes:
-            place = order.index((span.site, span.role))
-            axis.barh(
-                place,
-                span.end - span.start,
-                left=span.start - one.start,
-                height=0.8,
-                color=_COLOURS[span.what],
-            )
-    axis.set_yticks(range(len(order)), [f"{site} {role}".strip() for site, role in order], size=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("seconds after the round's start")
-    shown = {span.what for span in one.spans}
-    handles = [Patch(color=colour, label=what) for what, colour in _COLOURS.items() if what in shown]
-    figure.legend(handles=handles, loc="outside upper center", ncols=7, fontsize=7, frameon=False)
-    figure.savefig(file, dpi=110, metadata={"Software": None})
-
-
 def main() -> None:
     """Measure all, and write the page."""
     parser = argparse.ArgumentParser(
@@ -298,7 +158,8 @@ def main() -> None:
         plain = {
             way: [transfer(folder, way, options.sites, size) for _ in range(options.repeats)] for way in WAYS
         }
-        print(f"plain: {plain}", flush=True)
+        disk = [written(folder, options.sites, size) for _ in range(options.repeats)]
+        print(f"plain: {plain}; to disk: {disk}", flush=True)
         found = deployed(folder, file, options)
         print(f"fedmed: {[one.seconds for one in found.rounds]}", flush=True)
         theirs: Sequence[float] | str = "left out"
@@ -307,7 +168,7 @@ def main() -> None:
                 theirs = nvflare(folder, options)
             except NotInstalled as error:
                 theirs = str(error)
-        lines = page(plain, theirs, found, size)
+        lines = page(Beside(sites=options.sites, size=size, plain=plain, disk=disk, nvflare=theirs), found)
         print("\n".join(lines))
         if not options.only_fedmed:
             pages.write(pages.dated(NAME), lines)

@@ -96,7 +96,11 @@ def main() -> None:
     parser.add_argument("out")
     options = parser.parse_args()
     work, watch = Work.read(options.work), Stopwatch()
-    sites = len(work.names)
+    sites, processes = len(work.names), int(os.environ.get("WORLD_SIZE", "1"))
+    if sites % processes:
+        raise SystemExit(
+            f"pfl deals users to {processes} processes in turn, so each round of {sites} sites would have others"
+        )
     network = Model(work.channels, work.outputs)
     network.load_state_dict(work.start())
     model = PyTorchModel(
