@@ -13,7 +13,7 @@ ifneq ($(FEDMED_DATA),)
 export FEDMED_DATA
 endif
 
-.PHONY: demo rehearse install test test-models test-faults test-hostile lint format bench bench-overhead bench-engines bench-real bench-load bench-models bench-published clean
+.PHONY: demo rehearse install test test-models test-faults test-hostile lint format bench bench-overhead bench-engines bench-real bench-simulators bench-round bench-load bench-models bench-published clean
 
 demo: $(INSTALLED)
 	$(BIN)/fedmed phantom demo/federation --sites 4 --seed 1
@@ -56,7 +56,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-overhead bench-real
+# What fedmed costs, alone and beside others; benchmarks/results.md shows the newest of everything. Leave the machine idle meanwhile.
+bench: bench-overhead bench-simulators bench-round bench-real
+	$(BIN)/python benchmarks/results.py
 
 bench-overhead: $(INSTALLED)
 	$(BIN)/python benchmarks/simulation_overhead.py --sites 8 100 --rounds 5 1 --steps 15 10 --repeats 5 --ray
@@ -66,6 +68,13 @@ bench-engines: $(INSTALLED)
 
 bench-real: $(INSTALLED)
 	$(BIN)/python benchmarks/real_data.py nuclei retina hippocampus --seeds 1 2 3
+
+# Beside pfl, Flower on Ray, NVFlare and a plain loop, each installed into an environment of its own below .bench.
+bench-simulators: $(INSTALLED)
+	$(BIN)/python benchmarks/simulators.py --sites 8 100 --rounds 3 1 --steps 10 5 --repeats 5
+
+bench-round: $(INSTALLED)
+	$(BIN)/python benchmarks/deployed_round.py
 
 bench-models: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/models.py
@@ -87,4 +96,4 @@ bench-load: $(INSTALLED)
 	$(BIN)/python benchmarks/warm_order.py
 
 clean:
-	rm -rf $(VENV) demo rehearsal build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .bench demo rehearsal build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
