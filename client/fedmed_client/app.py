@@ -231,7 +231,7 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
         (method, summing),
         result,
         metrics=policy.permitted(home.site.policy, {"loss": result.update.loss}),
-        seconds={"train": time.perf_counter() - before},
+        seconds={"train": time.perf_counter() - before, "wait": result.update.waited},
     )
 
 
