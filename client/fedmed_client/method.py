@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from fedmed_client.data.cohort import Cohort
 from fedmed_client.data.samplers import Sampler
 from fedmed_client.engine.copying import on_device
+from fedmed_client.engine.team import ALONE, Team
 from fedmed_client.keeping import Keeping, Memory
-from fedmed_client.train import Update
+from fedmed_client.train import Course, Update, train
 from fedmed_client.workbench import Bench, SiteHome, branch, seed_for
 from fedmed_common import wire
 from fedmed_common.params import Parameters
@@ -114,12 +115,10 @@ class Method:
         settings, count = experiment.train, self.sampler.patients
         presence, annotated = _presence(self.cohort)
         personal = self.recipe.personal
-        anchor = self._start(keep_own=personal is not None and personal.mode == "layers")
+        anchored = self._start(keep_own=personal is not None and personal.mode == "layers")
         return Work(
             model=self.bench.model,
-            anchor={
-                name: torch.from_numpy(np.array(anchor[name])).to(device) for name in self.layers.trained
-            },
+            anchor=_Anchor({name: anchored[name] for name in self.layers.trained}, device),
             layers=self.layers,
             kind="segmentation" if experiment.task.name == "segmentation" else experiment.task.labels,
             presence=presence,
@@ -214,6 +213,35 @@ class Method:
         finally:
             model.train(training)
         return float(np.mean(losses))
+
+
+def in_full(method: Method, on_step: Callable[[int], None], team: Team = ALONE) -> Train:
+    """Training without privacy, as :meth:`Method.train` calls it. ``team``: as of ``train.train``."""
+
+    def train_it(start: Parameters, halves: Sequence[SiteHalf], seed: np.random.SeedSequence) -> Update:
+        course = Course(round=method.order.round, seed=seed, halves=halves)
+        return train(method.bench, method.sampler, start, course, on_step, team)
+
+    return train_it
+
+
+class _Anchor(Mapping[str, torch.Tensor]):
+    """The global model's arrays as tensors of the device, each copied there when a piece asks for it first."""
+
+    def __init__(self, arrays: Parameters, device: torch.device) -> None:
+        self._arrays, self._device = arrays, device
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._tensors:
+            self._tensors[name] = torch.from_numpy(np.array(self._arrays[name])).to(self._device)
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 def with_own(parameters: Parameters, memory: Mapping[str, NDArray[Any]]) -> Parameters:

@@ -71,7 +71,7 @@ def train(
         FloatingPointError: the loss is not finite, or float16 was too small for every step.
     """
     settings = bench.experiment.train
-    params.to_model(start, bench.model)
+    team.load(start, bench.model)
     bench.model.train()
     network = team.prepared(bench.trained_network)
     rate = course.rate or settings.rate_in(course.round, bench.experiment.rounds)
