@@ -115,10 +115,12 @@ class Method:
         settings, count = experiment.train, self.sampler.patients
         presence, annotated = _presence(self.cohort)
         personal = self.recipe.personal
-        anchored = self._start(keep_own=personal is not None and personal.mode == "layers")
+        anchor = self._start(keep_own=personal is not None and personal.mode == "layers")
         return Work(
             model=self.bench.model,
-            anchor=_Anchor({name: anchored[name] for name in self.layers.trained}, device),
+            anchor={
+                name: torch.from_numpy(np.array(anchor[name])).to(device) for name in self.layers.trained
+            },
             layers=self.layers,
             kind="segmentation" if experiment.task.name == "segmentation" else experiment.task.labels,
             presence=presence,
@@ -223,25 +225,6 @@ def in_full(method: Method, on_step: Callable[[int], None], team: Team = ALONE) 
         return train(method.bench, method.sampler, start, course, on_step, team)
 
     return train_it
-
-
-class _Anchor(Mapping[str, torch.Tensor]):
-    """The global model's arrays as tensors of the device, each copied there when a piece asks for it first."""
-
-    def __init__(self, arrays: Parameters, device: torch.device) -> None:
-        self._arrays, self._device = arrays, device
-        self._tensors: dict[str, torch.Tensor] = {}
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._tensors:
-            self._tensors[name] = torch.from_numpy(np.array(self._arrays[name])).to(self._device)
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
 
 
 def with_own(parameters: Parameters, memory: Mapping[str, NDArray[Any]]) -> Parameters:
