@@ -102,7 +102,8 @@ def bare_loop(experiment: Experiment, homes: Sequence[SiteHome]) -> params.Param
                 for _ in range(settings.steps):
                     image, label, annotated = sampler.batch(rng)
                     optimizer.zero_grad(set_to_none=True)
-                    loss = bench.task.loss(bench.model(image), label, annotated)
+                    outputs = bench.model(image.to(bench.device))
+                    loss = bench.task.loss(outputs, label.to(bench.device), annotated)
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(bench.model.parameters(), settings.gradient_norm)
                     optimizer.step()

@@ -34,14 +34,14 @@ from fedmed_client.evaluate import measurements
 from fedmed_client.held_out import with_noise
 from fedmed_client.keeping import Keeping
 from fedmed_client.ledger import Budget, Ledger
-from fedmed_client.method import Method, Result, changed_inputs, own_normalisation
+from fedmed_client.method import Method, Result, changed_inputs, in_full, own_normalisation
 from fedmed_client.patient_gradients import patients_at_once
 from fedmed_client.secure import Summing
 from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.site.withdrawals import Withdrawals
 from fedmed_client.statistics import summed
 from fedmed_client.summing import noise_shares, sum_of, summing_of
-from fedmed_client.train import Course, Update, train
+from fedmed_client.train import Update
 from fedmed_client.work.outbox import Outbox
 from fedmed_client.workbench import (
     COHORTS,
@@ -220,22 +220,18 @@ def _train(home: SiteHome, order: wire.Order) -> wire.Reply:
     if bench.experiment.privacy is not None:
         return _train_privately(home, order, method, summing, on_step)
 
-    def train_it(start: Parameters, halves: Sequence[SiteHalf], seed: np.random.SeedSequence) -> Update:
-        if bench.experiment.train.processes > 1:
-            return train_together(home, order.experiment, start, order.round, seed, on_step)
-        return train(
-            bench, method.sampler, start, Course(round=order.round, seed=seed, halves=halves), on_step
-        )
-
     with numerics(bench.experiment, bench.device, home.site.device.threads):
-        result = method.train(home.site.name, train_it)
+        if bench.experiment.train.processes > 1:
+            result = train_together(home, order, on_step)
+        else:
+            result = method.train(home.site.name, in_full(method, on_step))
     return _trained(
         home,
         order,
         (method, summing),
         result,
         metrics=policy.permitted(home.site.policy, {"loss": result.update.loss}),
-        seconds={"train": time.perf_counter() - before},
+        seconds={"train": time.perf_counter() - before, "wait": result.update.waited},
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedmed_client.engine.copying import gpus
 from fedmed_client.patient_gradients import Samples, flattened, invented, patient_gradient
 from fedmed_client.private import RULE, check_buffers
 from fedmed_client.workbench import Bench
@@ -66,7 +67,7 @@ def _check_memory(bench: Bench, ordinary: Samples, extreme: Samples) -> None:
 
 def _gradient(bench: Bench, samples: Samples) -> Tensor:
     """In one flat piece, with the same chance each time."""
-    with torch.random.fork_rng(devices=[bench.device.index or 0] if bench.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=gpus(bench.device)):
         torch.manual_seed(0)
         parts = patient_gradient(bench, bench.parameters, samples, len(samples[0]))
     return flattened(parts)

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from fedmed_client.data.cohort import Cohort
 from fedmed_client.data.samplers import Sampler
+from fedmed_client.engine.copying import on_device
+from fedmed_client.engine.team import ALONE, Team
 from fedmed_client.keeping import Keeping, Memory
-from fedmed_client.train import Update
+from fedmed_client.train import Course, Update, train
 from fedmed_client.workbench import Bench, SiteHome, branch, seed_for
 from fedmed_common import wire
 from fedmed_common.params import Parameters
@@ -94,17 +96,18 @@ class Method:
             whole = self._against_global(update.delta, start)
             delta = {name: whole[name] for name in shared(self.recipe, self.layers)}
             left = self._left(halves, delta)
-            kept = dict(left.memory)
+            kept, waited = dict(left.memory), update.waited
             if personal is not None and mode == "layers":
                 kept |= under(_OWN, {name: self._value(name) for name in personal.keeps(self.layers)})
             elif mode == "instead":
                 kept |= under(_OWN, self._values())
             elif personal is not None and mode == "beside":
                 half = personal.at_site(self._work(site))
-                train(self._start(keep_own=True), [] if half is None else [half], branch(seed, _SECOND_SEED))
+                second = [] if half is None else [half]
+                waited += train(self._start(keep_own=True), second, branch(seed, _SECOND_SEED)).waited
                 kept |= under(_OWN, self._values())
         return Result(
-            update=Update(delta=delta, loss=update.loss),
+            update=Update(delta=delta, loss=update.loss, waited=waited),
             left=Left(sums=left.sums, scalars=left.scalars, memory=kept),
         )
 
@@ -206,9 +209,7 @@ class Method:
         try:
             with torch.no_grad():
                 for _ in range(_MEASURED_BATCHES):
-                    image, target, annotated = (
-                        tensor.to(self.bench.device) for tensor in self.sampler.batch(rng)
-                    )
+                    image, target, annotated = on_device(self.sampler.batch(rng), self.bench.device)
                     losses.append(float(self.bench.task.objective(model, image, target, annotated)))
         finally:
             model.train(training)
@@ -233,6 +234,16 @@ class _Tensors(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def in_full(method: Method, on_step: Callable[[int], None], team: Team = ALONE) -> Train:
+    """Training without privacy, as :meth:`Method.train` calls it. ``team``: as of ``train.train``."""
+
+    def train_it(start: Parameters, halves: Sequence[SiteHalf], seed: np.random.SeedSequence) -> Update:
+        course = Course(round=method.order.round, seed=seed, halves=halves)
+        return train(method.bench, method.sampler, start, course, on_step, team)
+
+    return train_it
 
 
 def with_own(parameters: Parameters, memory: Mapping[str, NDArray[Any]]) -> Parameters:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from fedmed_client.engine.copying import on_device
 from fedmed_client.engine.memory import channels_last
 from fedmed_client.workbench import Bench
 from fedmed_common import privacy
@@ -64,7 +65,8 @@ def patient_gradient(
     network, count = bench.trained_network, len(samples[0])
     total: list[Tensor] = []
     for start in range(0, count, at_once):
-        part, known, shown = (tensor[start : start + at_once].to(bench.device) for tensor in samples)
+        image, target, annotated = (tensor[start : start + at_once] for tensor in samples)
+        part, known, shown = on_device((image, target, annotated), bench.device)
         if bench.experiment.train.channels_last:
             part = channels_last(part)
         loss = bench.task.objective(network, part, known, shown, shaping)
@@ -191,9 +193,8 @@ def _together(
         names[id(parameter)]: parameter.detach().expand(len(patients), *parameter.shape).requires_grad_()
         for parameter in parameters
     }
-    image, target, annotated = (
-        torch.cat([samples[part] for samples in patients]).to(bench.device) for part in range(3)
-    )
+    images, targets, known = (torch.cat([samples[part] for samples in patients]) for part in range(3))
+    image, target, annotated = on_device((images, targets, known), bench.device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")
         mean = bench.task.objective(_Mapped(bench.model, copies), image, target, annotated, shaping)

@@ -12,16 +12,20 @@ epsilon of 7.5 becomes 347.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedmed_client import pulse
+from fedmed_client.data.ahead import Batches
 from fedmed_client.data.samplers import Sampler
 from fedmed_client.engine.compiling import said_by_its_field
+from fedmed_client.engine.copying import gpus, pinned
 from fedmed_client.engine.memory import checkpointed
 from fedmed_client.patient_gradients import Samples, flattened, gradients
 from fedmed_client.train import make_optimizer, shaping_of
@@ -40,6 +44,8 @@ _ROUNDING = 1 - 1e-6
 _LARGEST_WHOLE, _EXTREME = 2.0**24, 1e24
 _IN_CACHE = 2**16
 _LEAST_OF_NORM = 1e-4
+_LAST = None
+"""Stands after the last patient of a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,20 +201,20 @@ def train(
     optimizer = make_optimizer(bench.model, settings, settings.rate_in(round_number, bench.experiment.rounds))
     parameters = bench.parameters
     buffers = {name: buffer.clone() for name, buffer in bench.model.named_buffers()}
-    cuda = [bench.device.index or 0] if bench.device.type == "cuda" else []
     rng = entropy.generator()
     shaping = shaping_of(halves)
     for half in halves:
         half.begin()
         half.take(optimizer)
     with (
-        torch.random.fork_rng(devices=cuda),
+        torch.random.fork_rng(devices=gpus(bench.device)),
         checkpointed(bench.model) if settings.checkpointing else nullcontext(),
         said_by_its_field() if settings.compile else nullcontext(),
+        _patients(bench, sampler, mechanism, rng) as patients,
     ):
         torch.manual_seed(int(rng.integers(2**63)))
         for step in range(1, settings.steps + 1):
-            drawn, lengths = (sampler.of_patient(number, rng) for number in mechanism.choose()), list[float]()
+            drawn, lengths = iter(patients.__next__, _LAST), list[float]()
             total = clipped_sum(bench, parameters, mechanism, drawn, shaping, lengths, at_once)
             released = mechanism.release(total)
             mechanism = mechanism.after(lengths)
@@ -221,6 +227,21 @@ def train(
             on_step(step)
     check_buffers(bench.model, buffers)
     return params.delta(bench.model, start), mechanism
+
+
+def _patients(
+    bench: Bench, sampler: Sampler, mechanism: Mechanism, rng: np.random.Generator
+) -> Batches[Any, Any]:
+    """The samples of each patient whom a step draws, step by step, with ``_LAST`` after those of each step."""
+    cut = pinned(sampler.cut, bench.device)
+
+    def choices() -> Iterator[Any]:
+        for _ in range(bench.experiment.train.steps):
+            for number in mechanism.choose():
+                yield sampler.draw_of(number, rng)
+            yield _LAST
+
+    return Batches(choices(), lambda choice: _LAST if choice is _LAST else cut(choice), bench.ahead)
 
 
 def length_of(gradient: Sequence[Tensor]) -> float:

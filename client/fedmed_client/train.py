@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedmed_client.data.ahead import Batches
+from fedmed_client.data.sampler import Batch
 from fedmed_client.data.samplers import Sampler
 from fedmed_client.engine.compiling import said_by_its_field
+from fedmed_client.engine.copying import gpus, on_device, pinned
 from fedmed_client.engine.memory import channels_last, checkpointed
 from fedmed_client.engine.team import ALONE, Team
 from fedmed_client.workbench import Bench
@@ -31,10 +34,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What training changed, and its mean loss (weight: steps)."""
+    """What training changed, its mean loss (weight: steps), and the seconds in which it waited for its batches."""
 
     delta: Parameters
     loss: Mean
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,7 @@ def train(
         FloatingPointError: the loss is not finite, or float16 was too small for every step.
     """
     settings = bench.experiment.train
-    params.to_model(start, bench.model)
+    team.load(start, bench.model)
     bench.model.train()
     network = team.prepared(bench.trained_network)
     rate = course.rate or settings.rate_in(course.round, bench.experiment.rounds)
@@ -77,20 +81,24 @@ def train(
     for half in course.halves:
         half.begin()
         half.take(optimizer)
-    total, done = 0.0, 0
+    summed, done = torch.zeros((), dtype=torch.float64, device=bench.device), 0
+    choices = _choices(sampler, count, course.seed, team)
     with (
-        torch.random.fork_rng(devices=_cuda_devices(bench.device)),
+        torch.random.fork_rng(devices=gpus(bench.device)),
         checkpointed(bench.model) if settings.checkpointing else nullcontext(),
+        Batches(choices, pinned(sampler.cut, bench.device), bench.ahead) as batches,
     ):
-        for step, batch in enumerate(_batches(sampler, count, course.seed, team), start=1):
+        for step, batch in enumerate(batches, start=1):
             loss, taken = stepper.step(batch, step)
             if taken:
-                total, done = total + loss, done + 1
+                summed, done = summed + loss, done + 1
             on_step(step)
+    total = float(summed)
     if not math.isfinite(total):
         raise FloatingPointError(f"the training loss of round {course.round} is not finite")
     _tell_skipped(count, done, course.round)
-    return Update(delta=params.delta(team.whole(bench.model), start), loss=Mean(total, done))
+    delta = params.delta(team.whole(bench.model), start)
+    return Update(delta=delta, loss=Mean(total, done), waited=batches.waited)
 
 
 def shaping_of(halves: Sequence[SiteHalf]) -> Shaping:
@@ -123,19 +131,17 @@ def make_optimizer(model: torch.nn.Module, settings: Training, rate: float) -> t
     return kind(parameters, rate, weight_decay=settings.weight_decay)
 
 
-def _batches(
+def _choices(
     sampler: Sampler, steps: int, seed: np.random.SeedSequence, team: Team
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """This process's part of each batch. The first process draws what one alone would; dropout differs from one to the next."""
+) -> Iterator[Sequence[Any]]:
+    """This process's part of each batch, chosen. The first process draws what one alone would; dropout differs from one to the
+    next."""
     rng = np.random.default_rng(seed)
     torch.manual_seed((int(rng.integers(2**63)) + team.rank) % 2**63)
     for _ in range(steps):
-        if team.size == 1:
-            yield sampler.batch(rng)
-        else:
-            picks = sampler.draw(rng)
-            mine = len(picks) // team.size
-            yield sampler.cut(picks[team.rank * mine : (team.rank + 1) * mine])
+        picks = sampler.draw(rng)
+        mine = len(picks) // team.size
+        yield picks[team.rank * mine : (team.rank + 1) * mine]
 
 
 @dataclass(slots=True)
@@ -155,8 +161,11 @@ class _Stepper:
         self.scaler = torch.amp.GradScaler(self.bench.device.type, enabled=enabled)
         self.shaping = shaping_of(self.halves)
 
-    def step(self, batch: tuple[Tensor, Tensor, Tensor], number: int) -> tuple[float, bool]:
-        """One step on a batch: its loss, and whether it was taken; float16 that overflowed takes none."""
+    def step(self, batch: Batch, number: int) -> tuple[Tensor, bool]:
+        """One step on a batch: its loss, and whether it was taken; float16 that overflowed takes none.
+
+        The loss stays on its device: reading it would wait for the GPU, which would then wait for the next step.
+        """
         settings = self.bench.experiment.train
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._gradients(batch)
@@ -174,15 +183,15 @@ class _Stepper:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return float(self.team.mean(loss)), self.scaler.get_scale() >= scale
+        return self.team.mean(loss).double(), self.scaler.get_scale() >= scale
 
-    def _gradients(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def _gradients(self, batch: Batch) -> Tensor:
         """Add up the gradients of the batch's parts, each part's loss weighted by its share; the batch's loss."""
         settings = self.bench.experiment.train
         parts = list(zip(*(tensor.chunk(settings.accumulate) for tensor in batch), strict=True))
         losses = []
         for number, part in enumerate(parts, start=1):
-            image, target, annotated = (tensor.to(self.bench.device) for tensor in part)
+            image, target, annotated = on_device(part, self.bench.device)
             if settings.channels_last:
                 image = channels_last(image)
             with (
@@ -210,7 +219,3 @@ def _tell_skipped(steps: int, done: int, round_number: int) -> None:
             steps,
             round_number,
         )
-
-
-def _cuda_devices(device: torch.device) -> list[int]:
-    return [device.index or 0] if device.type == "cuda" else []

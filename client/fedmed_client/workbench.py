@@ -26,6 +26,8 @@ from fedmed_common.models import build_model
 from fedmed_common.processes import allow_many_open_files, cores
 from fedmed_common.tasks import Task, build_task
 
+AHEAD_OF_A_GPU = 4
+"""Batches that are cut ahead of a GPU's steps where the experiment does not say how many."""
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -71,6 +73,14 @@ class Bench:
     def parameters(self) -> list[torch.nn.Parameter]:
         """Those that training changes, in the model's order."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def ahead(self) -> int:
+        """How many batches are cut ahead of the step that takes them: ``train.prefetch``, or what suits the device."""
+        asked = self.experiment.train.prefetch
+        if asked is not None:
+            return asked
+        return AHEAD_OF_A_GPU if self.device.type == "cuda" else 0
 
     @property
     def trained_network(self) -> torch.nn.Module:
@@ -180,7 +190,8 @@ def numerics(experiment: Experiment, device: torch.device, most_threads: int = 0
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
         half = _HALVES.get(experiment.train.precision)
-        with torch.autocast(device.type, half, enabled=half is not None):
+        # With its cache, autocast would hold the weights in half precision as they were in the first of all steps.
+        with torch.autocast(device.type, half, enabled=half is not None, cache_enabled=False):
             yield
     finally:
         torch.set_num_threads(threads)

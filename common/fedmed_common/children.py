@@ -52,10 +52,12 @@ def start(
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
     own_group: bool = False,
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Start a process that ends with this one; its output goes to ``log``, or where this process's goes.
 
-    ``own_group``: it leads a process group, which is ended as a whole and gets no Ctrl-C of this terminal.
+    ``own_group``: it leads a process group, which is ended as a whole and gets no Ctrl-C of this terminal. ``stdin``: a file of
+    this process that it reads from.
     """
     output = None
     if log is not None:
@@ -65,7 +67,7 @@ def start(
         return subprocess.Popen(  # noqa: S603
             list(command),
             env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=output,
             start_new_session=own_group,

@@ -40,6 +40,10 @@ class Training(Model):
     )
     compile: bool = Field(False, description="let torch.compile make kernels of the network")
     channels_last: bool = Field(False, description="keep the channels of weights and images side by side")
+    prefetch: Annotated[int, Field(ge=0, le=64)] | None = Field(
+        None,
+        description="batches that threads cut ahead of the step that takes them; absent: 4 on a GPU, none on a CPU",
+    )
     processes: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="processes, each with a GPU of its own, that share a site's batch"
     )

@@ -58,7 +58,8 @@ class SiteResult(BaseModel):
         default_factory=dict, description="name -> (total, weight)"
     )
     seconds: dict[str, float] = Field(
-        default_factory=dict, description="by phase: train or evaluate, load, total (as the server saw it)"
+        default_factory=dict,
+        description="as the site says: site, its whole order; train or evaluate, of it; wait, of train, without a batch",
     )
     epsilon_spent: float | None = Field(
         None, description="where there was noise: what the run has cost each of the patients it is of so far"

@@ -202,6 +202,8 @@ class Piece(Model):
     """Whether a site measures its loss for it, beyond training."""
     beyond_steps: ClassVar[str] = ""
     """What a site computes for it besides the steps that every strategy takes."""
+    handles_parameters: ClassVar[bool] = False
+    """Whether its site's half handles the network's parameters, which have to be whole in its process then."""
     scalars: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """The numbers that a site sends in the clear, and between what they lie."""
 
@@ -266,6 +268,7 @@ class Loss(Piece):
 class Correction(Piece):
     """Changes the steps of a site's training against drift."""
 
+    handles_parameters: ClassVar[bool] = True
     only_plain_sgd: ClassVar[bool] = False
     """Whether its formula holds for SGD without momentum only."""
 
@@ -298,6 +301,8 @@ class Sampler(Piece):
 
 class Personal(Piece):
     """What stays at a site: parts of the network, or a whole network beside or in the place of the global one."""
+
+    handles_parameters: ClassVar[bool] = True
 
     def keeps(self, layers: Layers) -> frozenset[str]:
         """The arrays that are never sent: each site has its own."""

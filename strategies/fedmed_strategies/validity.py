@@ -340,21 +340,14 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
         fix="leave it out",
     ),
     ExperimentRule(
-        what="several processes x what happens during training",
+        what="a network in parts x what handles its parameters",
         offends=lambda r, e: _all(
-            e.train.processes > 1,
-            [
-                *r.losses,
-                *r.corrections,
-                *([r.sampler] if r.sampler else []),
-                *([r.inputs] if r.inputs else []),
-                *([r.personal] if r.personal else []),
-                *([r.weights] if r.weights.scalars else []),
-            ],
+            e.train.processes > 1 and e.train.parallel == "fsdp",
+            [piece for piece in r.pieces() if piece.handles_parameters],
         ),
-        field="train.processes",
-        why="this works in one process a site so far",
-        fix="set train.processes = 1",
+        field="train.parallel",
+        why="at a site it handles the network's parameters, of which each process has a part only",
+        fix="set train.parallel = 'ddp'",
     ),
     ExperimentRule(
         what="stages and moments x classification",

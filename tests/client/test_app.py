@@ -71,6 +71,8 @@ def test_training_is_the_same_when_asked_again(home: SiteHome, order: wire.Order
     first, second = ask(home, order), ask(home, replace(order, attempt=1))
     assert first.code == second.code == ""
     assert first.metrics["loss"].weight == 2
+    assert set(first.seconds) == {"train", "wait", "site"}
+    assert 0 < first.seconds["wait"] < first.seconds["train"] < first.seconds["site"]
     for name, array in first.delta.items():
         assert array.tobytes() == second.delta[name].tobytes()
     other_round = ask(home, replace(order, round=2))

@@ -101,11 +101,19 @@ def test_parts_of_a_patient_add_up_to_the_patient(unet: Bench) -> None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_without_noise_a_step_is_plain_arithmetic() -> None:
+@pytest.mark.parametrize("prefetch", [0, 1, 5])
+def test_without_noise_a_step_is_plain_arithmetic(prefetch: int) -> None:
     """SGD on the sum of clipped gradients over q N, also where other patients than expected are drawn."""
     bench = line_bench()
     settings = bench.experiment.train.model_copy(
-        update={"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "learning_rate": 0.5, "steps": 2}
+        update={
+            "optimizer": "sgd",
+            "momentum": 0.0,
+            "weight_decay": 0.0,
+            "learning_rate": 0.5,
+            "steps": 2,
+            "prefetch": prefetch,
+        }
     )
     bench = replace(bench, experiment=bench.experiment.model_copy(update={"train": settings}))
     rows = np.random.default_rng(0).normal(0, 1, (6, WIDTH)).astype(np.float32)

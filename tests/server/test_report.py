@@ -17,7 +17,7 @@ from fedmed_common.errors import CheckpointError, ConfigError
 from fedmed_common.metrics import Mean, Metrics, class_mean
 from fedmed_common.wire import Facts, Reply
 from fedmed_server.history import RoundDone, RunEnded, SiteResult, append, read
-from fedmed_server.report import Figure, artifacts, write_report
+from fedmed_server.report import Figure, artifacts, effort, write_report
 from fedmed_server.report import page as pages
 from fedmed_server.report.comparison import compare
 from fedmed_server.report.source import merged, read_run, shareable_experiment
@@ -179,6 +179,22 @@ def test_later_line_of_a_round_wins_and_a_resume_forgets_what_came_after_it(make
     append(made.history, again.model_copy(update={"criterion": 0.123}))
     assert [done.criterion for done in read_run(made.folder).rounds][-1] == 0.123
     assert "resumed 1 \N{MULTIPLICATION SIGN}" in page_of(made.folder).text
+
+
+def test_a_sites_time_is_that_of_its_orders_and_waiting_a_share_of_training(make_run: MakeRun) -> None:
+    made = make_run(rounds=2, late=(2,))
+    made.all()
+    by_name = {cost.name: cost for cost in effort.costs(read_run(made.folder))}
+    first, last = by_name[made.facts[0].name], by_name[made.facts[-1].name]
+    assert first.seconds["train"] == pytest.approx(2 * 5.9)
+    assert first.waited == pytest.approx(0.4 / 5.1)
+    assert last.seconds["train"] == pytest.approx(5.9 + len(made.facts) - 1)
+    page = page_of(made.folder).text
+    assert "of it waiting" in page
+    assert "8 %" in page
+    private = make_run("private", private=True)
+    private.all()
+    assert {cost.waited for cost in effort.costs(read_run(private.folder))} == {None}
 
 
 def test_late_site_and_missing_round_are_listed(make_run: MakeRun) -> None:

@@ -114,7 +114,8 @@ def test_federation_and_sites_have_their_curves(make_small: MakeRun) -> None:
     for name in (
         "patients/train",
         "presence/liver",
-        "seconds/train/total",
+        "seconds/train/site",
+        "seconds/train/wait",
         "bytes/validation/down",
         "test/last/dice/liver",
     ):

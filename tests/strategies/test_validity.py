@@ -251,11 +251,18 @@ EXPERIMENTS: list[Case] = [
     ("privacy x a second training of the site", RECIPES["fine_tuned"], PRIVATE, RECIPES["fedbn"], PRIVATE),
     ("privacy x sharpness", RECIPES["fedsam"], PRIVATE, RECIPES["fedprox"], PRIVATE),
     (
-        "several processes x what happens during training",
+        "a network in parts x what handles its parameters",
+        RECIPES["fedprox"],
+        {"train": {"processes": 2, "parallel": "fsdp"}},
         RECIPES["fedprox"],
         {"train": {"processes": 2}},
-        RECIPES["fedadam"],
-        {"train": {"processes": 2}},
+    ),
+    (
+        "a network in parts x what handles its parameters",
+        RECIPES["fedvls"],
+        {"train": {"processes": 2, "parallel": "fsdp"}},
+        RECIPES["balanced_softmax"] + RECIPES["rare"],
+        {"train": {"processes": 2, "parallel": "fsdp"}},
     ),
     (
         "stages and moments x classification",

@@ -26,8 +26,11 @@ class _Given:
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
 
-    def batch(self, _rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
-        return self._batch
+    def draw(self, _rng: np.random.Generator) -> range:
+        return range(len(self._batch[0]))
+
+    def cut(self, picks: range) -> Batch:
+        return tuple(tensor[picks] for tensor in self._batch)
 
 
 def assert_federated_is_pooled(experiment: Experiment, batches: Sequence[Batch]) -> Parameters:

@@ -84,7 +84,11 @@ class ClassSampler:
 
     def of_patient(self, number: int, rng: np.random.Generator) -> Batch:
         """``privacy.samples`` samples, all of one patient, who is ``number`` among ``patients``."""
-        return self.cut(self._draw(rng, self._size_of_patient, (number,)))
+        return self.cut(self.draw_of(number, rng))
+
+    def draw_of(self, number: int, rng: np.random.Generator) -> list[Pick]:
+        """Choose the samples of :meth:`of_patient`; reads no image."""
+        return self._draw(rng, self._size_of_patient, (number,))
 
     def draw(self, rng: np.random.Generator) -> list[Pick]:
         """Choose ``train.batch_size`` samples; reads no image."""

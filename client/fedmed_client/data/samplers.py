@@ -31,11 +31,14 @@ class Sampler(Protocol):
     def draw(self, rng: np.random.Generator) -> list[Any]:
         """Choose the samples of a batch; reads no image."""
 
+    def draw_of(self, number: int, rng: np.random.Generator) -> list[Any]:
+        """Choose ``privacy.samples`` samples of one patient, who is ``number`` among ``patients``."""
+
     def cut(self, picks: Sequence[Any]) -> Batch:
-        """The samples that were chosen, or a part of them."""
+        """The samples that were chosen, or a part of them; may be called in several threads at once."""
 
     def of_patient(self, number: int, rng: np.random.Generator) -> Batch:
-        """``privacy.samples`` of one patient, who is ``number`` among ``patients``."""
+        """The samples of ``draw_of``, cut."""
 
 
 SAMPLERS: dict[str, Callable[[Sequence[Case], Experiment], Sampler]] = {

@@ -1,60 +1,75 @@
-"""One of the processes that share a site's training: ``python -m fedmed_client.engine.member FOLDER``, started by ``parallel``.
+"""One of the processes that share a site's training: ``python -m fedmed_client.engine.member FOLDER``, started by ``crew``.
 
 Accelerate keeps the network's copies equal (DistributedDataParallel), over NCCL between GPUs and gloo between CPUs. With
 ``parallel = "fsdp"`` torch's own ``fully_shard`` (FSDP2) shards parameters, gradients and optimizer state, also on CPUs, where
-accelerate shards nothing.
+accelerate shards nothing. Between orders a process waits with its network, its cohorts and its line to the others as they are.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+import socket
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from safetensors.numpy import load_file, save_file
 from torch import Tensor, distributed, nn
 
+from fedmed_client.engine import assignment
+from fedmed_client.engine.assignment import Assignment, Said, Trained
 from fedmed_client.engine.memory import stages
-from fedmed_client.engine.parallel import (
-    ASSIGNMENT,
-    MEETING,
-    PROGRESS,
-    RESULT,
-    START,
-    UPDATE,
-    Assignment,
-    Result,
-)
 from fedmed_client.engine.team import Team
-from fedmed_client.train import Course, train
+from fedmed_client.method import Method, Result, in_full
 from fedmed_client.workbench import COHORTS, SiteHome, bench_for, experiment_of, numerics
-from fedmed_common import logs
+from fedmed_common import logs, params, wire
 from fedmed_common.config import Site
 from fedmed_common.errors import Interrupted, PolicyRefusal
+from fedmed_common.params import Parameters
 from fedmed_common.transfer import hold_statistics
+
+_MEETING = "meeting"
 
 
 class Processes(Team):
-    """The members as accelerate joins them. ``sharded``: no process keeps the whole network."""
+    """The members as accelerate joins them, and one experiment's network among them. ``sharded``: no process keeps all of it."""
 
     def __init__(self, accelerator: Accelerator, *, sharded: bool) -> None:
         self._accelerator, self._sharded = accelerator, sharded
+        self._prepared: nn.Module | None = None
         self._entire: nn.Module | None = None
         self.rank, self.size = accelerator.process_index, accelerator.num_processes
 
+    def load(self, parameters: Parameters, network: nn.Module) -> None:
+        if self._entire is None:
+            params.to_model(parameters, network)
+            return
+        params.to_model(parameters, self._entire)
+        entire = self._entire.state_dict()
+        with torch.no_grad():
+            for name, tensor in network.state_dict().items():
+                tensor.copy_(_like(entire[name], tensor))
+
     def prepared(self, network: nn.Module) -> nn.Module:
-        network = in_step(network)
-        if not self._sharded:
-            wrapped: nn.Module = self._accelerator.prepare_model(network)
-            return wrapped
+        if self._prepared is None:
+            network = in_step(network)
+            self._prepared = self._in_parts(network) if self._sharded else self._copied(network)
+        return self._prepared
+
+    def _copied(self, network: nn.Module) -> nn.Module:
+        wrapped: nn.Module = self._accelerator.prepare_model(network)
+        self._accelerator.free_memory()  # it would hold on to each experiment's network
+        return wrapped
+
+    def _in_parts(self, network: nn.Module) -> nn.Module:
         from torch.distributed.fsdp import fully_shard
 
         self._entire = copy.deepcopy(network).cpu()
@@ -96,60 +111,109 @@ def _full(tensor: Any) -> Tensor:
     return whole.cpu()
 
 
-def carry_out(folder: Path) -> None:
-    """Train on this process's part of each batch; the first one writes the update and notes its steps."""
+def _like(whole: Tensor, tensor: Any) -> Tensor:
+    """A whole tensor, which every process has, cut as another one is."""
+    if not hasattr(tensor, "device_mesh"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    on_mesh = whole.to(tensor.device)
+    return distribute_tensor(on_mesh, tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+def serve(line: socket.socket, folder: Path) -> None:
+    """Carry out assignments until the line closes."""
     parent = os.getppid()
-    assignment = Assignment.model_validate_json((folder / ASSIGNMENT).read_text())
-    site = Site.model_validate(assignment.site)
-    experiment = experiment_of(assignment.order)
-    team = _meet(folder, gpu=assignment.gpu, sharded=experiment.train.parallel == "fsdp")
-    _, sampler = COHORTS.get(SiteHome(site=site, folder=Path(assignment.home)), assignment.order)
+    accelerator: Accelerator | None = None
+    for text in line.makefile("r", encoding="utf-8"):
+        asked = Assignment.model_validate_json(text)
+        accelerator = accelerator or _meet(folder, gpu=asked.gpu)
+        team = _team_for(asked.experiment, accelerator)
+
+        def on_step(step: int, rank: int = team.rank) -> None:
+            if rank == 0:
+                _say(line, Said(step=step))
+            if os.getppid() != parent:
+                raise Interrupted("the process that asked for this training is gone")
+
+        _say(line, Said(trained=carry_out(asked, team, on_step)))
+        if asked.gpu:
+            torch.cuda.empty_cache()  # the process that asked measures the network on the same GPU
+
+
+def carry_out(asked: Assignment, team: Team, on_step: Callable[[int], None]) -> Trained:
+    """Train on this process's part of each batch; the first one writes the arrays that come of it."""
+    home = SiteHome(site=Site.model_validate(asked.site), folder=Path(asked.home))
+    cohort, sampler = COHORTS.get(home, asked.experiment)
     if sampler is None:
         raise PolicyRefusal("least_patients", "the site has no training patients")
-    bench = bench_for(assignment.order, gpu=assignment.gpu)
-
-    def on_step(step: int) -> None:
-        if team.rank == 0:
-            (folder / PROGRESS).write_text(str(step))
-        if os.getppid() != parent:
-            raise Interrupted("the process that asked for this training is gone")
-
-    with numerics(experiment, bench.device, int(os.environ["OMP_NUM_THREADS"])):
-        seed = np.random.SeedSequence(list(assignment.entropy))
-        start = load_file(folder / START)
-        update = train(bench, sampler, start, Course(round=assignment.round, seed=seed), on_step, team)
-    if team.rank == 0:
-        save_file({name: np.ascontiguousarray(a) for name, a in update.delta.items()}, folder / UPDATE)
-        result = Result(total=update.loss.total, weight=update.loss.weight)
-        (folder / RESULT).write_text(result.model_dump_json())
-    distributed.barrier()
-    distributed.destroy_process_group()
+    bench = bench_for(asked.experiment, gpu=asked.gpu)
+    arrays = assignment.read(Path(asked.arrays), asked.names)
+    order = wire.Order(
+        kind=wire.Kind.TRAIN,
+        run=asked.run,
+        round=asked.round,
+        attempt=0,
+        experiment=asked.experiment,
+        parameters=arrays["parameters"],
+        down=arrays["down"],
+    )
+    method = Method.of(home, bench, order, cohort, sampler)
+    with numerics(bench.experiment, bench.device, asked.threads):
+        result = method.train(home.site.name, in_full(method, on_step, team))
+    return _written(result, Path(asked.result), team)
 
 
-def _meet(folder: Path, *, gpu: bool, sharded: bool) -> Processes:
+def _written(result: Result, file: Path, team: Team) -> Trained:
+    update, left = result.update, result.left
+    groups = {"delta": update.delta, "sums": left.sums, "memory": left.memory}
+    return Trained(
+        total=update.loss.total,
+        weight=update.loss.weight,
+        waited=update.waited,
+        scalars=dict(left.scalars),
+        names=assignment.write(file, groups) if team.rank == 0 else {},
+    )
+
+
+@lru_cache(maxsize=2)
+def _team_for(experiment: str, accelerator: Accelerator) -> Processes:
+    """The team of an experiment, kept as long as its bench is."""
+    return Processes(accelerator, sharded=experiment_of(experiment).train.parallel == "fsdp")
+
+
+def _meet(folder: Path, *, gpu: bool) -> Accelerator:
     """Join the others, who are found by a file: no port is opened for that."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if gpu:
         torch.cuda.set_device(rank)
     distributed.init_process_group(
-        "nccl" if gpu else "gloo", init_method=f"file://{folder / MEETING}", rank=rank, world_size=size
+        "nccl" if gpu else "gloo", init_method=f"file://{folder / _MEETING}", rank=rank, world_size=size
     )
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Processes(Accelerator(cpu=not gpu, kwargs_handlers=[unused]), sharded=sharded)
+    return Accelerator(cpu=not gpu, kwargs_handlers=[unused])
+
+
+def _say(line: socket.socket, said: Said) -> None:
+    line.sendall(said.model_dump_json(exclude_defaults=True).encode() + b"\n")
 
 
 def main() -> None:
-    """Carry out what the folder on the command line holds; what goes wrong is left there, for the process that asked."""
+    """Serve the process whose socket is the standard input; what goes wrong is told there."""
     os.umask(0o077)
     logs.set_up()
-    folder = Path(sys.argv[1])
+    line = socket.socket(fileno=0)
+    code = 0
     try:
-        carry_out(folder)
+        serve(line, Path(sys.argv[1]))
     except BaseException as error:
-        if folder.is_dir():
-            text = "".join(traceback.format_exception(error))
-            (folder / f"error-{os.environ['RANK']}.txt").write_text(text)
-        os._exit(1)
+        code = 1
+        said = Said(error="".join(traceback.format_exception(error)), at=time.monotonic_ns())
+        try:
+            _say(line, said)
+        except OSError:
+            code = 2
+    os._exit(code)
 
 
 if __name__ == "__main__":

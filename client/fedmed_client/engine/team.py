@@ -6,6 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
+from fedmed_common import params
+from fedmed_common.params import Parameters
+
 
 class Team:
     """What training asks of the others that train the same network on other parts of the same batches.
@@ -15,6 +18,10 @@ class Team:
 
     rank: int = 0
     size: int = 1
+
+    def load(self, parameters: Parameters, network: nn.Module) -> None:
+        """Copy parameters into the network, in place. Raises WireError where they are not those of it."""
+        params.to_model(parameters, network)
 
     def prepared(self, network: nn.Module) -> nn.Module:
         """The network whose gradients are the mean over all processes; its parameters are those of ``network``."""

@@ -13,11 +13,13 @@ from fedmed_strategies.presets import recipe_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteCost:
-    """Seconds and bytes of one site, or of all. ``seconds``: phase -> sum over the run."""
+    """Seconds and bytes of one site, or of all. ``seconds``: phase -> sum over the run of what its orders took; ``waited``: the
+    share of training in which it had no batch, where it says so."""
 
     name: str
     patients: Mapping[str, int]
     seconds: Mapping[str, float]
+    waited: float | None
     bytes_down: int
     bytes_up: int
     answered: int
@@ -134,17 +136,23 @@ def _cost(name: str, patients: Mapping[str, int], parts: Sequence[tuple[str, Sit
     for phase, result in parts:
         if not result.seconds:
             continue
-        spent = result.seconds.get("total", sum(result.seconds.values()))
-        seconds[phase] = seconds.get(phase, 0.0) + spent
+        seconds[phase] = seconds.get(phase, 0.0) + result.seconds.get("site", 0.0)
     return SiteCost(
         name=name,
         patients=patients,
         seconds=seconds,
+        waited=_waited([result.seconds for phase, result in parts if phase == "train"]),
         bytes_down=sum(result.bytes_down for _, result in parts),
         bytes_up=sum(result.bytes_up for _, result in parts),
         answered=sum(result.outcome == "ok" for _, result in parts),
         asked=len(parts),
     )
+
+
+def _waited(trained: Sequence[Mapping[str, float]]) -> float | None:
+    timed = [seconds for seconds in trained if "wait" in seconds]
+    spent = sum(seconds.get("train", 0.0) for seconds in timed)
+    return sum(seconds["wait"] for seconds in timed) / spent if spent else None
 
 
 def _distinct_tests(run: RunHistory) -> list[tuple[SiteResult, ...]]:

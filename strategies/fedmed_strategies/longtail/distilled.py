@@ -30,6 +30,7 @@ class Vacant(Loss):
     name = "vacant"
     source = "Guo et al. 2025, 'Exploring vacant classes in label-skewed federated learning', AAAI, equation 4 (FedVLS)"
     uses_presence = True
+    handles_parameters = True
     weight: Positive = 0.5
     warm_up: Fraction = 0.2
 
@@ -52,6 +53,7 @@ class Conditional(Loss):
         "Wang et al. 2023, 'ConDistFL: conditional distillation for federated learning from partially annotated data', "
         "DeCaF, section 2.2"
     )
+    handles_parameters = True
     weight: Positive = 1.0
     first: Positive = 0.01
     temperature: Positive = 2.0

@@ -46,5 +46,6 @@ class FineTuned(Personal):
 
     name = "fine_tuned"
     mode = "tuned"
+    handles_parameters = False
     beyond_steps = "further steps before each measurement"
     steps: Annotated[int, Field(ge=1, le=1_000_000)] = 20

@@ -27,6 +27,7 @@ class Contribution(Carried):
         "equations 4 to 8"
     )
     measures = True
+    handles_parameters = True
     scalars: ClassVar[Mapping[str, tuple[float, float]]] = {
         "cosine": (-1.0, 1.0),
         "error_without": (0.0, 1e9),

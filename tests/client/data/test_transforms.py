@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -104,3 +106,24 @@ def test_the_switch_for_metadata_is_put_back() -> None:
             assert get_track_meta() is value
     finally:
         set_track_meta(before)
+
+
+@pytest.mark.parametrize("shape", PATCHES)
+def test_neither_threads_nor_the_precision_of_the_network_change_a_patch(shape: tuple[int, ...]) -> None:
+    augment = Augmentation("standard", shape)
+    alone = [_apply(augment, shape, seed, oriented=False) for seed in range(40)]
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            apply = partial(_apply, augment, shape, oriented=False)
+            several = list(threads.map(apply, range(40)))
+        with torch.autocast("cpu", torch.bfloat16):
+            halved = [_apply(augment, shape, seed, oriented=False) for seed in range(40)]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    for one, *others in zip(alone, several, halved, strict=True):
+        for other in others:
+            assert np.array_equal(one[0], other[0])
+            assert np.array_equal(one[1], other[1])
+    assert get_track_meta()

@@ -33,7 +33,7 @@ class Drawn:
     taken: int = field(default=0)
     patients: int = 1
 
-    def batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+    def draw(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
         image = rng.normal(size=(BATCH, 1, *self.patch)).astype(np.float32)
         label = np.zeros((BATCH, *self.patch), np.int64)
         label[:, 2:9, 3:8] = 1
@@ -41,11 +41,11 @@ class Drawn:
         if self.taken in self.too_large:
             image *= 1e6
         self.taken += 1
-        return (
-            torch.from_numpy(image),
-            torch.from_numpy(label),
-            torch.ones(BATCH, 1, dtype=torch.bool),
-        )
+        return list(zip(image, label, strict=True))
+
+    def cut(self, picks: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, ...]:
+        image, label = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*picks, strict=True))
+        return image, label, torch.ones(len(picks), 1, dtype=torch.bool)
 
 
 def experiment(dimensions: int = 2, norm: str = "instance", **settings: object) -> Experiment:
@@ -81,18 +81,21 @@ def assert_close(one: Update, other: Update, **tolerance: float) -> None:
     np.testing.assert_allclose(one.loss.value, other.loss.value, rtol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_without_options_training_is_the_plain_loop_to_the_last_bit(optimizer: str) -> None:
-    asked = experiment(optimizer=optimizer)
+@pytest.mark.parametrize(("optimizer", "precision"), [("sgd", "fp32"), ("adamw", "fp32"), ("adamw", "bf16")])
+def test_training_is_the_plain_loop_to_the_last_bit(optimizer: str, precision: str) -> None:
+    """Also in half precision, where each step sees the weights that the last one left."""
+    asked = experiment(optimizer=optimizer, precision=precision, learning_rate=0.1)
     model, task = build_model(asked), build_task(asked)
     start = params.from_model(model)
     steps = make_optimizer(model, asked.train, asked.train.rate_in(1, asked.rounds))
     rng, sampler, total = np.random.default_rng(SEED), Drawn(asked.data.patch), 0.0
     rng.integers(2**63)
-    with numerics(asked, torch.device("cpu")):
+    with numerics(experiment(), torch.device("cpu")):
         for _ in range(STEPS):
             steps.zero_grad(set_to_none=True)
-            loss = task.objective(model, *sampler.batch(rng))
+            torch.clear_autocast_cache()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss = task.objective(model, *sampler.cut(sampler.draw(rng)))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), asked.train.gradient_norm)
             steps.step()
