@@ -22,7 +22,7 @@ _INTERVAL_SECONDS = 0.001
 _BEFORE = "before and after the rounds"
 _PHASES: Mapping[tuple[str, str], str] = {
     ("fedmed_client/train.py", "_gradients"): "training: forward and backward",
-    ("fedmed_client/train.py", "_batches"): "training: drawing batches",
+    ("data/ahead.py", "__next__"): "training: waiting for batches",
     ("fedmed_client/train.py", "step"): "training: clipping and optimizer",
     ("fedmed_client/private.py", "train"): "training: private steps",
     ("fedmed_client/train.py", "train"): "training: the rest",
