@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from flwr.serverapp import Grid
 
+from fedmed_common import wire
 from fedmed_common.config import Experiment
 from fedmed_common.errors import Interrupted, TransportAway, TransportLost
 from fedmed_common.params import Parameters
@@ -82,6 +83,12 @@ class Channel:
     def evaluates(self, number: int) -> bool:
         """Whether the model is measured after the round."""
         return number in (self.experiment.evaluation_rounds if self.evaluated is None else self.evaluated)
+
+    def order(self, kind: wire.Kind, number: int) -> wire.Order:
+        """An order of round ``number``."""
+        return wire.Order(
+            kind=kind, run=self.run, round=number, attempt=0, experiment=self.experiment.order_text()
+        )
 
     def updated(self, parameters: Parameters) -> Parameters:
         """The part of the parameters that an update changes, in their order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,15 @@ _ALL_SITES = "all sites"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a round's training leaves: the state with the new parameters, how sites answered, how long adding up took."""
+
+    state: RunState
+    results: tuple[SiteResult, ...]
+    aggregate_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
     """A recipe in one round of a run."""
 
@@ -38,15 +47,18 @@ class Federation:
     start: Parameters
     memory: Memory
     norm_limit: float
+    sites: Mapping[str, Site]
 
     @classmethod
     def at(
         cls, channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState, number: int
     ) -> Federation:
         """Of round ``number``, from the state before it."""
+        scene = scene_of(channel, roster, state, number)
         return cls(
             recipe=recipe,
-            scene=scene_of(channel, roster, state, number),
+            scene=scene,
+            sites={site.name: site for site in scene.sites},
             start=channel.updated(state.parameters),
             memory=state.memory,
             norm_limit=channel.experiment.federation.update_norm_limit,
@@ -86,16 +98,33 @@ class Federation:
     def answer(self, answer: Answer) -> pieces.Answer:
         """An admitted answer as the recipe's pieces see it."""
         assert answer.reply is not None  # noqa: S101
-        site = next(site for site in self.scene.sites if site.name == answer.member.name)
         reply = answer.reply
         loss = reply.metrics.get("loss")
         return pieces.Answer(
-            site=site,
+            site=self.sites[answer.member.name],
             delta=reply.delta,
             sums=reply.sums,
             scalars=reply.scalars,
             loss=None if loss is None or math.isnan(loss.value) else loss.value,
         )
+
+
+def stepped(state: RunState, collecting: server_half.Round | FlowerRound, lost: tuple[str, ...]) -> RunState:
+    """The state after the round whose answers were collected; ``lost``: who is missing in it.
+
+    Raises:
+        QuorumError: nothing can be made of the answers.
+    """
+    changed, memory = collecting.finish()
+    return replace(
+        state,
+        round=state.round + 1,
+        parameters={**state.parameters, **changed},
+        released=None,
+        decision={},
+        memory=memory,
+        missed=state.missed + lost,
+    )
 
 
 def scene_of(channel: Channel, roster: Sequence[Member], state: RunState, number: int) -> Scene:
