@@ -17,7 +17,7 @@ from fedmed_common.errors import Interrupted, TransportAway, TransportLost
 from fedmed_common.params import Parameters
 from fedmed_server.history import SiteFacts
 from fedmed_server.receipts import Receipts
-from fedmed_strategies.pieces import Layers
+from fedmed_strategies.pieces import Layers, Site
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -43,10 +43,16 @@ class Guarded(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One site of the run's roster."""
+    """One site of the run's roster. ``site``: as a recipe's pieces see it, made once, as a roster may be long."""
 
     node: int
     facts: SiteFacts
+    site: Site = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        facts = self.facts
+        site = Site(name=facts.name, patients=facts.patients.get("train", 0), presence=facts.presence)
+        object.__setattr__(self, "site", site)
 
     @property
     def name(self) -> str:

@@ -134,7 +134,7 @@ def scene_of(channel: Channel, roster: Sequence[Member], state: RunState, number
         classes=experiment.task.classes,
         background=experiment.task.name == "segmentation",
         layers=channel.layers or Layers(trained=tuple(state.parameters)),
-        sites=tuple(_site(member, state.memory) for member in roster if member.facts.patients["train"]),
+        sites=_sites(roster, state.memory),
         round=number,
         rounds=experiment.rounds,
         rate=experiment.train.rate_in(max(1, number), experiment.rounds),
@@ -259,11 +259,13 @@ def _total(by_site: dict[str, Parameters]) -> Parameters:
     return total
 
 
-def _site(member: Member, memory: Memory) -> Site:
-    counts = memory.get(f"site/{member.name}/counts/presence")
-    return Site(
-        name=member.name,
-        patients=member.facts.patients["train"],
-        presence=member.facts.presence,
-        counts=None if counts is None else np.asarray(counts, np.float64),
+def _sites(roster: Sequence[Member], memory: Memory) -> tuple[Site, ...]:
+    """Those that can train, with the counts that each was asked for."""
+    sites = tuple(member.site for member in roster if member.site.patients)
+    if not any(name.startswith("site/") for name in memory):
+        return sites
+    told = {site.name: memory.get(f"site/{site.name}/counts/presence") for site in sites}
+    return tuple(
+        site if (counts := told[site.name]) is None else replace(site, counts=np.asarray(counts, np.float64))
+        for site in sites
     )

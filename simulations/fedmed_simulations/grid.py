@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -38,6 +39,7 @@ class LocalGrid(Grid):
             )
             for index in range(nodes)
         }
+        self._nodes = [NodeInfo(node_id=node) for node in self._contexts]
         self._pending: dict[str, Message] = {}
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, _SERVER_NODE, 1
 
@@ -64,6 +66,10 @@ class LocalGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """All nodes."""
         return list(self._contexts)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """All nodes, which are always the same."""
+        return self._nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Keep the messages until their replies are pulled."""
