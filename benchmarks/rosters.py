@@ -155,8 +155,8 @@ def page(found: Sequence[dict[str, float]], options: argparse.Namespace) -> list
     return [
         "# What a round costs over the number of registered sites",
         "",
-        f"Inline engine, {options.cohort} sites train and {options.cohort} measure in each of {options.rounds} rounds; medians over "
-        "rounds; in brackets the ratio to the smallest roster. Each roster in a process of its own.",
+        f"Inline engine, {options.cohort} sites train and {options.cohort} measure in each of {options.rounds} rounds; medians "
+        "over rounds; in brackets the ratio to the smallest roster. Each roster in a process of its own.",
         "",
         "| sites | a round beyond its sites' work | its sites' work | between rounds | line of the history | checkpoint "
         "| roll call | test of both models, all sites | report | memory at its peak |",
@@ -171,7 +171,9 @@ def page(found: Sequence[dict[str, float]], options: argparse.Namespace) -> list
 
 def main() -> None:
     """Measure and write the page."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--rosters", type=int, nargs="+", default=[10, 100, 1000, 5000])
     options.add_argument("--cohort", type=int, default=10)
     options.add_argument("--rounds", type=int, default=30)
@@ -185,7 +187,16 @@ def main() -> None:
 
     found = []
     for sites in given.rosters:
-        command = [sys.executable, __file__, "--one", str(sites), "--cohort", str(given.cohort), "--rounds", str(given.rounds)]
+        command = [
+            sys.executable,
+            __file__,
+            "--one",
+            str(sites),
+            "--cohort",
+            str(given.cohort),
+            "--rounds",
+            str(given.rounds),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(found[-1], flush=True)
