@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -72,6 +72,7 @@ INCIDENTS = "incidents.log"
 HOME_VARIABLE = "FEDMED_HOME"
 _UNKNOWN, _CLIPPING_NORM = "unknown", "privacy/clipping_norm"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_version = cache(version)  # it looks through the folder of installed packages each time
 _log = logging.getLogger(__name__)
 
 
@@ -186,7 +187,7 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
     facts = wire.Facts(
         patients=patients,
         presence=presence,
-        version=version("fedmed"),
+        version=_version("fedmed"),
         withdrawn_from=Withdrawals(home.folder).affected_runs,
         held_out=home.site.policy.held_out,
     )

@@ -104,6 +104,13 @@ class Federation(Model):
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="share of the sites drawn in each round"
     )
+    sites_per_round: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="in the place of fraction: so many sites are drawn in each round"
+    )
+    evaluation_sites: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="so many sites measure the model after a round, always the same ones; absent: all. The test is at all",
+    )
     minimum_sites: Annotated[int, Field(ge=1)] = 1
     quorum: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="share of a round's sites that must answer"
@@ -123,6 +130,21 @@ class Federation(Model):
         "not given: the task's first, 'dice' or 'auroc'",
     )
     update_norm_limit: Positive = Field(1e4, description="the gate refuses a larger update")
+
+    @model_validator(mode="after")
+    def _one_number_of_sites(self) -> Self:
+        if self.sites_per_round is None:
+            return self
+        if self.fraction != 1.0:
+            raise ValueError(
+                "fraction and sites_per_round are two ways to say the same; leave one of them out"
+            )
+        if self.sites_per_round < self.minimum_sites:
+            raise ValueError(
+                f"sites_per_round ({self.sites_per_round}) is less than minimum_sites ({self.minimum_sites}), which are to "
+                "give a usable update"
+            )
+        return self
 
 
 class RecipeChoice(Model):
@@ -167,6 +189,10 @@ class Simulation(Model):
     partition: Partition | None = None
     gpus_per_site: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="of a site at work on the engines process and ray: 0.5 puts two on a GPU"
+    )
+    pace_spread: Annotated[float, Field(ge=0.0, le=3.0)] = Field(
+        0.0,
+        description="how unequal sites' speeds are: deviation of the logarithm of a step's time; 0: all are equally fast",
     )
 
     @model_validator(mode="after")

@@ -82,6 +82,10 @@ class Sending:
             self._whole = packed(self._parameters)
         return agreed.name if agreed is not None else "", "", self._whole
 
+    def forget(self) -> None:
+        """Let go of what was packed: it is packed again where it is to be sent again."""
+        self._whole = self._change = None
+
     def answered(self, site: str, reply: wire.Reply) -> None:
         """Note what the site has, by its answer."""
         if reply.rule == wire.NO_BASE:

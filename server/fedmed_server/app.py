@@ -37,6 +37,7 @@ from fedmed_strategies.validity import refuse_network
 
 _POLL_SECONDS, _DEPLOYED_POLL_SECONDS = 0.05, 0.25
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MOST_SENTENCES = 100
 _PACKAGES = ("fedmed", "flwr", "torch", "monai", "numpy")
 
 
@@ -215,9 +216,21 @@ def _finish(channel: Channel, request: RunRequest, roster: tuple[Member, ...], s
         for name, results in test.items()
         for sentence in missed(results, f"test of the {name} model, of round {models[name].round}")
     ]
-    sentences = [*state.missed, *lost]
-    status = "completed" if not sentences else "degraded: " + "; ".join(sentences)
-    return RunEnded(time=now(), status=status, best_round=state.best_round, test=test)
+    return RunEnded(
+        time=now(), status=_status((*state.missed, *lost)), best_round=state.best_round, test=test
+    )
+
+
+def _status(sentences: Sequence[str]) -> str:
+    """How a run ended that reached its end; what is too much for a sentence is in the report, one by one."""
+    if not sentences:
+        return "completed"
+    more = len(sentences) - _MOST_SENTENCES
+    told = [
+        *sentences[:_MOST_SENTENCES],
+        *([f"and {more:,} more, which the report counts"] if more > 0 else []),
+    ]
+    return "degraded: " + "; ".join(told)
 
 
 def _heal_history(file: Path, state: RunState) -> None:

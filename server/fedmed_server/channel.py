@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from flwr.serverapp import Grid
 
+from fedmed_common import wire
 from fedmed_common.config import Experiment
 from fedmed_common.errors import Interrupted, TransportAway, TransportLost
 from fedmed_common.params import Parameters
 from fedmed_server.history import SiteFacts
 from fedmed_server.receipts import Receipts
-from fedmed_strategies.pieces import Layers
+from fedmed_strategies.pieces import Layers, Site
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -42,10 +43,16 @@ class Guarded(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One site of the run's roster."""
+    """One site of the run's roster. ``site``: as a recipe's pieces see it, made once, as a roster may be long."""
 
     node: int
     facts: SiteFacts
+    site: Site = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        facts = self.facts
+        site = Site(name=facts.name, patients=facts.patients.get("train", 0), presence=facts.presence)
+        object.__setattr__(self, "site", site)
 
     @property
     def name(self) -> str:
@@ -84,6 +91,12 @@ class Channel:
     def evaluates(self, number: int) -> bool:
         """Whether the model is measured after the round."""
         return number in (self.experiment.evaluation_rounds if self.evaluated is None else self.evaluated)
+
+    def order(self, kind: wire.Kind, number: int) -> wire.Order:
+        """An order of round ``number``."""
+        return wire.Order(
+            kind=kind, run=self.run, round=number, attempt=0, experiment=self.experiment.order_text()
+        )
 
     def updated(self, parameters: Parameters) -> Parameters:
         """The part of the parameters that an update changes, in their order."""

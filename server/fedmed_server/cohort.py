@@ -18,6 +18,7 @@ from fedmed_server.channel import Channel, Member
 from fedmed_server.exchange import exchange
 from fedmed_server.history import SiteFacts, SiteResult
 
+_EVALUATION = 0xE7A1
 _log = logging.getLogger(__name__)
 
 
@@ -51,24 +52,42 @@ def call_roll(channel: Channel, sites: int | None = None) -> Roll:
                 f"the roll call: {len(roll.members)} of {len(channel.expected)} sites take part, {needed} are needed. "
                 + "; ".join(_sentences(roll))
             )
-    trainers = sum(member.facts.patients["train"] > 0 for member in roll.members)
-    if trainers < federation.minimum_sites:
+    able = len(trainers(roll.members))
+    if able < federation.minimum_sites:
         absent = "".join(f"; {sentence}" for sentence in _sentences(roll))
         raise too_few(
-            f"{trainers} sites can train; federation.minimum_sites is {federation.minimum_sites}{absent}"
+            f"{able} sites can train; federation.minimum_sites is {federation.minimum_sites}{absent}"
         )
     return roll
 
 
+def trainers(roster: Sequence[Member]) -> list[Member]:
+    """The sites that can train, in roster order."""
+    return [member for member in roster if member.facts.patients["train"]]
+
+
 def draw(roster: Sequence[Member], experiment: Experiment, round_number: int) -> tuple[Member, ...]:
-    """The sites that train in this round: a share of those with training patients, seeded by (seed, round), in roster order."""
-    trainers = [member for member in roster if member.facts.patients["train"]]
-    wanted = max(experiment.federation.minimum_sites, share_of(len(trainers), experiment.federation.fraction))
-    if wanted >= len(trainers):
-        return tuple(trainers)
-    rng = np.random.default_rng([experiment.seed, round_number])
-    chosen = sorted(rng.choice(len(trainers), size=wanted, replace=False))
-    return tuple(trainers[index] for index in chosen)
+    """The sites that train in this round: so many of those with training patients as the experiment says."""
+    able, federation = trainers(roster), experiment.federation
+    wanted = federation.sites_per_round
+    if wanted is None:
+        wanted = max(federation.minimum_sites, share_of(len(able), federation.fraction))
+    return chosen(able, wanted, [experiment.seed, round_number])
+
+
+def evaluators(roster: Sequence[Member], experiment: Experiment) -> tuple[Member, ...]:
+    """The sites that measure the model after a round: the same ones after each, so that rounds can be compared."""
+    able = [member for member in roster if member.facts.patients["validation"]]
+    wanted = experiment.federation.evaluation_sites
+    return chosen(able, len(able) if wanted is None else wanted, [experiment.seed, 0, _EVALUATION])
+
+
+def chosen(members: Sequence[Member], wanted: int, seed: Sequence[int]) -> tuple[Member, ...]:
+    """So many of the members, all with the same chance, in roster order; all of them where there are no more."""
+    if wanted >= len(members):
+        return tuple(members)
+    places = np.random.default_rng(seed).choice(len(members), size=wanted, replace=False)
+    return tuple(members[place] for place in sorted(places))
 
 
 def too_few(problem: str) -> QuorumError:

@@ -33,7 +33,7 @@ _UNDELIVERED = frozenset({"transport-3", "transport-4", "transport-5"})
 """Flower's errors for an order or a reply that is gone, and for a node that is."""
 _PAUSE_TIMES, _LONGEST_LOOK_SECONDS = 2.0, 0.5
 _FIRST_PAUSE_POLLS, _LONGEST_PAUSE_SECONDS = 4, 30.0
-_SPARE_SECONDS = 60.0
+SPARE_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -86,11 +86,11 @@ def exchange(
     Raises:
         TransportLost: the network stayed away until the deadline, or the Flower run was ended.
     """
-    return _Exchange(channel, members, order, parameters or {}, extras).answers()
+    return Exchange(channel, members, order, parameters or {}, extras).answers()
 
 
 @dataclass(slots=True, kw_only=True)
-class _Part:
+class Part:
     """A member's part in an exchange. ``identifier``: the message that is out, ``due``: when to send the next one."""
 
     member: Member
@@ -106,7 +106,9 @@ class _Part:
     answer: Answer | None = None
 
 
-class _Exchange:
+class Exchange:
+    """One order to many sites: ``exchange`` as an object, for those who take the answers in another order."""
+
     def __init__(
         self,
         channel: Channel,
@@ -121,41 +123,54 @@ class _Exchange:
         self._codec = update_codec(channel.experiment) if trains else None
         self._sending = Sending(parameters, extras.agreed, channel.has)
         self._down = packed(extras.down)
-        self._end = time.monotonic() + channel.experiment.federation.deadline_seconds
+        self._seconds = channel.experiment.federation.deadline_seconds
+        self._end = time.monotonic() + self._seconds
+        self._ttl_seconds = self._seconds + SPARE_SECONDS
         self._private = extras.private or (
             order.kind is wire.Kind.TRAIN and channel.experiment.privacy is not None
         )
         self._connected: dict[int, str] = {}
-        self._parts = [_Part(member=member, order=order) for member in members]
+        self._parts = [Part(member=member, order=order) for member in members]
 
     def answers(self) -> Iterator[Answer]:
-        if isinstance(self._grid, Guarded):
-            sent = self._template or {}
-            forms = self._codec.forms(sent) if self._codec else sent
-            arrays = (*forms.values(), *self._extras.sums.values())
-            size = sum(array.nbytes for array in arrays) + fixed_point.BYTES * self._extras.masked
-            most = (len(forms) if self._codec else 1) + bool(self._extras.sums) + bool(self._extras.masked)
-            self._grid.set_limit(size, most)
-        self._connected = self._channel.through(self._activated, self._end)
-        for part in self._parts:
-            if not self._is_revoked(part):
-                self._channel.through(partial(self._send, part), self._end)
+        """See :func:`exchange`."""
+        self.begin()
         waiting = list(self._parts)
         while waiting:
             part = waiting.pop(0)
             yield self._await(part, waiting)
 
-    def _await(self, part: _Part, later: Sequence[_Part]) -> Answer:
+    def begin(self) -> None:
+        """Send the order to all."""
+        self.guard()
+        self._connected = self._channel.through(self._activated, self._end)
+        for part in self._parts:
+            if not self._is_revoked(part):
+                self._channel.through(partial(self._send, part), self._end)
+
+    def guard(self) -> None:
+        """From now on a reply holds at most what this order asks for."""
+        if isinstance(self._grid, Guarded):
+            template = {**(self._template or {}), **self._extras.sums}
+            size = sum(array.nbytes for array in template.values()) + fixed_point.BYTES * self._extras.masked
+            self._grid.set_limit(size, len(template) + bool(self._extras.masked))
+
+    def _await(self, part: Part, later: Sequence[Part]) -> Answer:
         """The part's answer, to which nothing here refers any more: an update is as large as the model."""
         self._channel.watch(part.member.name, "awaited")
         while part.answer is None:
             self._look(part, later)
+        return self._taken(part)
+
+    def _taken(self, part: Part) -> Answer:
+        """The part's answer, which is there, and is the part's no longer."""
         answer, part.answer = part.answer, None
+        assert answer is not None  # noqa: S101
         self._channel.watch(answer.result.site, answer.result.outcome)
         result = answer.result.model_copy(update={"bytes_down": part.bytes_down})
         return replace(answer, result=result)
 
-    def _look(self, turn: _Part, later: Sequence[_Part]) -> None:
+    def _look(self, turn: Part, later: Sequence[Part]) -> None:
         """See what has come; ask again whom it takes; where nothing has come for the one whose turn it is, wait."""
         self._channel.check_stop()
         if self._is_revoked(turn):
@@ -167,43 +182,54 @@ class _Exchange:
             if turn.answer is None and not over:
                 self._tend([turn, *(part for part in later if part.answer is None)])
         except TransportAway as away:
-            if over:
-                raise TransportLost(str(away)) from None
-            if isinstance(away, RepliesLost):
-                for part in self._parts:
-                    if part.identifier in away.messages:
-                        self._again(part, "its reply may be lost", pause=False)
+            self._bear(away, over)
         if turn.answer is None and over:
             self._give_up(turn)
         elif turn.answer is None:
             took = min(time.monotonic() - began, _LONGEST_LOOK_SECONDS)
             self._channel.pause(_PAUSE_TIMES * took)
 
-    def _is_revoked(self, part: _Part) -> bool:
+    def _bear(self, away: TransportAway, over: bool) -> None:
+        """The network is away: who may have answered meanwhile is asked again.
+
+        Raises:
+            TransportLost: it has been away for too long.
+        """
+        if over:
+            raise TransportLost(str(away)) from None
+        if isinstance(away, RepliesLost):
+            for part in self._parts:
+                if part.identifier in away.messages:
+                    self._again(part, "its reply may be lost", pause=False)
+
+    def _is_revoked(self, part: Part) -> bool:
         """Whether the consortium has shut the site out: its part ends, whatever is on its way."""
         if not self._channel.is_revoked(part.member.name):
             return False
         part.answer = Answer(member=part.member, result=self._blank(part, "refused", "revoked"), reply=None)
         return True
 
-    def _tend(self, parts: Sequence[_Part]) -> None:
+    def _tend(self, parts: Sequence[Part]) -> None:
         arrived, self._connected = self._arrived(parts), self._activated()
         for part in parts:
-            now = self._connected.get(part.member.node)
             if part.identifier in arrived and part is not parts[0]:
                 if not arrived[part.identifier]:
                     self._collect(part, over=False)
-            elif part.identifier and now is not None and now != part.activated:
+            elif self._came_anew(part):
                 self._again(part, "it connected anew", pause=part.pauses > 0)
-            if (
-                part.answer is None
-                and not part.identifier
-                and now is not None
-                and part.due <= time.monotonic()
-            ):
-                self._send(part)
+            self._send_where_due(part)
 
-    def _arrived(self, parts: Sequence[_Part]) -> dict[str, bool]:
+    def _came_anew(self, part: Part) -> bool:
+        """Whether the site has connected anew since it was asked: it may never have heard of the order."""
+        now = self._connected.get(part.member.node)
+        return bool(part.identifier) and now is not None and now != part.activated
+
+    def _send_where_due(self, part: Part) -> None:
+        connected = part.member.node in self._connected
+        if part.answer is None and not part.identifier and connected and part.due <= time.monotonic():
+            self._send(part)
+
+    def _arrived(self, parts: Sequence[Part]) -> dict[str, bool]:
         """Whose answers are there, and whether they hold arrays: those without need not wait for their turn."""
         out = [part.identifier for part in parts if part.identifier]
         return self._grid.arrived(out) if out and isinstance(self._grid, Guarded) else {}
@@ -212,7 +238,7 @@ class _Exchange:
         """By connected node: since when."""
         return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
 
-    def _send(self, part: _Part) -> None:
+    def _send(self, part: Part) -> None:
         """Send the order, as a further attempt where it was sent before. Flower may not take it: then it is due again."""
         self._channel.check_stop()
         failpoints.reach("before-dispatch", round=part.order.round, site=part.member.name)
@@ -232,7 +258,7 @@ class _Exchange:
             part.member.node,
             part.order.kind.value,
             group_id=str(part.order.round),
-            ttl=self._channel.experiment.federation.deadline_seconds + _SPARE_SECONDS,
+            ttl=self._ttl_seconds,
         )
         identifiers = list(self._grid.push_messages([message]))
         part.sent += 1
@@ -246,7 +272,7 @@ class _Exchange:
         own = packed(self._extras.down_to(site))
         return ArrayRecord({**self._down, **own}) if own else self._down
 
-    def _collect(self, part: _Part, over: bool) -> None:
+    def _collect(self, part: Part, over: bool) -> None:
         if not part.identifier:
             return
         for message in self._grid.pull_messages([part.identifier]):
@@ -254,7 +280,7 @@ class _Exchange:
                 self._weigh(part, *self._judge(part, message), over)
                 return
 
-    def _weigh(self, part: _Part, reply: wire.Reply | None, result: SiteResult, over: bool) -> None:
+    def _weigh(self, part: Part, reply: wire.Reply | None, result: SiteResult, over: bool) -> None:
         """Take the answer, or ask again."""
         waits = result.code in wire.WAITING_RULES or result.code in _UNDELIVERED
         fails = result.outcome in {"failed", "rejected"} and result.code not in _FINAL_CODES and not waits
@@ -268,7 +294,7 @@ class _Exchange:
         self._channel.watch(part.member.name, "away" if phase in _UNDELIVERED else phase)
         self._again(part, f"{result.outcome}: {result.code}", pause=waits and result.code != wire.NO_BASE)
 
-    def _again(self, part: _Part, why: str, pause: bool) -> None:
+    def _again(self, part: Part, why: str, pause: bool) -> None:
         part.identifier = ""
         seconds = 0.0
         if pause:
@@ -277,7 +303,7 @@ class _Exchange:
         part.due = time.monotonic() + min(seconds, _LONGEST_PAUSE_SECONDS)
         _log.info("%s is asked again (%s)", part.member.name, why)
 
-    def _give_up(self, part: _Part) -> None:
+    def _give_up(self, part: Part) -> None:
         """The deadline has passed: the site is late, or what kept it from being asked is why it is missed."""
         result = self._blank(part, "late", "deadline")
         if part.member.node not in self._connected:
@@ -286,11 +312,11 @@ class _Exchange:
             result = part.problem
         part.answer = Answer(member=part.member, result=result, reply=None)
 
-    def _blank(self, part: _Part, outcome: str = "ok", code: str = "") -> SiteResult:
+    def _blank(self, part: Part, outcome: str = "ok", code: str = "") -> SiteResult:
         result = SiteResult(site=part.member.name, patients=_patients(part.member, part.order))
         return result.model_copy(update={"outcome": outcome, "code": code})
 
-    def _judge(self, part: _Part, message: Message) -> tuple[wire.Reply | None, SiteResult]:
+    def _judge(self, part: Part, message: Message) -> tuple[wire.Reply | None, SiteResult]:
         if message.has_error():
             code = message.error.code
             if code in gate.UNREAD:
@@ -314,7 +340,7 @@ class _Exchange:
             about["epsilon_spent"] = reply.epsilon_spent
         return reply, self._blank(part).model_copy(update=about)
 
-    def _expected(self, part: _Part) -> gate.Expected:
+    def _expected(self, part: Part) -> gate.Expected:
         order, task = part.order, self._channel.experiment.task
         unknown = order.kind is wire.Kind.FACTS
         return gate.Expected(

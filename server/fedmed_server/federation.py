@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedmed_common import wire
+from fedmed_common.config import Experiment
 from fedmed_common.params import Parameters
 from fedmed_common.secure.circle import Party
 from fedmed_common.secure.fixed_point import Layout
 from fedmed_common.training_config import SecureAggregation
+from fedmed_server.agreement import agree
 from fedmed_server.channel import Channel, Member
 from fedmed_server.cohort import check_quorum
 from fedmed_server.exchange import Answer, Extras, exchange
@@ -30,6 +32,15 @@ _ALL_SITES = "all sites"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a round's training leaves: the state with the new parameters, how sites answered, how long adding up took."""
+
+    state: RunState
+    results: tuple[SiteResult, ...]
+    aggregate_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
     """A recipe in one round of a run."""
 
@@ -38,15 +49,18 @@ class Federation:
     start: Parameters
     memory: Memory
     norm_limit: float
+    sites: Mapping[str, Site]
 
     @classmethod
     def at(
         cls, channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState, number: int
     ) -> Federation:
         """Of round ``number``, from the state before it."""
+        scene = scene_of(channel, roster, state, number)
         return cls(
             recipe=recipe,
-            scene=scene_of(channel, roster, state, number),
+            scene=scene,
+            sites={site.name: site for site in scene.sites},
             start=channel.updated(state.parameters),
             memory=state.memory,
             norm_limit=channel.experiment.federation.update_norm_limit,
@@ -86,16 +100,40 @@ class Federation:
     def answer(self, answer: Answer) -> pieces.Answer:
         """An admitted answer as the recipe's pieces see it."""
         assert answer.reply is not None  # noqa: S101
-        site = next(site for site in self.scene.sites if site.name == answer.member.name)
         reply = answer.reply
         loss = reply.metrics.get("loss")
         return pieces.Answer(
-            site=site,
+            site=self.sites[answer.member.name],
             delta=reply.delta,
             sums=reply.sums,
             scalars=reply.scalars,
             loss=None if loss is None or math.isnan(loss.value) else loss.value,
         )
+
+
+def stepped(
+    experiment: Experiment,
+    state: RunState,
+    collecting: server_half.Round | FlowerRound,
+    lost: tuple[str, ...],
+) -> RunState:
+    """The state after the round whose answers were collected; ``lost``: who is missing in it.
+
+    Raises:
+        QuorumError: nothing can be made of the answers.
+    """
+    changed, memory = collecting.finish()
+    parameters, agreed, left = agree(experiment, state.parameters, changed, state.memory, state.agreed)
+    return replace(
+        state,
+        round=state.round + 1,
+        parameters=parameters,
+        released=None,
+        decision={},
+        memory={**memory, **left},
+        agreed=agreed,
+        missed=state.missed + lost,
+    )
 
 
 def scene_of(channel: Channel, roster: Sequence[Member], state: RunState, number: int) -> Scene:
@@ -105,7 +143,7 @@ def scene_of(channel: Channel, roster: Sequence[Member], state: RunState, number
         classes=experiment.task.classes,
         background=experiment.task.name == "segmentation",
         layers=channel.layers or Layers(trained=tuple(state.parameters)),
-        sites=tuple(_site(member, state.memory) for member in roster if member.facts.patients["train"]),
+        sites=_sites(roster, state.memory),
         round=number,
         rounds=experiment.rounds,
         rate=experiment.train.rate_in(max(1, number), experiment.rounds),
@@ -230,11 +268,13 @@ def _total(by_site: dict[str, Parameters]) -> Parameters:
     return total
 
 
-def _site(member: Member, memory: Memory) -> Site:
-    counts = memory.get(f"site/{member.name}/counts/presence")
-    return Site(
-        name=member.name,
-        patients=member.facts.patients["train"],
-        presence=member.facts.presence,
-        counts=None if counts is None else np.asarray(counts, np.float64),
+def _sites(roster: Sequence[Member], memory: Memory) -> tuple[Site, ...]:
+    """Those that can train, with the counts that each was asked for."""
+    sites = tuple(member.site for member in roster if member.site.patients)
+    if not any(name.startswith("site/") for name in memory):
+        return sites
+    told = {site.name: memory.get(f"site/{site.name}/counts/presence") for site in sites}
+    return tuple(
+        site if (counts := told[site.name]) is None else replace(site, counts=np.asarray(counts, np.float64))
+        for site in sites
     )

@@ -66,6 +66,7 @@ class SiteResult(BaseModel):
     )
     bytes_down: int = 0
     bytes_up: int = 0
+    staleness: int = Field(0, description="steps that the server took while the site trained")
 
     def reason(self) -> str:
         """What went wrong, for the coordinator."""
@@ -107,6 +108,10 @@ class RoundDone(Record):
         None, description="value of federation.best over all sites, where evaluated"
     )
     is_best: bool = False
+    clock: float | None = Field(
+        None,
+        description="of a simulation with paces: the time at its end, in steps of a site of median speed",
+    )
     seconds: dict[str, float] = Field(description="by phase: train, aggregate, evaluate, checkpoint, total")
 
 

@@ -40,6 +40,11 @@ def of_round(record: RoundDone) -> Points:
         federation["privacy/epsilon_spent"] = max(spent.values())
     if record.criterion is not None:
         federation["validation/criterion"] = record.criterion
+    if record.clock is not None:
+        federation["simulated/clock"] = record.clock
+    ages = [result.staleness for result in record.train if result.outcome == "ok"]
+    if any(ages):
+        federation |= {"staleness/mean": sum(ages) / len(ages), "staleness/most": float(max(ages))}
     sites: dict[str, dict[str, float]] = {}
     for site, epsilon in spent.items():
         sites.setdefault(site, {})["privacy/epsilon_spent"] = epsilon
@@ -106,6 +111,8 @@ def _of_site(phase: str, result: SiteResult) -> dict[str, float]:
     values = {f"seconds/{phase}/{part}": seconds for part, seconds in result.seconds.items()}
     values |= {f"bytes/{phase}/down": result.bytes_down, f"bytes/{phase}/up": result.bytes_up}
     values[f"answered/{phase}"] = float(result.outcome == "ok")
+    if result.staleness:
+        values["staleness"] = float(result.staleness)
     if result.outcome == "ok":
         means = result.means()
         values |= {f"{phase}/{name}": mean.value for name, mean in means.items()}

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
 from fedmed_common import failpoints, wire
 from fedmed_common.metrics import class_mean, merge, score_called
 from fedmed_common.params import Parameters
 from fedmed_common.tasks import Decision
-from fedmed_server.agreement import Agreed, agree
+from fedmed_server import simulated_time
+from fedmed_server.agreement import Agreed
+from fedmed_server.buffered import Buffering
 from fedmed_server.channel import Channel, Member
-from fedmed_server.cohort import check_quorum, draw
+from fedmed_server.cohort import check_quorum, draw, evaluators
 from fedmed_server.exchange import Extras, exchange
-from fedmed_server.federation import Federation, apply_stages, gather, stages_began
+from fedmed_server.federation import Federation, Trained, apply_stages, gather, stages_began, stepped
 from fedmed_server.history import RoundDone, SiteResult, missed
 from fedmed_server.secure import SecureSum
 from fedmed_server.state import RunState
@@ -34,6 +37,10 @@ class RoundResult:
     record: RoundDone
 
 
+Train = Callable[[RunState], Trained]
+"""(state between two rounds) -> what the next round's training makes of it, before anything is measured."""
+
+
 def rounds(
     channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState
 ) -> Iterator[RoundResult]:
@@ -43,82 +50,40 @@ def rounds(
         QuorumError: fewer sites than the experiment's quorum gave a usable update.
     """
     state = gather(channel, recipe, roster, state)
+    train: Train = partial(train_together, channel, recipe, roster)
+    if recipe.buffered is not None:
+        train = Buffering(channel, recipe, roster).train
     while state.round < channel.experiment.rounds:
-        result = run_round(channel, recipe, roster, state)
+        result = run_round(channel, recipe, roster, state, train)
         yield result
         state = result.state
 
 
-def run_round(channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState) -> RoundResult:
-    """One round: draw sites, train, aggregate in roster order, step; where due, apply the recipe's stages and evaluate."""
+def run_round(
+    channel: Channel,
+    recipe: Recipe,
+    roster: Sequence[Member],
+    state: RunState,
+    train: Train | None = None,
+) -> RoundResult:
+    """One round: train, step; where due, apply the recipe's stages and evaluate."""
     started = time.perf_counter()
-    number = state.round + 1
-    order = replace(_order(channel, wire.Kind.TRAIN, number), best=state.best_round)
-    federation = Federation.at(channel, recipe, roster, state, number)
-    collecting = federation.round()
-    trained: list[SiteResult] = []
-    aggregate_seconds = 0.0
-    drawn = draw(roster, channel.experiment, number)
-    extras, secret = replace(federation.extras(), agreed=state.agreed), None
-    settings = channel.experiment.secure_aggregation
-    if settings is not None:
-        secret = SecureSum(channel, order)
-        drawn = tuple(secret.agree(drawn))
-        trained += secret.lost
-        layout = federation.layout(settings, len(drawn))
-        extras = replace(extras, secure=secret.wanted, masked=layout.length)
-    answers = exchange(channel, drawn, order, state.parameters, extras)
-    for answer in answers if secret is None else map(secret.take, answers):
-        trained.append(answer.result)
-        if answer.reply is not None:
-            before = time.perf_counter()
-            collecting.add(federation.answer(answer))
-            aggregate_seconds += time.perf_counter() - before
-            failpoints.reach("aggregating", round=number, site=answer.member.name)
-        del answer
-    lost = missed(trained, f"training of round {number}")
-    check_quorum(channel.experiment.federation, trained, f"round {number}")
-    before = time.perf_counter()
-    if secret is not None and secret.party is not None and isinstance(collecting, SecureRound):
-        secret.check(collecting.open(secret.open(drawn, layout), secret.party), federation.norm_limit)
-    changed, memory = collecting.finish()
-    parameters, agreed, left = agree(
-        channel.experiment, state.parameters, changed, state.memory, state.agreed
-    )
+    trained = train(state) if train is not None else train_together(channel, recipe, roster, state)
     trained_at = time.perf_counter()
-    aggregate_seconds += trained_at - before
-    new = replace(
-        state,
-        round=number,
-        parameters=parameters,
-        released=None,
-        decision={},
-        memory={**memory, **left},
-        agreed=agreed,
-        missed=state.missed + lost,
-    )
-    evaluation: tuple[SiteResult, ...] = ()
-    criterion: float | None = None
-    if channel.evaluates(number):
-        new = apply_stages(channel, recipe, roster, new)
-        evaluation = evaluate(channel, roster, Measured.last(new), "validation")
-        new = replace(new, missed=new.missed + missed(evaluation, f"evaluation of round {number}"))
-        criterion = _criterion(channel, evaluation)
-        is_first = stages_began(recipe, state.best_round, number, channel.experiment.rounds)
-        if criterion is not None and (is_first or _is_better(channel, evaluation, state)):
-            new = replace(new, best_round=number, best_parameters=new.model, best_decision=new.decision)
+    new, evaluation, criterion = _measured(channel, recipe, roster, (state, trained.state))
     finished = time.perf_counter()
     record = RoundDone(
         time=now(),
-        round=number,
+        round=new.round,
         attempt=0,
-        train=tuple(trained),
+        train=trained.results,
         evaluation=evaluation,
         criterion=criterion,
-        is_best=new.best_round == number,
+        is_best=new.best_round == new.round,
+        clock=new.clock if simulated_time.is_told(channel.experiment, recipe) else None,
         seconds={
-            "train": trained_at - started - aggregate_seconds,
-            "aggregate": aggregate_seconds,
+            "train": trained_at - started - trained.aggregate_seconds,
+            "aggregate": trained.aggregate_seconds,
             "evaluate": finished - trained_at,
             "total": finished - started,
         },
@@ -145,12 +110,72 @@ class Measured:
         return cls(round=state.round, parameters=state.model, decision=state.decision, agreed=agreed)
 
 
+def train_together(channel: Channel, recipe: Recipe, roster: Sequence[Member], state: RunState) -> Trained:
+    """Draw sites, have all of them train from the same model, add their updates in roster order, step."""
+    number = state.round + 1
+    order = replace(channel.order(wire.Kind.TRAIN, number), best=state.best_round)
+    federation = Federation.at(channel, recipe, roster, state, number)
+    collecting = federation.round()
+    results: list[SiteResult] = []
+    aggregate_seconds = 0.0
+    drawn = draw(roster, channel.experiment, number)
+    clock = state.clock + simulated_time.of_round(channel.experiment, drawn, number)
+    extras, secret = replace(federation.extras(), agreed=state.agreed), None
+    settings = channel.experiment.secure_aggregation
+    if settings is not None:
+        secret = SecureSum(channel, order)
+        drawn = tuple(secret.agree(drawn))
+        results += secret.lost
+        layout = federation.layout(settings, len(drawn))
+        extras = replace(extras, secure=secret.wanted, masked=layout.length)
+    answers = exchange(channel, drawn, order, state.parameters, extras)
+    for answer in answers if secret is None else map(secret.take, answers):
+        results.append(answer.result)
+        if answer.reply is not None:
+            before = time.perf_counter()
+            collecting.add(federation.answer(answer))
+            aggregate_seconds += time.perf_counter() - before
+            failpoints.reach("aggregating", round=number, site=answer.member.name)
+        del answer
+    lost = missed(results, f"training of round {number}")
+    check_quorum(channel.experiment.federation, results, f"round {number}")
+    before = time.perf_counter()
+    if secret is not None and secret.party is not None and isinstance(collecting, SecureRound):
+        secret.check(collecting.open(secret.open(drawn, layout), secret.party), federation.norm_limit)
+    new = stepped(channel.experiment, state, collecting, lost)
+    aggregate_seconds += time.perf_counter() - before
+    return Trained(
+        state=replace(new, clock=clock), results=tuple(results), aggregate_seconds=aggregate_seconds
+    )
+
+
+def _measured(
+    channel: Channel, recipe: Recipe, roster: Sequence[Member], states: tuple[RunState, RunState]
+) -> tuple[RunState, tuple[SiteResult, ...], float | None]:
+    """The state after the round's stages and evaluation, where they are due, what sites measured, and the criterion.
+
+    ``states``: before the round, and after its training."""
+    state, new = states
+    number = new.round
+    if not channel.evaluates(number):
+        return new, (), None
+    new = apply_stages(channel, recipe, roster, new)
+    measuring = evaluators(roster, channel.experiment)
+    evaluation = evaluate(channel, measuring, Measured.last(new), "validation")
+    new = replace(new, missed=new.missed + missed(evaluation, f"evaluation of round {number}"))
+    criterion = _criterion(channel, evaluation)
+    is_first = stages_began(recipe, state.best_round, number, channel.experiment.rounds)
+    if criterion is not None and (is_first or _is_better(channel, evaluation, state)):
+        new = replace(new, best_round=number, best_parameters=new.model, best_decision=new.decision)
+    return new, evaluation, criterion
+
+
 def evaluate(
     channel: Channel, roster: Sequence[Member], model: Measured, split: Literal["validation", "test"]
 ) -> tuple[SiteResult, ...]:
     """Every site that has patients in the split measures the model on them."""
     members = [member for member in roster if member.facts.patients[split]]
-    order = replace(_order(channel, wire.Kind.EVALUATE, model.round), split=split)
+    order = replace(channel.order(wire.Kind.EVALUATE, model.round), split=split)
     extras = Extras(down=under(wire.DECISION, model.decision), agreed=model.agreed)
     return tuple(answer.result for answer in exchange(channel, members, order, model.parameters, extras))
 
@@ -158,12 +183,6 @@ def evaluate(
 def now() -> str:
     """This moment, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _order(channel: Channel, kind: wire.Kind, number: int) -> wire.Order:
-    return wire.Order(
-        kind=kind, run=channel.run, round=number, attempt=0, experiment=channel.experiment.order_text()
-    )
 
 
 def _criterion(channel: Channel, evaluation: Sequence[SiteResult]) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,18 @@ from fedmed_strategies.pieces import Memory
 CHECKPOINT = "state.safetensors"
 _CURRENT, _BEST, _RELEASED, _MEMORY = "current/", "best/", "released/", "memory/"
 _DECISION, _BEST_DECISION, _AGREED = "decision/", "best-decision/", "agreed/"
+_VERSIONS = "version/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outstanding:
+    """A site that is at work between two rounds: on its order of ``round``, which named ``best``. ``due``: in a simulation, when
+    it is done."""
+
+    site: str
+    round: int
+    best: int = 0
+    due: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +47,8 @@ class RunState:
     before them. ``best_round`` is 0 before the first evaluation. ``missed``:
     one sentence for each site and round that was lost. ``record``: the last round's line of the history, so that a crash
     between checkpoint and history loses neither; ``best_record``: the best round's. ``experiment``: digest of what the sites
-    were told of the experiment."""
+    were told of the experiment. ``outstanding``: who is at work, ``versions``: by round the part that training changes of what
+    these began from, as far as it may still be used; ``clock``: a simulation's time."""
 
     round: int
     parameters: Parameters
@@ -50,6 +63,9 @@ class RunState:
     missed: tuple[str, ...] = ()
     record: str = ""
     best_record: str = ""
+    outstanding: tuple[Outstanding, ...] = ()
+    versions: Mapping[int, Parameters] = field(default_factory=dict)
+    clock: float = 0.0
 
     @property
     def model(self) -> Parameters:
@@ -71,6 +87,8 @@ def save_state(folder: Path, state: RunState) -> None:
         tensors |= {prefix + name: array for name, array in kept.items()}
     if state.best_parameters is not None and state.best_round != state.round:
         tensors |= {_BEST + name: array for name, array in state.best_parameters.items()}
+    for number, version in state.versions.items():
+        tensors |= {f"{_VERSIONS}{number}/{name}": array for name, array in version.items()}
     fields = {
         "round": state.round,
         "experiment": state.experiment,
@@ -80,6 +98,8 @@ def save_state(folder: Path, state: RunState) -> None:
         "best_record": state.best_record,
         "names": list(state.parameters),
         "agreed": None if state.agreed is None else [state.agreed.name, state.agreed.base],
+        "outstanding": [asdict(order) for order in state.outstanding],
+        "clock": state.clock,
     }
     write_atomically(
         folder / CHECKPOINT,
@@ -123,6 +143,9 @@ def load_state(folder: Path) -> RunState | None:
             missed=tuple(fields["missed"]),
             record=fields["record"],
             best_record=fields["best_record"],
+            outstanding=tuple(Outstanding(**order) for order in fields["outstanding"]),
+            versions=_versions(_below(tensors, _VERSIONS)),
+            clock=fields["clock"],
         )
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of this version ({type(error).__name__})") from error
@@ -163,6 +186,14 @@ def _agreed(names: list[str] | None, change: Memory) -> Agreed | None:
 
 def _below(tensors: Mapping[str, NDArray[Any]], prefix: str) -> Memory:
     return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+
+
+def _versions(tensors: Memory) -> dict[int, Parameters]:
+    found: dict[int, Parameters] = {}
+    for path, array in tensors.items():
+        number, _, name = path.partition("/")
+        found.setdefault(int(number), {})[name] = array
+    return found
 
 
 def _named(tensors: Mapping[str, NDArray[np.float32]], prefix: str, names: list[str]) -> Parameters:

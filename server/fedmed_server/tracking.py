@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_PARAMETER, _LONGEST_TAG = 500, 1000
 _PARAMETERS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
+_MOST_SITES = 100
+"""So many sites get a run of their own in MLflow, the first that are heard of; the report's table has all."""
 _LOCAL = ("sqlite:///", "file:")
 _SOURCE = {"mlflow.user": "fedmed", "mlflow.source.name": "fedmed", "mlflow.source.type": "JOB"}
 _STATES = {"failed": "FAILED", "interrupted": "KILLED"}
@@ -170,7 +172,8 @@ class _MlflowStore:
         for site in metrics:
             cursor = self._with_child(cursor, site, points.milliseconds(records[0]))
         for site, site_metrics in metrics.items():
-            self._log_metrics(cursor.children[site] if site else cursor.parent, site_metrics)
+            if not site or site in cursor.children:
+                self._log_metrics(cursor.children[site] if site else cursor.parent, site_metrics)
         turns = [record for record in records if not isinstance(record, RoundDone)]
         for turn in turns:
             self._log_tags(cursor.parent, _turn_tags(turn))
@@ -243,8 +246,8 @@ class _MlflowStore:
             found = self._search({"mlflow.parentRunId": cursor.parent})
             children = {run.data.tags.get("fedmed.site", ""): run.info.run_id for run in found}
             cursor = cursor.model_copy(update={"children": children | cursor.children})
-            if site in cursor.children:
-                return cursor
+        if site in cursor.children or len(cursor.children) >= _MOST_SITES:
+            return cursor
         tags = {
             **_SOURCE,
             "mlflow.parentRunId": cursor.parent,

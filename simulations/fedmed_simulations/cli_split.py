@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 _MOST_COLUMNS = 8
 """Sites up to which each is a column."""
+_MOST_ROWS = 60
+"""Sites up to which each has a row."""
 
 
 def split(
@@ -70,7 +73,8 @@ def table_of(counts: Counts) -> Table:
     ends = {2}
     if len(counts.sites) > _MOST_COLUMNS:
         rows = zip(*([name, *cells] for name, cells in columns), strict=True)
-        columns, ends = [(first, list(rest)) for first, *rest in rows], {len(counts.sites) - 1}
+        columns = [(first, list(rest)) for first, *rest in rows]
+        ends = {len(counts.sites) - 1 if len(counts.sites) <= _MOST_ROWS else _MOST_ROWS}
     table = Table(
         title="Patients, and training patients who show a class; -: not annotated there",
         title_justify="left",
@@ -87,11 +91,12 @@ def table_of(counts: Counts) -> Table:
 def _by_site(counts: Counts) -> list[tuple[str, list[str]]]:
     """A column for each site, for all of them, and for the pool where it has more than they."""
     columns = []
-    for site, sizes, shows, annotated in zip(
-        counts.sites, counts.sizes, counts.shows, counts.annotated, strict=True
-    ):
+    each = zip(counts.sites, counts.sizes, counts.shows, counts.annotated, strict=True)
+    for site, sizes, shows, annotated in islice(each, _MOST_ROWS):
         cells = [str(count) if known else "-" for count, known in zip(shows, annotated, strict=True)]
         columns.append((site, [*map(str, sizes), *cells]))
+    if len(counts.sites) > _MOST_ROWS:
+        columns.append((f"{len(counts.sites) - _MOST_ROWS:,} more sites", ["…"] * (3 + len(counts.classes))))
     trained, patients = counts.shows.sum(axis=0), counts.sizes.sum(axis=0)
     columns.append(("all sites", [*map(str, patients), *map(str, trained)]))
     if counts.left_out or (counts.everyone != trained).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
@@ -38,6 +39,10 @@ _IN_WORDS = {
     "sensitivity": "sensi-\ntivity",
     "specificity": "speci-\nficity",
 }
+
+
+_MOST_NAMES, _MOST_COLUMNS = 12, 12
+_OVER_SITES = ("lowest\nsite", "median\nsite", "highest\nsite", "sites")
 
 
 class Display:
@@ -99,8 +104,17 @@ class Display:
         spent = epsilon_by_site([record])
         if spent:
             parts.append(f"epsilon {max(spent.values()):.2f}")
+        if record.clock is not None:
+            parts.append(f"clock {record.clock:.0f}")
         parts.append(f"{record.seconds['total']:.1f} s")
         self._console.print("  ".join(parts), highlight=False)
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few of what may be many."""
+    listed = list(names)
+    more = len(listed) - _MOST_NAMES
+    return ", ".join(listed[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def held_out_sentence(records: Iterable[Line]) -> str:
@@ -109,7 +123,7 @@ def held_out_sentence(records: Iterable[Line]) -> str:
     starts = [record for record in records if isinstance(record, RunStarted)]
     for facts in starts[-1].sites if starts else ():
         ways.setdefault(facts.held_out, []).append(facts.name)
-    noised, kept = (", ".join(ways.get(way, ())) for way in ("noised", "kept"))
+    noised, kept = (_some(ways.get(way, ())) for way in ("noised", "kept"))
     said = [f"scores with noise on them, which at few patients say little: {noised}"] if noised else []
     return "; ".join([*said, f"scores that stayed at the site: {kept}"] if kept else said)
 
@@ -119,7 +133,7 @@ def privacy_sentence(rounds: Iterable[RoundDone], experiment: Experiment) -> str
     done = list(rounds)
     spent, said = epsilon_by_site(done), []
     if experiment.privacy is not None and spent:
-        each = ", ".join(f"{site} {epsilon:.2f}" for site, epsilon in spent.items())
+        each = _some(f"{site} {epsilon:.2f}" for site, epsilon in spent.items())
         said.append(
             f"epsilon {max(spent.values()):.2f} of {experiment.privacy.epsilon:g} spent at delta {experiment.privacy.delta:g} "
             f"({each})"
@@ -134,7 +148,9 @@ def privacy_sentence(rounds: Iterable[RoundDone], experiment: Experiment) -> str
 
 
 def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:
-    """The leading metric by class and site on held-out test patients, of the best model where there is one, and the others."""
+    """The leading metric by class and site on held-out test patients, of the best model where there is one, and the others.
+
+    Of many sites it has the lowest, the median and the highest in the place of each."""
     lead, *others = [score for score in experiment.task.scores if score.by_class]
     model = "best" if "best" in ended.test else "last"
     results = [result for result in ended.test.get(model, ()) if result.outcome == "ok"]
@@ -146,8 +162,9 @@ def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:
         pad_edge=False,
     )
     table.add_column("class", no_wrap=True)
-    for result in results:
-        table.add_column(result.site, justify="right")
+    few = len(results) <= _MOST_COLUMNS
+    for heading in [result.site for result in results] if few else _OVER_SITES:
+        table.add_column(heading, justify="right")
     table.add_column(
         "all\nsites" if lead.paired else "all sites", justify="right", style="bold", no_wrap=True
     )
@@ -157,11 +174,22 @@ def outcome_table(ended: RunEnded, experiment: Experiment) -> Table:
         table.add_column(heading, justify="right", max_width=13, no_wrap=lead.paired)
     together = merge(result.means() for result in results)
     for name in experiment.task.classes:
-        cells = [_value(result.means(), f"{lead.name}/{name}") for result in results]
+        by_site = [result.means() for result in results]
+        key = f"{lead.name}/{name}"
+        cells = [_value(means, key) for means in by_site] if few else _over(by_site, key)
         rest = [_cell(together, f"{score.name}/{name}") for score in shown]
         over_all = (_value if lead.paired else _cell)(together, f"{lead.name}/{name}")
         table.add_row(name, *cells, over_all, *rest)
     return table
+
+
+def _over(by_site: Sequence[Metrics], name: str) -> list[str]:
+    """The lowest, the median and the highest value of those sites that have one, and how many these are."""
+    found = sorted(means[name].value for means in by_site if name in means and means[name].weight)
+    if not found:
+        return ["-"] * len(_OVER_SITES)
+    values = (found[0], statistics.median(found), found[-1])
+    return [*(f"{value:.3f}" for value in values), f"{len(found):,}"]
 
 
 def comparison_table(rows: Sequence[tuple[str, Metrics]], experiment: Experiment) -> Table:

@@ -10,6 +10,7 @@ from functools import partial
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -26,7 +27,7 @@ class SimulatedGrid(Grid):
 
     def __init__(self, nodes: int, run_id: int = _RUN) -> None:
         self._run = Run.create_empty(run_id)
-        self._nodes = range(FIRST_NODE, FIRST_NODE + nodes)
+        self._nodes = [NodeInfo(node_id=node) for node in range(FIRST_NODE, FIRST_NODE + nodes)]
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, _SERVER_NODE, 1
 
     def set_run(self, run: Run) -> None:
@@ -51,7 +52,11 @@ class SimulatedGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes."""
-        return list(self._nodes)
+        return [node.node_id for node in self._nodes]
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """All nodes, which are always the same."""
+        return self._nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take the messages, each under a new id."""

@@ -42,6 +42,7 @@ from fedmed_simulations.federation import drawing, make_homes, pooled_homes
 from fedmed_simulations.overlays import draw_overlays
 from fedmed_simulations.partition.counts import Counts
 from fedmed_simulations.partition.picture import split_figure
+from fedmed_strategies.buffered import Buffered
 
 SITES = ".sites"
 
@@ -149,7 +150,9 @@ def tested_metrics(ended: Sequence[RunEnded]) -> Metrics:
 def _with_one_trainer(experiment: Experiment) -> Experiment:
     """The experiment of a baseline, in which one site trains however many the federation asks for."""
     federation = experiment.federation.model_copy(update={"minimum_sites": 1})
-    return experiment.model_copy(update={"federation": federation})
+    settings = {name: of for name, of in experiment.recipe.settings.items() if name != Buffered.name}
+    recipe = experiment.recipe.model_copy(update={"settings": settings})
+    return experiment.model_copy(update={"federation": federation, "recipe": recipe})
 
 
 def _run_or_say_how_to_resume(

@@ -45,11 +45,12 @@ class Filter(Piece):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighed:
-    """An update, what it is multiplied by, and its weight of all weights' sum."""
+    """An update, what it is multiplied by, and how much of that its age has left: 1 where it is not stale."""
 
     delta: Arrays
     weight: float
     site: Site
+    freshness: float = 1.0
 
 
 class Gathering(Protocol):

@@ -96,13 +96,14 @@ class Scene:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One site's part in a round: its update, and what its recipe's pieces sent beside it. ``loss``: its mean training
-    loss, where the site says it."""
+    loss, where the site says it; ``staleness``: steps that the server took while it trained."""
 
     site: Site
     delta: Arrays
     sums: Arrays = field(default_factory=dict)
     scalars: Mapping[str, float] = field(default_factory=dict)
     loss: float | None = None
+    staleness: int = 0
 
 
 @dataclass(slots=True, kw_only=True)

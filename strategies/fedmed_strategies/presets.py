@@ -9,6 +9,7 @@ from fedmed_strategies.aggregators.centred_clipping import CentredClipping
 from fedmed_strategies.aggregators.coordinates import Median, TrimmedMean
 from fedmed_strategies.aggregators.geometric_median import GeometricMedian
 from fedmed_strategies.aggregators.holders import Holders
+from fedmed_strategies.buffered import Buffered
 from fedmed_strategies.central_privacy import CentralPrivacy
 from fedmed_strategies.corrections.dyn import Dyn
 from fedmed_strategies.corrections.kept_moments import KeptMoments
@@ -48,6 +49,8 @@ RECIPES: dict[str, Recipe] = {
     "fedadagrad": Recipe(server_optimizer=Adagrad()),
     "fedadam": Recipe(server_optimizer=Adam()),
     "fedyogi": Recipe(server_optimizer=Yogi()),
+    # sites of unequal speed
+    "fedbuff": Recipe(buffered=Buffered()),
     # drift
     "fedprox": Recipe(corrections=(Prox(),)),
     "scaffold": Recipe(weights=Equal(), corrections=(Scaffold(),)),

@@ -15,6 +15,7 @@ from fedmed_common.loading import as_config_error
 from fedmed_common.lookup import find
 from fedmed_common.privacy import Spent
 from fedmed_strategies.aggregators.mean import Mean
+from fedmed_strategies.buffered import Buffered
 from fedmed_strategies.central_privacy import CentralPrivacy
 from fedmed_strategies.combining import Aggregator, Filter, ServerOptimizer, Weights
 from fedmed_strategies.corrections.prox import Prox
@@ -34,8 +35,8 @@ class Recipe(Model):
     At a site: ``losses`` recast the task's loss, one after the other; ``sampler`` draws patients; ``inputs`` change images;
     ``corrections`` change steps; ``personal`` stays there. Between: ``statistics``, besides those that other pieces ask for,
     are gathered before training. At the server: ``weights`` weigh updates, ``filters`` look at all of them, ``aggregator``
-    combines them, ``central_privacy`` adds noise, ``server_optimizer`` steps, ``stages`` change what is measured. ``secure``:
-    the server is to see sums of sites only.
+    combines them, ``central_privacy`` adds noise, ``server_optimizer`` steps, ``stages`` change what is measured. ``buffered``:
+    it steps after every few updates, whatever the others do. ``secure``: the server is to see sums of sites only.
 
     Raises:
         ValidationError: pieces that cannot be combined; the sentence says why.
@@ -53,6 +54,7 @@ class Recipe(Model):
     central_privacy: CentralPrivacy | None = None
     server_optimizer: SerializeAsAny[ServerOptimizer] = Field(default_factory=Momentum)
     stages: tuple[SerializeAsAny[Stage], ...] = ()
+    buffered: Buffered | None = None
     secure: bool = False
 
     @model_validator(mode="after")

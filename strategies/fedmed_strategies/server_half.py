@@ -66,10 +66,12 @@ class Round:
 
     def add(self, answer: Answer) -> None:
         """Add one answer. An update whose weight is 0 moves nothing."""
-        weight = self._weigher.weigh(answer)
+        buffered = self.recipe.buffered
+        fresh = 1.0 if buffered is None else buffered.freshness(answer.staleness)
+        weight = self._weigher.weigh(answer) * fresh
         self._reported.append((_without_arrays(answer), weight))
         add_up(self._sums, answer.sums)
-        update = Weighed(delta=answer.delta, weight=weight, site=answer.site)
+        update = Weighed(delta=answer.delta, weight=weight, site=answer.site, freshness=fresh)
         if self.recipe.central_privacy is not None:
             update, within = self.recipe.central_privacy.clip(update, self._clip)
             self._within.append(within)

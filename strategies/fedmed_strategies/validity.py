@@ -53,11 +53,15 @@ def _all(condition: bool, pieces: list[Piece]) -> list[Piece]:
     return pieces if condition else []
 
 
+def _buffer(recipe: Recipe) -> list[Piece]:
+    return [] if recipe.buffered is None else [recipe.buffered]
+
+
 def _servers_own(recipe: Recipe) -> list[Piece]:
     weights = [] if recipe.weights.name == "by_patients" else [recipe.weights]
     optimizer = [] if recipe.server_optimizer == Momentum() else [recipe.server_optimizer]
     corrections = [c for c in recipe.corrections if c.name in {"scaffold", "dyn"}]
-    return [*weights, *recipe.filters, *optimizer, *corrections]
+    return [*weights, *recipe.filters, *optimizer, *corrections, *_buffer(recipe)]
 
 
 PIECE_RULES: tuple[PieceRule, ...] = (
@@ -186,6 +190,41 @@ PIECE_RULES: tuple[PieceRule, ...] = (
         why="the site's own network is trained with the task's loss and sampler alone, and that one is measured",
     ),
     PieceRule(
+        what="a buffer x secure aggregation",
+        offends=lambda r: _all(r.secure, _buffer(r)),
+        why="a secure sum is over sites that train together from one version of the model, and here each trains by itself",
+    ),
+    PieceRule(
+        what="a buffer x a rule that compares updates",
+        offends=lambda r: _all(r.buffered is not None, _each_update(r)),
+        why="it compares updates, and with a buffer these begin from different versions of the model",
+    ),
+    PieceRule(
+        what="a buffer x weights that compare losses",
+        offends=lambda r: _all(r.buffered is not None and r.weights.measures, [r.weights]),
+        why="it compares sites by their losses of one model, and with a buffer each site has another version",
+    ),
+    PieceRule(
+        what="a buffer x SCAFFOLD and FedDyn",
+        offends=lambda r: _all(
+            r.buffered is not None, [c for c in r.corrections if c.name in {"scaffold", "dyn"}]
+        ),
+        why="its server's term is for answers of one round, and with a buffer they are of several",
+    ),
+    PieceRule(
+        what="a buffer x a network or layers of each site's own",
+        offends=lambda r: _all(
+            r.buffered is not None and r.personal is not None and r.personal.mode != "tuned",
+            [] if r.personal is None else [r.personal],
+        ),
+        why="what a site has of its own would be measured, and fitted to the shared model, in the middle of its training",
+    ),
+    PieceRule(
+        what="a buffer x central privacy",
+        offends=lambda r: _all(r.central_privacy is not None, _buffer(r)),
+        why="how long a site takes decides in which step its update counts, and how much, which the noise does not hide",
+    ),
+    PieceRule(
         what="FedCE x another step than the mean",
         offends=lambda r: _all(
             r.weights.name == "contribution"
@@ -224,6 +263,18 @@ def _shares_noise(experiment: Experiment) -> bool:
     return experiment.privacy is not None and settings is not None and settings.distributed_noise
 
 
+def _asks_some(experiment: Experiment) -> bool:
+    """Whether not every site trains in each round."""
+    federation = experiment.federation
+    return federation.fraction < 1.0 or federation.sites_per_round is not None
+
+
+def _asks_few(experiment: Experiment) -> bool:
+    """Whether fewer than half of the sites may train in a round."""
+    federation = experiment.federation
+    return federation.fraction < 0.5 or federation.sites_per_round is not None
+
+
 def _own_layers(recipe: Recipe, _experiment: Experiment) -> list[Piece]:
     personal = recipe.personal
     return [personal] if personal is not None and personal.mode == "layers" else []
@@ -249,21 +300,36 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
     ),
     ExperimentRule(
         what="SCAFFOLD and FedDyn x few sites a round",
-        offends=lambda r, e: _all(
-            e.federation.fraction < 0.5, [c for c in r.corrections if c.name in {"scaffold", "dyn"}]
-        ),
+        offends=lambda r, e: _all(_asks_few(e), [c for c in r.corrections if c.name in {"scaffold", "dyn"}]),
         field="federation.fraction",
         why="what a site keeps for it grows stale where fewer than half of the sites train in a round",
-        fix="set federation.fraction to 0.5 or more",
+        fix="set federation.fraction to 0.5 or more, and leave federation.sites_per_round out",
     ),
     ExperimentRule(
         what="FedCE x some sites a round",
-        offends=lambda r, e: _all(
-            e.federation.fraction < 1.0 and r.weights.name == "contribution", [r.weights]
-        ),
+        offends=lambda r, e: _all(_asks_some(e) and r.weights.name == "contribution", [r.weights]),
         field="federation.fraction",
         why="a site that was not drawn cannot tell one round's change of the global model from several",
-        fix="set federation.fraction = 1.0",
+        fix="set federation.fraction = 1.0, and leave federation.sites_per_round out",
+    ),
+    ExperimentRule(
+        what="a buffer x some sites a round",
+        offends=lambda r, e: _all(_asks_some(e), _buffer(r)),
+        field="federation",
+        why="it has no rounds of which a share of the sites could be part",
+        fix="say how many sites train at once by recipe.settings.buffered.concurrency",
+    ),
+    ExperimentRule(
+        what="a buffer x more updates than it holds",
+        offends=lambda r, e: _all(
+            r.buffered is not None
+            and r.buffered.buffer is not None
+            and e.federation.minimum_sites > r.buffered.buffer,
+            _buffer(r),
+        ),
+        field="federation.minimum_sites",
+        why="so many usable updates are asked of a step, which is taken with fewer",
+        fix="make recipe.settings.buffered.buffer at least as large",
     ),
     ExperimentRule(
         what="operating points x what predictions are made of besides",
@@ -277,10 +343,10 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
     ),
     ExperimentRule(
         what="layers of each site's own x some sites a round",
-        offends=lambda r, e: _all(e.federation.fraction < 1.0, _own_layers(r, e)),
+        offends=lambda r, e: _all(_asks_some(e), _own_layers(r, e)),
         field="federation.fraction",
         why="the layers of a site that was not drawn no longer fit the ones that are shared",
-        fix="set federation.fraction = 1.0",
+        fix="set federation.fraction = 1.0, and leave federation.sites_per_round out",
     ),
     ExperimentRule(
         what="privacy x what looks at who shows what",
@@ -477,4 +543,9 @@ def warnings(recipe: Recipe, experiment: Experiment) -> list[str]:
         )
     if recipe.aggregator.name == "holders" and recipe.secure:
         found.append("a class that one site holds alone has a sum of one site")
+    if recipe.buffered is not None and experiment.federation.evaluate_every == 1:
+        found.append(
+            "whenever the model is measured, hospitals that are still at work are waited for: with federation.evaluate_every = 1 "
+            "a buffer saves no time"
+        )
     return found

@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 from fedmed_client.site.audit import AuditLog
+from fedmed_common.config import RecipeChoice
 from fedmed_common.loading import load_experiment
 from fedmed_server import history
 from fedmed_server.history import RoundDone, RunEnded, RunStarted
 from fedmed_server.state import model_file
 from fedmed_server.tracking import tracked_rounds
+from fedmed_simulations.rehearsal.consortium import write_experiment
 from fedmed_simulations.rehearsal.equality import difference
 from fedmed_simulations.rehearsal.faults import Fault
 from fedmed_simulations.rehearsal.rehearse import inline_run
@@ -128,3 +130,25 @@ def test_a_restored_server_ends_the_run_with_the_same_weights(running, tmp_path:
     for kind in ("best", "last"):
         ended = model_file(consortium.run_folder(run), kind)
         assert difference(ended, model_file(running.whole, kind)) == ""
+
+
+def test_a_run_with_a_buffer_waits_for_nobody_and_outlives_its_process(running, tmp_path: Path) -> None:
+    consortium, (one, other) = running.consortium, running.consortium.names
+    whole = load_experiment(running.experiment)
+    changed = {
+        "rounds": 3,
+        "recipe": RecipeChoice(name="fedbuff", settings={"buffered": {"buffer": 1}}),
+        "federation": whole.federation.model_copy(update={"evaluate_every": 3, "minimum_sites": 1}),
+    }
+    file = tmp_path / "buffered.toml"
+    write_experiment(whole.model_copy(update=changed), running.experiment.parent / "federation", file)
+    fault = Fault(role="serverapp", point="aggregating", signal="SIGKILL", round=2, site=one)
+    running.faults.plan(consortium, [fault], run="buffered")
+    consortium.wait_connected()
+    run = consortium.launch(file)
+    assert consortium.wait_ended(run).status == "completed"
+    assert running.faults.fired(fault, run="buffered") is not None
+    done = [record for record in consortium.records(run) if isinstance(record, RoundDone)]
+    assert [len(record.train) for record in done] == [1, 1, 1]
+    assert {result.site for record in done for result in record.train} <= {one, other}
+    assert {result.site for result in done[-1].evaluation} == {one, other}

@@ -57,6 +57,15 @@ def test_listed_sites_are_counted_as_they_are() -> None:
     ]
 
 
+def test_many_sites_are_counted_and_not_all_are_listed() -> None:
+    pool = one_each([100, 100])
+    counts = Counts.of([regroup(pool, f"site-{number}", [number]) for number in range(100)])
+    first, *columns = table_of(counts).columns
+    names = list(first.cells)
+    assert (len(names), names[59:]) == (62, ["site-59", "40 more sites", "all sites"])
+    assert list(columns[0].cells)[-1] == str(counts.sizes[:, 0].sum())
+
+
 @pytest.mark.parametrize(("sites", "classes"), [(1, 1), (3, 2), (60, 5)])
 def test_the_picture_is_the_same_each_time_and_shows_it_all(sites: int, classes: int) -> None:
     rng = np.random.default_rng(0)

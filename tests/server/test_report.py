@@ -249,8 +249,13 @@ def test_many_sites_classes_and_rounds_stay_a_page_of_moderate_size(make_run: Ma
     made.end("completed")
     page = page_of(made.folder)
     assert (made.folder / "report.html").stat().st_size < 6_000_000
-    assert "The first 40 of 45 sites are shown" in page.text
-    assert "37 more sites" in page.text
+    assert (
+        "Of 45 sites these are shown one by one: those with the lowest, the middle and the highest"
+        in page.text
+    )
+    assert "32 more sites" in page.text
+    lines = (made.folder / "sites.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["site", *(f"site-{i:03d}" for i in range(45))]
 
 
 def test_sites_stand_in_the_order_that_people_count_in(make_run: MakeRun) -> None:

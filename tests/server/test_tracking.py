@@ -123,6 +123,20 @@ def test_federation_and_sites_have_their_curves(make_small: MakeRun) -> None:
     assert all(point[2] >= 0 for point in points["east"] if point[0].startswith("presence/"))
 
 
+def test_of_many_sites_the_first_have_a_run_of_their_own(
+    make_small: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedmed_server.tracking._MOST_SITES", 2)
+    made = make_small(rounds=2, late=())
+    run = made.all()
+    catch_up(run)
+    parent, children = runs_of(run)
+    assert set(children) == set(made.plan.sites[:2])
+    assert parent.data.metrics["sites/train/answered"] == len(made.plan.sites)
+    catch_up(run)
+    assert set(runs_of(run)[1]) == set(children)
+
+
 def test_what_private_training_has_spent_is_a_curve_of_each_site_and_of_the_run(make_small: MakeRun) -> None:
     run = make_small(rounds=2, late=(2,), private=True).all()
     catch_up(run)

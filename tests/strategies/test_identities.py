@@ -19,6 +19,7 @@ from fedmed_strategies.aggregators.centred_clipping import CentredClipping
 from fedmed_strategies.aggregators.coordinates import Median, TrimmedMean
 from fedmed_strategies.aggregators.geometric_median import GeometricMedian
 from fedmed_strategies.aggregators.holders import Holders
+from fedmed_strategies.buffered import Buffered
 from fedmed_strategies.central_privacy import CentralPrivacy
 from fedmed_strategies.corrections.prox import Prox
 from fedmed_strategies.filters.krum import Krum, MultiKrum
@@ -46,6 +47,7 @@ BIT_FOR_BIT = {
         central_privacy=CentralPrivacy(clipping_norm=1e6, noise_multiplier=0.0)
     ),
     "a bound that none reaches": Recipe(filters=(NormBound(maximum=1e6),)),
+    "a buffer of updates that are not stale": Recipe(buffered=Buffered()),
 }
 NEARLY = {
     "RFA far within its smoothing": Recipe(aggregator=GeometricMedian(nu=1e6)),

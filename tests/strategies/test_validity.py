@@ -16,8 +16,10 @@ from fedmed_strategies.aggregators.bulyan import Bulyan
 from fedmed_strategies.aggregators.coordinates import Median, TrimmedMean
 from fedmed_strategies.aggregators.geometric_median import GeometricMedian
 from fedmed_strategies.aggregators.holders import Holders
+from fedmed_strategies.buffered import Buffered
 from fedmed_strategies.central_privacy import CentralPrivacy
 from fedmed_strategies.corrections.dyn import Dyn
+from fedmed_strategies.corrections.kept_moments import KeptMoments
 from fedmed_strategies.corrections.prox import Prox
 from fedmed_strategies.corrections.scaffold import Scaffold
 from fedmed_strategies.filters.krum import Krum
@@ -36,8 +38,10 @@ from fedmed_strategies.statistics.counts import Counts
 from fedmed_strategies.validity import EXPERIMENT_RULES, PIECE_RULES, refuse, refuse_network, warnings
 from fedmed_strategies.weights.contribution import Contribution
 from fedmed_strategies.weights.disco import Disco
+from fedmed_strategies.weights.fair import Fair
 from fedmed_strategies.weights.fixed import Equal
 from fedmed_strategies.weights.gap import Gap
+from fedmed_strategies.weights.nova import Nova
 
 Make = Callable[[], Recipe]
 CLIPPED = CentralPrivacy()
@@ -154,6 +158,36 @@ PIECES: list[tuple[str, Make, Make]] = [
         "FedCE x another step than the mean",
         lambda: Recipe(weights=Contribution(), server_optimizer=Momentum(momentum=0.9)),
         lambda: Recipe(weights=Contribution(), corrections=(Prox(),)),
+    ),
+    (
+        "a buffer x secure aggregation",
+        lambda: Recipe(buffered=Buffered(), secure=True),
+        lambda: Recipe(buffered=Buffered()),
+    ),
+    (
+        "a buffer x a rule that compares updates",
+        lambda: Recipe(buffered=Buffered(), aggregator=Median()),
+        lambda: Recipe(buffered=Buffered(), filters=(NormBound(),), aggregator=Holders()),
+    ),
+    (
+        "a buffer x weights that compare losses",
+        lambda: Recipe(buffered=Buffered(), weights=Fair()),
+        lambda: Recipe(buffered=Buffered(), weights=Nova()),
+    ),
+    (
+        "a buffer x SCAFFOLD and FedDyn",
+        lambda: Recipe(buffered=Buffered(), corrections=(Scaffold(),)),
+        lambda: Recipe(buffered=Buffered(), corrections=(Prox(), KeptMoments())),
+    ),
+    (
+        "a buffer x a network or layers of each site's own",
+        lambda: Recipe(buffered=Buffered(), personal=OwnNorms()),
+        lambda: Recipe(buffered=Buffered(), personal=FineTuned()),
+    ),
+    (
+        "a buffer x central privacy",
+        lambda: Recipe(buffered=Buffered(), central_privacy=CLIPPED),
+        lambda: Recipe(central_privacy=CLIPPED),
     ),
     (
         "a second network x corrections",
@@ -293,6 +327,27 @@ EXPERIMENTS: list[Case] = [
         RECIPES["fedprox"],
         PRIVATE,
     ),
+    (
+        "a buffer x some sites a round",
+        RECIPES["fedbuff"],
+        {"federation": {"sites_per_round": 2}},
+        RECIPES["fedbuff"].with_settings({"buffered": {"concurrency": 2}}),
+        {},
+    ),
+    (
+        "a buffer x more updates than it holds",
+        RECIPES["fedbuff"].with_settings({"buffered": {"buffer": 2}}),
+        {"federation": {"minimum_sites": 3}},
+        RECIPES["fedbuff"],
+        {"federation": {"minimum_sites": 3}},
+    ),
+    (
+        "layers of each site's own x some sites a round",
+        RECIPES["silobn"],
+        {"federation": {"sites_per_round": 4}},
+        RECIPES["mr_mtl"],
+        {"federation": {"sites_per_round": 4}},
+    ),
     ("FedNova x equal steps", RECIPES["fednova"], {}, RECIPES["fednova"], {"train": {"epochs": 1.0}}),
 ]
 
@@ -365,3 +420,6 @@ def test_what_should_be_known_is_said() -> None:
     assert "never predict a class" in own[0]
     secret = Recipe(secure=True, aggregator=Holders(), statistics=(Counts(),))
     assert warnings(secret, experiment({})) == ["a class that one site holds alone has a sum of one site"]
+    (waits,) = warnings(RECIPES["fedbuff"], experiment({}))
+    assert "hospitals that are still at work are waited for" in waits
+    assert warnings(RECIPES["fedbuff"], experiment({"federation": {"evaluate_every": 3}})) == []

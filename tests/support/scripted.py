@@ -1,16 +1,17 @@
 """Sites that follow a script, on a network that does too: what a coordinator's tests are played against.
 
 The sites are a real ClientApp, and everything that is sent and answered is what Flower and the wire make of it. Run as a
-program, this file carries out a short run of theirs in a folder: ``python scripted.py FOLDER``.
+program, this file carries out a short run of theirs in a folder: ``python scripted.py FOLDER [RECIPE]``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -203,7 +204,9 @@ class Network(LocalGrid):
             raise TransportLost("the Flower run was ended")
 
 
-def experiment(rounds: int = 3, **federation: object) -> Experiment:
+def experiment(
+    rounds: int = 3, recipe: Mapping[str, object] | None = None, **federation: object
+) -> Experiment:
     """A small one; the network is the smallest that there is."""
     return Experiment.model_validate(
         {
@@ -213,16 +216,23 @@ def experiment(rounds: int = 3, **federation: object) -> Experiment:
             "data": {"patch": [16, 16]},
             "model": {"channels": [4, 8], "residual_units": 0},
             "train": {"steps": 1, "batch_size": 1, "threads": 1},
+            "recipe": recipe or {},
             "federation": {"update_norm_limit": 1e6, "retries": 0, **federation},
         }
     )
 
 
-def make_request(folder: Path, sites: Sites, rounds: int = 3, **federation: object) -> RunRequest:
+def make_request(
+    folder: Path,
+    sites: Sites,
+    rounds: int = 3,
+    recipe: Mapping[str, object] | None = None,
+    **federation: object,
+) -> RunRequest:
     """A run of all these sites."""
     folder.mkdir(exist_ok=True)
     return RunRequest(
-        experiment=experiment(rounds, **federation),
+        experiment=experiment(rounds, recipe, **federation),
         folder=folder,
         command="test",
         sites=len(sites.patients),
@@ -252,4 +262,5 @@ if __name__ == "__main__":
     place.mkdir(exist_ok=True)
     (place / "run.pid").write_text(str(os.getpid()))
     three = Sites(patients={"a": 9, "b": 7, "c": 8})
-    run_federation(Network(three), make_request(place, three))
+    chosen = json.loads(sys.argv[2]) if len(sys.argv) > 2 else None
+    run_federation(Network(three), make_request(place, three, recipe=chosen))

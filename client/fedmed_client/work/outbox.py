@@ -28,8 +28,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbox:
-    """A site's sealed replies below ``folder``: of each run the newest two rounds, of runs the newest 16.
+    """A site's sealed replies below ``folder``: of each run the newest two rounds of each kind, of runs the newest 16.
 
+    By kind, as a site may measure the model of several later rounds before the server has taken what it trained.
     ``terms``: what of the site's own rules shapes a reply. After a change of them the site answers anew.
     """
 
@@ -93,16 +94,15 @@ class Outbox:
         if reply.masked is not None:
             tensors["masked"] = reply.masked
         write_atomically(path, save(tensors, metadata={"reply": json.dumps(fields)}))
-        self._forget(path)
+        self._forget(path, order.kind)
 
     def _path(self, order: wire.Order) -> Path:
-        return (
-            self.folder / name_of(order.run) / f"{order.round:020}-{_digest(order, self.terms)}.safetensors"
-        )
+        digest = _digest(order, self.terms)
+        return self.folder / name_of(order.run) / f"{order.round:020}-{order.kind.value}-{digest}.safetensors"
 
-    def _forget(self, newest: Path) -> None:
-        """Delete what nobody asks for any more, never ``newest``."""
-        replies = list(newest.parent.glob("*.safetensors"))
+    def _forget(self, newest: Path, kind: wire.Kind) -> None:
+        """Delete what nobody asks for any more of this kind, never ``newest``."""
+        replies = list(newest.parent.glob(f"*-{kind.value}-*.safetensors"))
         kept = {*sorted({_round(path) for path in replies})[-_ROUNDS:], _round(newest)}
         for path in replies:
             if _round(path) not in kept:

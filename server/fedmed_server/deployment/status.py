@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from fedmed_server.deployment.home import ServerHome
 from fedmed_server.deployment.runs import Launch, Progress
 from fedmed_server.deployment.site_states import Refusal, SiteState, load_site_states
 from fedmed_server.folders import is_locked
-from fedmed_server.history import RunEnded
+from fedmed_server.history import RunEnded, SiteResult
 from fedmed_server.provision.registry import load_registry
 from fedmed_server.report import REPORT
 
@@ -117,7 +118,7 @@ def run_status(home: ServerHome, folder: Path) -> RunStatus:
         criterion=_last_criterion(progress),
         restarts=launch.restarts,
         report=str(folder / REPORT) if (folder / REPORT).exists() else "",
-        sites=tuple(_part(home, name, progress, doing) for name in launch.sites),
+        sites=_parts(home, launch.sites, progress, doing),
     )
 
 
@@ -151,7 +152,7 @@ def all_sites(home: ServerHome) -> list[SiteStatus]:
     Raises:
         ProvisionError: the registry cannot be read.
     """
-    states = load_site_states(home.site_states)
+    states, serving = load_site_states(home.site_states), is_serving(home)
     statuses = []
     for name, site in sorted(load_registry(home.registry).items()):
         state = states.get(name, SiteState())
@@ -159,7 +160,7 @@ def all_sites(home: ServerHome) -> list[SiteStatus]:
         statuses.append(
             SiteStatus(
                 site=name,
-                connection="revoked" if site.revoked else _connection(home, state),
+                connection="revoked" if site.revoked else _connection(state, serving),
                 version=state.version,
                 last_seen=state.last_seen,
                 clock_skew_seconds=state.clock_skew_seconds,
@@ -172,9 +173,9 @@ def all_sites(home: ServerHome) -> list[SiteStatus]:
     return statuses
 
 
-def _connection(home: ServerHome, state: SiteState) -> str:
+def _connection(state: SiteState, serving: bool) -> str:
     """A server that does not run connects nobody, whatever it wrote last."""
-    return "away" if state.state == "connected" and not is_serving(home) else state.state
+    return "away" if state.state == "connected" and not serving else state.state
 
 
 def _state(home: ServerHome, launch: Launch, progress: Progress, rounds: int, *, held: bool) -> State:
@@ -202,13 +203,27 @@ def _last_criterion(progress: Progress) -> float | None:
     return next((value for value in reversed(values) if value is not None), None)
 
 
-def _part(home: ServerHome, name: str, progress: Progress, doing: live.Now | None) -> SitePart:
+def _parts(
+    home: ServerHome, names: Sequence[str], progress: Progress, doing: live.Now | None
+) -> tuple[SitePart, ...]:
+    """Each site's part in the run. There may be thousands: the files are read once."""
+    states = load_site_states(home.site_states)
+    results: dict[str, list[SiteResult]] = {name: [] for name in names}
+    for done in progress.rounds.values():
+        for result in done.train:
+            results.setdefault(result.site, []).append(result)
+    serving = is_serving(home)
+    return tuple(_part(name, states.get(name, SiteState()), results[name], doing, serving) for name in names)
+
+
+def _part(
+    name: str, state: SiteState, results: Sequence[SiteResult], doing: live.Now | None, serving: bool
+) -> SitePart:
     now = doing.sites.get(name) if doing else None
-    results = [result for done in progress.rounds.values() for result in done.train if result.site == name]
     last = results[-1] if results else None
     return SitePart(
         site=name,
-        connection=_connection(home, load_site_states(home.site_states).get(name, SiteState())),
+        connection=_connection(state, serving),
         phase=now.phase if now else "",
         since=now.since if now else "",
         answered=sum(result.outcome == "ok" for result in results),

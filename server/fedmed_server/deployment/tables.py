@@ -16,6 +16,7 @@ _COLOURS = {
     "degraded": "yellow", "interrupted": "yellow", "waiting": "yellow", "away": "yellow", "late": "yellow",
     "failed": "red", "damaged": "red", "refused": "red", "rejected": "red", "revoked": "red",
 }  # fmt: skip
+_MOST_SITES = 60
 _AT_WORK = {"asked": "at work", "awaited": "at work, awaited"}
 
 
@@ -33,7 +34,7 @@ def runs_table(found: Sequence[RunStatus]) -> Table:
 
 
 def run_page(one: RunStatus) -> list[Table | Text]:
-    """A run's state in sentences, and one line a site."""
+    """A run's state in sentences, and one line a site; of many, those with a problem and those at work come first."""
     head = Text.assemble(
         (one.run, "bold"), "  ", _coloured(one.state), f"  {one.round} of {one.rounds} rounds done"
     )
@@ -47,10 +48,14 @@ def run_page(one: RunStatus) -> list[Table | Text]:
     if one.report:
         lines.append(Text(f"report: {one.report}"))
     table = _table("site", "connection", "now", "rounds answered", "last problem")
-    for part in one.sites:
+    parts = list(one.sites)
+    if len(parts) > _MOST_SITES:
+        parts.sort(key=lambda part: (not part.problem, part.phase not in _AT_WORK))
+    for part in parts[:_MOST_SITES]:
         rounds = f"{part.answered} of {part.asked}" if part.asked else "-"
         table.add_row(part.site, _coloured(part.connection), _now(part), rounds, part.problem or "-")
-    return [*lines, table]
+    more = len(parts) - _MOST_SITES
+    return [*lines, table, *([Text(f"and {more:,} more sites; with --json all")] if more > 0 else [])]
 
 
 def sites_table(found: Sequence[SiteStatus]) -> Table:

@@ -8,15 +8,17 @@ from pathlib import Path
 from fedmed_common.files import write_atomically
 from fedmed_server.report.figures import Figure, load_figures, save_figures
 from fedmed_server.report.page import chart_files, render
+from fedmed_server.report.sites import SITES, sites_table
 from fedmed_server.report.source import COMPARISON, read_run, shareable_experiment
 
-__all__ = ["COMPARISON", "REPORT", "Figure", "artifacts", "write_report"]
+__all__ = ["COMPARISON", "REPORT", "SITES", "Figure", "artifacts", "write_report"]
 
 REPORT = "report.html"
 
 
 def write_report(run: Path, *, figures: Sequence[Figure] = ()) -> Path:
-    """Draw ``run/report.html``. ``figures`` replace those of an earlier call; with none given, those stay in the page.
+    """Draw ``run/report.html``, with a table of all sites beside it. ``figures`` replace those of an earlier call; with none
+    given, those stay in the page.
 
     Raises:
         ConfigError: ``run`` is not the folder of a run that has begun.
@@ -26,12 +28,13 @@ def write_report(run: Path, *, figures: Sequence[Figure] = ()) -> Path:
     if figures:
         save_figures(run, figures)
     page = render(history, load_figures(run), shareable=False)
+    write_atomically(run / SITES, sites_table(history))
     write_atomically(run / REPORT, page.encode())
     return run / REPORT
 
 
 def artifacts(run: Path, *, shareable: bool) -> dict[str, bytes]:
-    """What a tracking store keeps beside the numbers, by name: experiment, report, charts and figures.
+    """What a tracking store keeps beside the numbers, by name: experiment, report, table of sites, charts and figures.
 
     ``shareable``: fit to leave this machine: without its folders and without pictures of patients.
 
@@ -45,6 +48,7 @@ def artifacts(run: Path, *, shareable: bool) -> dict[str, bytes]:
     files = {
         "experiment.json" if experiment.startswith("{") else "experiment.toml": experiment.encode(),
         REPORT: render(history, figures, shareable=shareable).encode(),
+        SITES: sites_table(history),
     }
     files |= {f"figures/{name}.svg": drawing.encode() for name, drawing in chart_files(history).items()}
     return files | {f"figures/{number:03d}.png": figure.png for number, figure in enumerate(figures, start=1)}

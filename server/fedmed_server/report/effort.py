@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from fedmed_server.history import SiteResult, epsilon_by_site, largest_epsilons, rounds_by_site
 from fedmed_server.report.source import RunHistory, in_order
-from fedmed_server.report.tables import MOST_SITES, last_round
+from fedmed_server.report.tables import last_round
 from fedmed_strategies.presets import recipe_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteCost:
     """Seconds and bytes of one site, or of all. ``seconds``: phase -> sum over the run of what its orders took; ``waited``: the
-    share of training in which it had no batch, where it says so."""
+    share of training in which it had no batch, where it says so; ``staleness``: mean over its updates that were used."""
 
     name: str
     patients: Mapping[str, int]
@@ -24,6 +24,7 @@ class SiteCost:
     bytes_up: int
     answered: int
     asked: int
+    staleness: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,12 +116,12 @@ def missing_rounds(run: RunHistory) -> tuple[int, ...]:
 
 
 def participation(
-    run: RunHistory, most_rounds: int = 60
+    run: RunHistory, sites: Sequence[str], most_rounds: int = 60
 ) -> tuple[tuple[int, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
     """The last rounds, and by site the worst outcome in each: an outcome of the history, or 'idle' where nothing was asked."""
     rounds = run.rounds[-most_rounds:]
     rows = []
-    for name in run.sites[:MOST_SITES]:
+    for name in sites:
         outcomes = []
         for done in rounds:
             given = [r.outcome for r in (*done.train, *done.evaluation) if r.site == name]
@@ -133,6 +134,7 @@ def participation(
 
 def _cost(name: str, patients: Mapping[str, int], parts: Sequence[tuple[str, SiteResult]]) -> SiteCost:
     seconds: dict[str, float] = {}
+    ages = [result.staleness for phase, result in parts if phase == "train" and result.outcome == "ok"]
     for phase, result in parts:
         if not result.seconds:
             continue
@@ -146,6 +148,7 @@ def _cost(name: str, patients: Mapping[str, int], parts: Sequence[tuple[str, Sit
         bytes_up=sum(result.bytes_up for _, result in parts),
         answered=sum(result.outcome == "ok" for _, result in parts),
         asked=len(parts),
+        staleness=sum(ages) / len(ages) if ages else 0.0,
     )
 
 

@@ -19,6 +19,7 @@ from fedmed_common.templates import environment
 from fedmed_server.report import comparison, effort, tables
 from fedmed_server.report.charts import COLOURS, Chart, Curve, line_chart, site_style, stack_chart
 from fedmed_server.report.figures import Figure
+from fedmed_server.report.sites import SITES
 from fedmed_server.report.source import RunHistory, merged, shareable_experiment
 from fedmed_server.report.told import TASKS_TOLD, caveats
 
@@ -87,7 +88,9 @@ def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> st
     rows = tables.class_rows(run, measured)
     names = [row.name for row in rows]
     start = run.starts[-1] if run.starts else None
-    rounds, participation = effort.participation(run)
+    sites = tables.shown(run, measured)
+    rounds, participation = effort.participation(run, sites)
+    costs = effort.costs(run)
     page = (
         _environment()
         .get_template("page.html")
@@ -106,20 +109,24 @@ def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> st
             rows=rows,
             enough=tables.ENOUGH_PATIENTS,
             most_presence=max((row.presence.patients for row in rows), default=0),
-            site_matrix=tables.site_matrix(run, measured, names) if measured else None,
+            site_matrix=tables.site_matrix(run, measured, names, sites) if measured else None,
             comparison=comparison.compare(run.comparison, names, run.experiment.task.scores),
             baselines_told=BASELINES_TOLD,
-            presence_matrix=tables.presence_matrix(run, names) if run.facts else None,
-            charts=_wide_charts(run),
-            panels=_panels(run, names[:_MOST_PANELS]),
+            presence_matrix=tables.presence_matrix(run, names, sites) if run.facts else None,
+            charts=_wide_charts(run, sites),
+            panels=_panels(run, names[:_MOST_PANELS], sites),
             panels_left=max(0, len(names) - _MOST_PANELS),
             best=tables.best_round(run),
             last=tables.last_round(run),
             seconds=effort.phase_seconds(run),
-            costs=effort.costs(run),
+            costs=costs,
+            shown_costs=[cost for name in sites for cost in costs if cost.name == name],
+            some=_some(run, sites),
+            buffered=any(cost.staleness for cost in costs),
+            clock=run.rounds[-1].clock if run.rounds else None,
             most_sites=tables.MOST_SITES,
-            legend=[(name, site_style(i)) for i, name in enumerate(run.sites[:_MOST_LEGEND])],
-            legend_left=max(0, len(run.sites) - _MOST_LEGEND),
+            legend=[(name, site_style(i)) for i, name in enumerate(sites[:_MOST_LEGEND])],
+            legend_left=max(0, len(sites) - _MOST_LEGEND),
             phases=_phases(run),
             rounds=rounds,
             participation=participation,
@@ -149,11 +156,12 @@ def render(run: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> st
 def chart_files(run: RunHistory) -> dict[str, str]:
     """Each chart as an SVG file of its own, by name."""
     macro = _environment().get_template("charts.html").module
+    sites = tables.shown(run, tables.scores(run))
     style = Markup((_ASSETS / "charts.css").read_text(encoding="utf-8"))  # noqa: S704
-    charts = {name: chart for name, chart in _wide_charts(run).items() if chart is not None}
+    charts = {name: chart for name, chart in _wide_charts(run, sites).items() if chart is not None}
     charts |= {
         f"validation_{run.experiment.task.scores[0].name}_{name}": chart
-        for name, _, _, chart in _panels(run, run.experiment.task.classes[:_MOST_PANELS])
+        for name, _, _, chart in _panels(run, run.experiment.task.classes[:_MOST_PANELS], sites)
     }
     return {name: str(macro.chart(chart, style)) for name, chart in charts.items()}  # type: ignore[attr-defined]
 
@@ -210,10 +218,21 @@ def _overall(run: RunHistory, measured: tables.Scores | None) -> list[tuple[str,
     ]
 
 
-def _wide_charts(run: RunHistory) -> dict[str, Chart | None]:
+def _some(run: RunHistory, sites: Sequence[str]) -> str:
+    """Which sites are shown, where not all are."""
+    if len(sites) == len(run.sites):
+        return ""
+    lead = run.experiment.task.scores[0].title
+    return (
+        f"Of {len(run.sites):,} sites these are shown one by one: those with the lowest, the middle and the highest {lead}, as "
+        f"far as it was measured, the lowest first. All are in every other number, and in {SITES} of the run's folder."
+    )
+
+
+def _wide_charts(run: RunHistory, sites: Sequence[str]) -> dict[str, Chart | None]:
     best, lead = tables.best_round(run), run.experiment.task.scores[0]
-    means = _curves(run, _measured(run, "evaluation"), lambda metrics: class_mean(metrics, lead.name))
-    loss = _curves(run, _measured(run, "train"), lambda metrics: _value(metrics, "loss"))
+    means = _curves(sites, _measured(run, "evaluation"), lambda metrics: class_mean(metrics, lead.name))
+    loss = _curves(sites, _measured(run, "train"), lambda metrics: _value(metrics, "loss"))
     stacks = {done.round: {k: v for k, v in done.seconds.items() if k != "total"} for done in run.rounds}
     return {
         f"validation_{lead.name}": line_chart(
@@ -228,14 +247,16 @@ def _wide_charts(run: RunHistory) -> dict[str, Chart | None]:
     }
 
 
-def _panels(run: RunHistory, classes: Sequence[str]) -> list[tuple[str, float, float, Chart]]:
-    """By class: name, last value, patients who show it, chart of the leading validation metric over all sites and at each."""
+def _panels(
+    run: RunHistory, classes: Sequence[str], sites: Sequence[str]
+) -> list[tuple[str, float, float, Chart]]:
+    """By class: name, last value, patients who show it, chart of the leading validation metric, over all and at ``sites``."""
     best, measured = tables.best_round(run), _measured(run, "evaluation")
     scores = run.experiment.task.scores
     panels = []
     for name in classes:
         key = f"{scores[0].name}/{name}"
-        curves = _curves(run, measured, lambda metrics, key=key: _value(metrics, key))  # type: ignore[misc]
+        curves = _curves(sites, measured, lambda metrics, key=key: _value(metrics, key))  # type: ignore[misc]
         title = f"Validation {scores[0].title} of {name}, by round"
         chart = line_chart(curves, title=title, size=_PANEL, y_range=(0.0, 1.0), mark=best)
         if chart is not None:
@@ -253,11 +274,11 @@ def _measured(run: RunHistory, phase: Literal["train", "evaluation"]) -> list[Me
 
 
 def _curves(
-    run: RunHistory, measured: Sequence[Measured], value: Callable[[Metrics], float]
+    sites: Sequence[str], measured: Sequence[Measured], value: Callable[[Metrics], float]
 ) -> list[tuple[str, str, Curve]]:
     """One curve per site, the last ones in grey first, and the federation's over all of them."""
     curves: list[tuple[str, str, Curve]] = []
-    for index, name in enumerate(run.sites):
+    for index, name in enumerate(sites):
         curve = {number: value(by_site[name]) for number, _, by_site in measured if name in by_site}
         curves.append((name, site_style(index), _without_gaps(curve)))
     everyone = {number: value(metrics) for number, metrics, _ in measured}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedmed_common.metrics import Mean, Metrics, Score
+from fedmed_common.metrics import Mean, Metrics, Score, class_mean
 from fedmed_server.history import SiteFacts, SiteResult
 from fedmed_server.report.source import RunHistory, in_order, merged
 
@@ -17,6 +17,7 @@ ENOUGH_PATIENTS = 10
 Where a metric compares those who show a class with those who do not, either group needs as many."""
 
 MOST_SITES = 40
+"""So many sites are shown one by one; of more, those with the lowest, the middle and the highest scores."""
 _MOST_COLUMNS = 12
 
 
@@ -206,12 +207,29 @@ def headline(rows: Sequence[ClassRow]) -> Headline:
     )
 
 
-def site_matrix(run: RunHistory, measured: Scores, classes: Sequence[str]) -> Matrix:
-    """The leading metric of each class at each site, with the number of patients behind it who show the class."""
+def shown(run: RunHistory, measured: Scores | None) -> tuple[str, ...]:
+    """The sites that tables and curves show: all by name, or of many the lowest, the middle and the highest, lowest first."""
+    if len(run.sites) <= MOST_SITES:
+        return run.sites
+    lead = run.experiment.task.scores[0].name
+    values = {
+        result.site: class_mean(result.means(), lead) for result in (measured.results if measured else ())
+    }
+    ranked = sorted((value, in_order(site), site) for site, value in values.items() if math.isfinite(value))
+    names = [site for _, _, site in ranked]
+    if len(names) < MOST_SITES:
+        return (*names, *(site for site in run.sites if site not in values))[:MOST_SITES]
+    third = MOST_SITES // 3
+    first = (len(names) - (MOST_SITES - 2 * third)) // 2
+    return (*names[:third], *names[first : first + MOST_SITES - 2 * third], *names[-third:])
+
+
+def site_matrix(run: RunHistory, measured: Scores, classes: Sequence[str], sites: Sequence[str]) -> Matrix:
+    """The leading metric of each class at each of the sites, with the number of patients behind it who show the class."""
     scores = run.experiment.task.scores
     answers = {result.site: result for result in measured.results}
     facts = {site.name: site for site in run.facts}
-    names = sorted(answers, key=in_order)[:MOST_SITES]
+    names = [site for site in sites if site in answers]
 
     def cell(klass: str, site: str) -> Cell:
         answer = answers[site]
@@ -229,9 +247,10 @@ def site_matrix(run: RunHistory, measured: Scores, classes: Sequence[str]) -> Ma
     return _matrix(classes, names, cell)
 
 
-def presence_matrix(run: RunHistory, classes: Sequence[str]) -> Matrix:
-    """Training patients who show each class at each site."""
-    facts = {site.name: site for site in run.facts[:MOST_SITES]}
+def presence_matrix(run: RunHistory, classes: Sequence[str], sites: Sequence[str]) -> Matrix:
+    """Training patients who show each class at each of the sites."""
+    declared = {site.name: site for site in run.facts}
+    facts = {name: declared[name] for name in sites if name in declared}
 
     def cell(klass: str, site: str) -> Cell:
         count = facts[site].presence.get(klass)

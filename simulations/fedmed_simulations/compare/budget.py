@@ -212,8 +212,20 @@ def _stages_begin(experiment: Experiment) -> list[int]:
         return []
 
 
+def _is_buffered(experiment: Experiment) -> bool:
+    try:
+        return recipe_of(experiment).buffered is not None
+    except ConfigError:
+        return False
+
+
 def _unlike(experiment: Experiment, first: Experiment) -> tuple[str, str] | None:
     """What keeps two experiments from being compared, and the fix."""
+    if _is_buffered(experiment):
+        return (
+            "with a buffer a round is a step with the updates of some of the sites, so that the same rounds are less work",
+            "leave 'fedbuff' out; docs/strategies.md has a comparison by time",
+        )
     for field in _SAME:
         if _at(experiment, field) != _at(first, field):
             return f"'{field}' is not that of the others", "leave it as the experiment has it"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
@@ -74,19 +75,14 @@ def _draw_heat(axes: Axes, counts: Counts) -> None:
     shade = np.sqrt(counts.shows / most)
     axes.imshow(shade, cmap=_SHADES, vmin=0, vmax=1, aspect="auto")
     numbered = sites <= _MOST_NUMBERED
-    for site in range(sites):
-        for k in range(classes):
-            corner = (k - 0.5, site - 0.5)
-            if not counts.annotated[site, k]:
-                axes.add_patch(Rectangle(corner, 1, 1, **_HATCHED))
-            elif counts.vacant[site, k]:
-                inner = (k - 0.42, site - 0.38)
-                axes.add_patch(Rectangle(inner, 0.84, 0.76, **_FRAMED))
-            if numbered and counts.annotated[site, k]:
-                colour = "white" if shade[site, k] > 0.6 else _INK
-                axes.text(
-                    k, site, str(counts.shows[site, k]), ha="center", va="center", color=colour, fontsize=10
-                )
+    unknown, vacant = ~counts.annotated, counts.annotated & counts.vacant
+    cells = [Rectangle((k - 0.5, site - 0.5), 1, 1) for site, k in np.argwhere(unknown)]
+    axes.add_collection(PatchCollection(cells, **_HATCHED))
+    inner = [Rectangle((k - 0.42, site - 0.38), 0.84, 0.76) for site, k in np.argwhere(vacant)]
+    axes.add_collection(PatchCollection(inner, **_FRAMED))
+    for site, k in np.argwhere(counts.annotated) if numbered else ():
+        colour = "white" if shade[site, k] > 0.6 else _INK
+        axes.text(k, site, str(counts.shows[site, k]), ha="center", va="center", color=colour, fontsize=10)
     axes.set_xticks(
         range(classes),
         counts.classes,
@@ -95,8 +91,9 @@ def _draw_heat(axes: Axes, counts: Counts) -> None:
     )
     _name_sites(axes, counts)
     axes.set_xticks(np.arange(-0.5, classes), minor=True)
-    axes.set_yticks(np.arange(-0.5, sites), minor=True)
-    axes.grid(which="minor", color="white", linewidth=2 if numbered else 0.3)
+    if numbered:
+        axes.set_yticks(np.arange(-0.5, sites), minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
     _plain(axes, "Training patients who show the class")
 
 
@@ -104,7 +101,10 @@ def _draw_sizes(axes: Axes, counts: Counts) -> None:
     sites = len(counts.sites)
     start = np.zeros(sites)
     for colour, sizes in zip(_SPLIT_COLOURS, counts.sizes.T, strict=True):
-        axes.barh(range(sites), sizes, left=start, height=0.72, color=colour)
+        if sites <= _MOST_NUMBERED:
+            axes.barh(range(sites), sizes, left=start, height=0.72, color=colour)
+        else:
+            axes.fill_betweenx(range(sites), start, start + sizes, step="mid", color=colour, linewidth=0)
         start += sizes
     if sites <= _MOST_NUMBERED:
         for site in range(sites):

@@ -57,7 +57,9 @@ class _Rows:
         self._weights += weights
         each = np.concatenate([np.zeros(int(self._scene.background)), weights])
         for name, axis in self._axes.items():
-            self._rows[name] += along(each, axis, update.delta[name].ndim) * update.delta[name]
+            self._rows[name] += (
+                along(each * update.freshness, axis, update.delta[name].ndim) * update.delta[name]
+            )
 
     def result(self, total: float) -> Arrays:
         mean = self._mean.result(total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,10 +25,7 @@ class NormBound(Filter):
 
     def keep(self, updates: Sequence[Weighed]) -> list[Weighed]:
         """All, shortened."""
-        return [
-            Weighed(delta=bounded(update.delta, self.maximum)[0], weight=update.weight, site=update.site)
-            for update in updates
-        ]
+        return [replace(update, delta=bounded(update.delta, self.maximum)[0]) for update in updates]
 
 
 def bounded(delta: Arrays, maximum: float) -> tuple[Arrays, float]:

@@ -113,6 +113,9 @@ def test_of_a_run_the_newest_two_rounds_stay_and_of_runs_the_newest(
     assert len(list(tmp_path.rglob("*.safetensors"))) == 4
     outbox.seal(replace(order, round=1), reply)
     assert outbox.find(replace(order, round=1)) is not None
+    for number in range(5, 9):
+        outbox.seal(replace(order, round=number, kind=wire.Kind.EVALUATE), reply)
+    assert outbox.find(replace(order, round=4)) is not None
     for number in range(20):
         outbox.seal(replace(order, run=f"run {number}"), reply)
     assert len(list(tmp_path.iterdir())) == 16

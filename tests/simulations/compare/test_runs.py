@@ -273,6 +273,10 @@ def test_ctrl_c_says_that_the_same_command_goes_on(write_comparison) -> None:
     ("changes", "told"),
     [
         ("{ train.steps = 9 }", "candidates.x: rounds x steps x batch is 6 x 9 x 2, of the others 6 x 2 x 2"),
+        (
+            '{ recipe.name = "fedbuff" }',
+            "candidates.x: with a buffer a round is a step with the updates of some",
+        ),
         ('{ task.loss = "dice_focall" }', "candidates.x: task.loss: unknown name 'dice_focall'"),
     ],
 )
