@@ -32,7 +32,7 @@ def run_inline(homes: Sequence[SiteHome], request: RunRequest, resources: Resour
 
 
 def run_process(homes: Sequence[SiteHome], request: RunRequest, resources: Resources = ANY) -> None:
-    """Several sites at once, each in a worker process with ``train.threads`` cores (0: one), or a GPU where there are any.
+    """Several sites at once, each in a worker process with ``train.threads`` cores (0: its share), and a GPU where there are any.
 
     Raises:
         WorkerLost: an order has cost several workers, or none can be started.
@@ -46,10 +46,11 @@ def process_grid(homes: Sequence[SiteHome], request: RunRequest, resources: Reso
     from fedmed_simulations.workers.processes import ProcessCrew
 
     experiment = request.experiment
-    threads, gpus = _threads(experiment), _gpus_here(experiment)
-    by_cores = cores() // max(threads, experiment.train.processes)
+    gpus = _gpus_here(experiment)
+    by_cores = cores() // max(experiment.train.threads, experiment.train.processes)
     fit = int(len(gpus) / _gpus_of_a_site(experiment)) if gpus else by_cores
     workers = min(resources.workers or max(fit, 1), len(homes))
+    threads = experiment.train.threads or max(cores() // workers, 1)
     seats = [
         {"OMP_NUM_THREADS": str(threads), **_seen(gpus, number, experiment)} for number in range(workers)
     ]
@@ -68,7 +69,7 @@ def run_ray(homes: Sequence[SiteHome], request: RunRequest, resources: Resources
         from fedmed_simulations.workers.ray_actors import RayCrew
 
         experiment = request.experiment
-        threads, device = _threads(experiment), experiment.train.device
+        threads, device = experiment.train.threads or 1, experiment.train.device
         cpus = max(threads, experiment.train.processes)
         has_gpus = ray.cluster_resources().get("GPU", 0) > 0 if device == "auto" else device != "cpu"
         gpus = _gpus_of_a_site(experiment) if has_gpus else 0.0
@@ -110,10 +111,6 @@ def _sizes(home: SiteHome, experiment: Experiment) -> dict[str, float]:
         wire.Kind.EVALUATE: sum(case.split != "train" for case in cohort.cases),
         "": len(cohort.cases),
     }
-
-
-def _threads(experiment: Experiment) -> int:
-    return experiment.train.threads or 1
 
 
 def _held_to(homes: Sequence[SiteHome], threads: int) -> list[SiteHome]:

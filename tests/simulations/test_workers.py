@@ -18,11 +18,13 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedmed_client.work.frames import data_of, filled, outline
+from fedmed_client.workbench import SiteHome
 from fedmed_common import wire
+from fedmed_common.config import Site
 from fedmed_common.errors import CheckpointError, ConfigError, WorkerLost
 from fedmed_common.loading import load_experiment
 from fedmed_simulations import runfolder
-from fedmed_simulations.engines import _fitting, _seen
+from fedmed_simulations.engines import _fitting, _held_to, _seen
 from fedmed_simulations.grid import FIRST_NODE, LocalGrid
 from fedmed_simulations.resources import Resources, check_resources
 from fedmed_simulations.workers import memory
@@ -233,6 +235,16 @@ def test_workers_see_their_own_gpus(write_text) -> None:
     assert _seen(gpus, 1, both) == {"CUDA_VISIBLE_DEVICES": "3,GPU-ab"}
     named = load_experiment(write_text('[train]\ndevice = "cuda:1"'))
     assert _seen(gpus, 1, named) == _seen([], 1, experiment) == {}
+
+
+def test_a_site_at_a_worker_has_no_more_threads_than_the_worker(tmp_path: Path) -> None:
+    def home(threads: int) -> SiteHome:
+        data = {"format": "images", "root": tmp_path}
+        fields = {"name": "one", "data": data, "labels": {"disc": ["1"]}, "device": {"threads": threads}}
+        return SiteHome(site=Site.model_validate(fields), folder=tmp_path)
+
+    held = _held_to([home(0), home(1), home(8)], 2)
+    assert [each.site.device.threads for each in held] == [2, 1, 2]
 
 
 def test_a_cluster_takes_what_fits_each_of_its_machines() -> None:
