@@ -134,8 +134,8 @@ def _where(found: Deployed, rounds: Sequence[Round]) -> list[str]:
         "## What its processes do",
         "",
         "Calls in a round, the longest, and all of them together: by the clock, and in CPU seconds of the calling thread. A call "
-        "can lie within another (`store:` within `to a site:` and `to the run:`), and threads wait for each other. Signing "
-        "requests and TLS are in the processes' own CPU, below.",
+        "can lie within another (`store:` and `database:` within `to a site:` and `to the run:`), and threads wait for each "
+        "other. TLS and what is around a call are in the processes' own CPU, below.",
         "",
         "| process | | calls | longest, s | together, s | CPU, s |",
         "|---|---|---|---|---|---|",

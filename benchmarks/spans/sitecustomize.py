@@ -44,6 +44,7 @@ WATCHED: Mapping[str, Mapping[str, str]] = {
         "SqlObjectStore.get_object_tree": "store: get_object_tree",
         "SqlObjectStore.delete": "store: delete",
     },
+    "sqlalchemy.orm.session": {"SessionTransaction.commit": "database: commit"},
     "fedmed_common.signed_requests": {"sign": "sign a request"},
     "fedmed_strategies.server_half": {"Round.add": "add", "Round.finish": "new parameters"},
     "fedmed_server.state": {"save_state": "checkpoint"},
