@@ -13,11 +13,13 @@ from fedmed_server.channel import Channel, Member
 from fedmed_server.cohort import check_quorum, chosen, too_few, trainers
 from fedmed_server.exchange import Answer
 from fedmed_server.federation import Federation, Trained, stepped
+from fedmed_server.flower_strategies import FlowerRound
 from fedmed_server.history import SiteResult, missed
 from fedmed_server.standing import STALE, Standing, stale
 from fedmed_server.state import Outstanding, RunState
 from fedmed_strategies.pieces import Answer as Counted
 from fedmed_strategies.recipe import Recipe
+from fedmed_strategies.server_half import Round
 
 _MOST_PAUSE_SECONDS, _PAUSE_TIMES = 1.0, 2.0
 
@@ -48,26 +50,11 @@ class Buffering:
         number = state.round + 1
         size, at_once = self._sizes()
         self._clock = state.clock
-        federation = Federation.at(self._channel, self._recipe, self._roster, state, number)
         at_work = self._at_work(state)
-        versions = {**state.versions, number: self._channel.updated(state.parameters)}
         at_work |= self._ask(state, at_once, at_work)
+        federation = Federation.at(self._channel, self._recipe, self._roster, state, number)
         collecting = federation.round()
-        results: list[SiteResult] = []
-        usable, aggregate_seconds = 0, 0.0
-        for order, answer in self._answers(at_work, number, size):
-            staleness = number - order.round
-            results.append(answer.result.model_copy(update={"staleness": staleness}))
-            if answer.reply is not None:
-                before = time.perf_counter()
-                counted = replace(federation.answer(answer), staleness=staleness)
-                collecting.add(rebased(counted, versions[order.round], state.parameters))
-                usable += 1
-                aggregate_seconds += time.perf_counter() - before
-                failpoints.reach("aggregating", round=number, site=answer.member.name)
-            del answer
-            if usable == size:
-                break
+        results, aggregate_seconds = self._collect(federation, collecting, state, at_work, size)
         lost = missed(results, f"training of round {number}")
         fresh = [result for result in results if result.code != STALE]
         check_quorum(self._channel.experiment.federation, fresh, f"round {number}")
@@ -81,10 +68,41 @@ class Buffering:
         new = replace(
             new,
             outstanding=tuple(at_work[name] for name in sorted(at_work)),
-            versions={began: version for began, version in versions.items() if began in used},
+            versions={began: self._version(state, began) for began in sorted(used)},
             clock=self._clock,
         )
         return Trained(state=new, results=tuple(results), aggregate_seconds=aggregate_seconds)
+
+    def _collect(
+        self,
+        federation: Federation,
+        collecting: Round | FlowerRound,
+        state: RunState,
+        at_work: dict[str, Outstanding],
+        size: int,
+    ) -> tuple[list[SiteResult], float]:
+        """Add updates until there are ``size``; who has answered is out of ``at_work``. How they did, and the time of adding."""
+        number, usable, seconds = state.round + 1, 0, 0.0
+        results: list[SiteResult] = []
+        for order, answer in self._answers(at_work, number, size):
+            staleness = number - order.round
+            results.append(answer.result.model_copy(update={"staleness": staleness}))
+            if answer.reply is not None:
+                before = time.perf_counter()
+                counted = replace(federation.answer(answer), staleness=staleness)
+                collecting.add(rebased(counted, self._version(state, order.round), state.parameters))
+                usable += 1
+                seconds += time.perf_counter() - before
+                failpoints.reach("aggregating", round=number, site=answer.member.name)
+            del answer
+            if usable == size:
+                break
+        return results, seconds
+
+    def _version(self, state: RunState, number: int) -> Parameters:
+        """The part that training changes of what orders of round ``number`` began from."""
+        newest = number == state.round + 1
+        return self._channel.updated(state.parameters) if newest else state.versions[number]
 
     def _sizes(self) -> tuple[int, int]:
         size, at_once = self._buffered.sizes(len(self._members))

@@ -59,6 +59,33 @@ def test_a_noised_statistic_is_in_the_ledger_and_within_the_runs_epsilon(
     assert privacy.noise_multiplier(experiment, recipe.spent(experiment)) > alone
 
 
+def test_with_a_buffer_a_site_trains_at_most_once_a_round_and_within_the_runs_epsilon(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    more = "settings.buffered.buffer = 1\nsettings.buffered.most_staleness = 0"
+    experiment, file = private(write_experiment, "fedbuff", more)
+    assert experiment.simulation is not None
+    paced = experiment.simulation.model_copy(update={"pace_spread": 0.3})
+    experiment = experiment.model_copy(update={"simulation": paced, "rounds": 5})
+    homes = make_homes(experiment, check_experiment(experiment, file), tmp_path / "sites")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run_inline(homes, RunRequest(experiment=experiment, folder=folder, command="test", sites=2))
+    *_, last = records = list(history.read(folder / history.FILE))
+    assert isinstance(last, RunEnded)
+    assert "(late: stale)" in last.status
+    used = [
+        r for record in records if isinstance(record, RoundDone) for r in record.train if r.outcome == "ok"
+    ]
+    for home in homes:
+        rows = Ledger(home.folder).read()
+        numbers = [row.round for row in rows]
+        assert numbers == sorted(set(numbers))
+        assert max(numbers) <= experiment.rounds
+        assert len(rows) >= sum(result.site == home.site.name for result in used)
+        assert privacy.epsilon([row.spent for row in rows], 1e-5) <= 8.0
+
+
 def test_without_privacy_noised_statistics_may_cost_what_the_recipe_says_together(
     write_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -311,6 +311,14 @@ def test_a_deployed_site_that_is_lost_is_named(tmp_path: Path) -> None:
     assert ended.status == "degraded: b missed the training of round 1 (late: deadline)"
 
 
+def test_a_reply_to_another_version_is_rejected(tmp_path: Path) -> None:
+    sites = Sites(THREE)
+    network = Network(sites, {("b", "train", 2): "old"})
+    request = deployed(tmp_path / "run", sites, fedbuff(buffer=3), quorum=0.5)
+    ended = run_federation(network, request)
+    assert ended.status == "degraded: b missed the training of round 2 (rejected: reply of an old round)"
+
+
 def test_a_site_that_is_revoked_is_not_waited_for(tmp_path: Path) -> None:
     sites = Sites(THREE)
     network = Network(sites, {("b", "train", 2): "dropped"})

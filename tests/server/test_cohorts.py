@@ -15,6 +15,7 @@ from fedmed_server.app import run_federation
 from fedmed_server.channel import Member
 from fedmed_server.cohort import draw, evaluators
 from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteFacts, SiteResult
+from fedmed_server.report.page import render
 from fedmed_server.report.sites import sites_table
 from fedmed_server.report.source import RunHistory
 from fedmed_server.report.tables import MOST_SITES, scores, shown
@@ -108,7 +109,13 @@ def _history(values: dict[str, float], asked: Experiment) -> RunHistory:
     )
     trained = SiteResult(site="site-0007", patients=3, staleness=2, seconds={"train": 1.5}, bytes_up=10)
     done = RoundDone(
-        time=started.time, round=1, attempt=0, train=(trained,), seconds={"total": 1.0}, is_best=True
+        time=started.time,
+        round=1,
+        attempt=0,
+        train=(trained,),
+        seconds={"total": 1.0},
+        is_best=True,
+        clock=12.0,
     )
     ended = RunEnded(time=started.time, status="completed", best_round=1, test={"best": test})
     return RunHistory(
@@ -137,6 +144,13 @@ def test_of_many_sites_the_lowest_the_middle_and_the_highest_are_shown_and_all_a
     ]  # fmt: skip
     assert len(lines) == 1000
     assert lines[7] == "site-0007,3,1,9,2,2,2,1.5,,,0,10,,0.049,9"
+
+
+def test_the_report_says_how_old_updates_were_and_when_it_would_have_ended() -> None:
+    page = render(_history({"site-0007": 0.5, "site-0008": 0.6}, experiment()), [], shareable=True)
+    assert "For the rounds, which would take as long as 12 steps of a site of median speed" in page
+    assert "Staleness</th>" in page
+    assert '<td class="num">2.0</td></tr>' in page
 
 
 def test_a_status_with_many_sentences_has_an_end(tmp_path: Path) -> None:
