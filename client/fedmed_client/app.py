@@ -61,7 +61,7 @@ from fedmed_common.metrics import Mean
 from fedmed_common.params import Parameters
 from fedmed_common.privacy import Spent
 from fedmed_common.secure import circle
-from fedmed_strategies.layers import layers_of, sizes_of
+from fedmed_strategies.layers import sizes_of
 from fedmed_strategies.pieces import SiteHalf, under
 from fedmed_strategies.presets import recipe_of
 from fedmed_strategies.secure import statistic_layout
@@ -381,8 +381,7 @@ def _evaluate(home: SiteHome, order: wire.Order) -> wire.Reply:
 def _shared(home: SiteHome, order: wire.Order) -> tuple[str, ...]:
     """Names of the arrays that a round changes at all sites."""
     bench = _bench(home, order)
-    layers = layers_of(bench.model, bench.experiment.model.head, bench.experiment.plan.outputs)
-    return shared(recipe_of(bench.experiment), layers)
+    return shared(recipe_of(bench.experiment), bench.layers)
 
 
 def _bench(home: SiteHome, order: wire.Order) -> Bench:

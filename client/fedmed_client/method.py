@@ -24,7 +24,6 @@ from fedmed_common.params import Parameters
 from fedmed_common.secure.circle import Party
 from fedmed_common.secure.fixed_point import Layout
 from fedmed_strategies import secure
-from fedmed_strategies.layers import layers_of
 from fedmed_strategies.pieces import Layers, Left, SiteHalf, Work, add_up, own, under
 from fedmed_strategies.presets import recipe_of
 from fedmed_strategies.recipe import Recipe
@@ -73,7 +72,7 @@ class Method:
         return cls(
             bench=bench,
             recipe=recipe,
-            layers=layers_of(bench.model, bench.experiment.model.head, bench.experiment.plan.outputs),
+            layers=bench.layers,
             order=order,
             cohort=cohort,
             sampler=sampler if recipe.sampler is None else sampler.weighed(recipe.sampler, order.down),

@@ -17,7 +17,7 @@ from fedmed_client.workbench import Bench
 from fedmed_common import entropy
 from fedmed_common.params import Parameters
 from fedmed_common.site_config import UNLABELLED
-from fedmed_strategies.layers import last_layer, layers_of, sizes_of
+from fedmed_strategies.layers import last_layer, sizes_of
 from fedmed_strategies.statistics.base import Patient, Statistic
 
 _AT_ONCE = 8
@@ -86,7 +86,7 @@ def _probabilities(bench: Bench, case: Any) -> NDArray[np.float32]:
 def _features(bench: Bench, case: Any) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Patch by patch, without overlap: what the last layer sees of each labelled voxel ``(D, N)``, and its label ``(N,)``."""
     plan = bench.experiment.plan
-    layer = last_layer(bench.model, layers_of(bench.model, bench.experiment.model.head, plan.outputs))
+    layer = last_layer(bench.model, bench.layers)
     seen: list[torch.Tensor] = []
     handle = layer.module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     known = np.concatenate([[True], case.annotated])

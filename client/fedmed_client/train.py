@@ -97,7 +97,7 @@ def train(
     if not math.isfinite(total):
         raise FloatingPointError(f"the training loss of round {course.round} is not finite")
     _tell_skipped(count, done, course.round)
-    delta = params.delta(team.whole(bench.model), start)
+    delta = params.delta(team.whole(bench.model), start, bench.layers.trained)
     return Update(delta=delta, loss=Mean(total, done), waited=batches.waited)
 
 

@@ -25,6 +25,8 @@ from fedmed_common.loading import experiment_from_order
 from fedmed_common.models import build_model
 from fedmed_common.processes import allow_many_open_files, cores
 from fedmed_common.tasks import Task, build_task
+from fedmed_strategies.layers import layers_of
+from fedmed_strategies.pieces import Layers
 
 AHEAD_OF_A_GPU = 4
 """Batches that are cut ahead of a GPU's steps where the experiment does not say how many."""
@@ -68,6 +70,15 @@ class Bench:
     task: Task
     device: torch.device
     compiled: torch.nn.Module | None = None
+    _layers: Layers | None = None
+
+    @property
+    def layers(self) -> Layers:
+        """What recipes know of the network, which does not change from order to order."""
+        if self._layers is None:
+            head, outputs = self.experiment.model.head, self.experiment.plan.outputs
+            self._layers = layers_of(self.model, head, outputs)
+        return self._layers
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:

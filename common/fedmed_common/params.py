@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,10 +76,15 @@ def is_variance(name: str) -> bool:
     return name.endswith(_VARIANCE)
 
 
-def delta(model: torch.nn.Module, start: Mapping[str, NDArray[np.float32]]) -> Parameters:
-    """What training changed: the ``trained`` part of the model's state minus ``start``."""
+def delta(
+    model: torch.nn.Module, start: Mapping[str, NDArray[np.float32]], names: Sequence[str] | None = None
+) -> Parameters:
+    """What training changed: the ``trained`` part of the model's state minus ``start``. ``names``: of that part, where known."""
     state = model.state_dict()
-    return {name: state[name].detach().float().cpu().numpy() - start[name] for name in trained(model)}
+    return {
+        name: state[name].detach().float().cpu().numpy() - start[name]
+        for name in (trained(model) if names is None else names)
+    }
 
 
 def norm(parameters: Mapping[str, NDArray[np.float32]]) -> float:
@@ -127,7 +132,6 @@ class WeightedMean:
         self._squares = {
             name: np.zeros(array.shape, np.float64) for name, array in template.items() if is_variance(name)
         }
-        self._product = np.empty(_BLOCK, np.float32)
         self._weight = 0.0
 
     def add(self, update: Mapping[str, NDArray[np.float32]], weight: float) -> None:
@@ -138,11 +142,9 @@ class WeightedMean:
         """
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError(f"weight {weight} is not positive")
-        for total, block in zip(
-            _blocks(self._sum), _blocks({name: update[name] for name in self._sum}), strict=True
-        ):
-            product = np.multiply(block, np.float32(weight), out=self._product[: block.size])
-            np.add(total, product, out=total)
+        blocks = _blocks({name: update[name] for name in self._sum})
+        for total, block in zip(_blocks(self._sum), blocks, strict=True):
+            np.add(total, block * np.float32(weight), out=total)
         for name in self._squares:
             mean = name.removesuffix(_VARIANCE) + _MEAN
             self._squares[name] += weight * np.square(update[mean], dtype=np.float64)
