@@ -42,19 +42,19 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "3D U-Net": {
         "model": {"name": "unet3d"},
         "gpu": {"patch": [128, 128, 128], "batch": 2},
-        "cpu": {"patch": [48, 48, 48], "batch": 2},
+        "cpu": {"patch": [32, 32, 32], "batch": 2},
         "private": {"patch": [64, 64, 64], "samples": 2},
     },
     "DeepLabV3+": {
         "model": {"name": "deeplab_v3plus"},
         "gpu": {"patch": [512, 512], "batch": 8},
-        "cpu": {"patch": [128, 128], "batch": 4},
+        "cpu": {"patch": [96, 96], "batch": 2},
         "private": {"patch": [256, 256], "samples": 4},
     },
     "SegFormer-B2": {
         "model": {"name": "segformer", "variant": "b2"},
         "gpu": {"patch": [512, 512], "batch": 8},
-        "cpu": {"patch": [128, 128], "batch": 4},
+        "cpu": {"patch": [96, 96], "batch": 2},
         "private": {"patch": [256, 256], "samples": 4},
     },
 }
@@ -75,14 +75,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=0, help="of an order; 0: 40 on a GPU, 6 on a CPU")
+    parser.add_argument("--steps", type=int, default=0, help="of an order; 0: 40 on a GPU, 4 on a CPU")
     parser.add_argument("--only", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--no-page", action="store_true")
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = pick_device(options.device)
-    options.steps = options.steps or (40 if device.type == "cuda" else 6)
+    options.steps = options.steps or (40 if device.type == "cuda" else 4)
     if options.part is not None:
         part, network = options.part
         print(json.dumps(PARTS[part](network, device, options)))
