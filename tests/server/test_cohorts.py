@@ -107,7 +107,9 @@ def _history(values: dict[str, float], asked: Experiment) -> RunHistory:
         SiteResult(site=name, patients=9, metrics={"dice/disc": (9 * value, 9.0)})
         for name, value in values.items()
     )
-    trained = SiteResult(site="site-0007", patients=3, staleness=2, seconds={"train": 1.25, "site": 1.5}, bytes_up=10)
+    trained = SiteResult(
+        site="site-0007", patients=3, staleness=2, seconds={"train": 1.25, "site": 1.5}, bytes_up=10
+    )
     done = RoundDone(
         time=started.time,
         round=1,
