@@ -23,6 +23,7 @@ from fedmed_common import wire
 from fedmed_common.config import Site
 from fedmed_common.errors import CheckpointError, ConfigError, WorkerLost
 from fedmed_common.loading import load_experiment
+from fedmed_common.wire_arrays import ENCODED
 from fedmed_simulations import runfolder
 from fedmed_simulations.engines import _fitting, _held_to, _seen
 from fedmed_simulations.grid import FIRST_NODE, LocalGrid
@@ -216,7 +217,7 @@ def test_a_message_crosses_whole_mapped_or_packed() -> None:
     for found in (filled(outline(sent), views), unpacked(packed(sent))):
         assert found.metadata.message_id == "one"
         assert [bytes(data) for data in data_of(found)] == parts
-        order = wire._any_arrays(found.content, "parameters")
+        order = wire._any_arrays(found.content, "parameters", ENCODED)
         assert {name: array.tolist() for name, array in order.items()} == {
             name: array.numpy().tolist() for name, array in sent.content["parameters"].items()
         }
