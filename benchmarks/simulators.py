@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,16 +75,10 @@ def rows(prepared: Prepared, sites: int, several: int) -> list[Row]:
         file, work = str(PEERS / name), str(prepared.work)
         return lambda python, out: [python, *launcher, file, work, str(out), *options]
 
-    def ours(engine: str, _python: str, _out: Path) -> list[str]:
-        return [
-            *FEDMED,
-            "simulate",
-            str(prepared.experiment),
-            "--runs",
-            str(prepared.runs),
-            "--engine",
-            engine,
-        ]
+    def ours(engine: str, workers: int) -> Callable[[str, Path], list[str]]:
+        place = ["--runs", str(prepared.runs), "--engine", engine]
+        several = [] if engine == "inline" else ["--workers", str(workers)]
+        return lambda _python, _out: [*FEDMED, "simulate", str(prepared.experiment), *place, *several]
 
     def with_workers(name: str, number: int) -> Callable[[str, Path], list[str]]:
         return script(name, "--workers", str(number))
@@ -94,14 +87,15 @@ def rows(prepared: Prepared, sites: int, several: int) -> list[Row]:
     ray, nvflare = "flower_ray.py", "nvflare_simulator.py"
     found = [
         Row(name=BARE, environment="plain", at_once=1, command=script("plain_loop.py")),
-        Row(name=OURS, environment="", at_once=1, command=partial(ours, "inline")),
+        Row(name=OURS, environment="", at_once=1, command=ours("inline", 1)),
         Row(name="pfl", environment="pfl", at_once=1, command=script("pfl_simulated.py")),
         Row(name="Flower on Ray", environment="flower", at_once=1, command=with_workers(ray, 1)),
     ]
-    if "process" in ENGINES:
-        found.append(
-            Row(name="fedmed, process", environment="", at_once=several, command=partial(ours, "process"))
-        )
+    found += [
+        Row(name=f"fedmed, {engine}", environment="", at_once=several, command=ours(engine, several))
+        for engine in ENGINES
+        if engine != "inline"
+    ]
     shared = script("pfl_simulated.py", launcher=torchrun)
     found += [
         Row(name="pfl", environment="pfl", at_once=several, command=shared),

@@ -48,7 +48,8 @@ def environment(name: str) -> Environment:
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
         done = subprocess.run(pip, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise NotInstalled("\n".join(done.stderr.splitlines()[-_TOLD_LINES:]))
+            said = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
+            raise NotInstalled("\n".join([*said[-_TOLD_LINES:], f"pip ended with {done.returncode}"]))
         mark.write_text("\n".join(wanted))
     names = [requirement.partition("==")[0].partition("[")[0] for requirement in wanted]
     code = f"from importlib.metadata import version; print(*[version(name) for name in {names!r}])"

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-BARE, OURS = "plain loop", "fedmed, inline"
+BARE, OURS, OURS_SEVERAL = "plain loop", "fedmed, inline", "fedmed, process"
 NAME = "simulators"
 ROUNDING = 10.0
 """Weights that differ from the plain loop's may be so many times as far from them as those of a plain loop that adds the sites
@@ -93,9 +93,10 @@ def _lines(results: Sequence[Mapping[str, Any]], name: str) -> list[str]:
         "Each is a process of its own, all in turn, medians over the repeats; one thread a site. *Start to end* is the whole "
         "command: imports, the framework's start, the rounds, its end; fedmed's is `fedmed simulate`, with its checks, MLflow "
         "and the report. *In rounds* is from the start of the first round until the last round's model is there, in fedmed's "
-        "and NVFlare's case on disk. *Beside fedmed* is the median of the ratios to the inline engine within a repeat: 2.00 "
-        "took twice as long. *CPU* is the work of all its processes that was seen, which a busy machine changes less than the "
-        "clock. Memory is what they held together at most, seen twice a second, shared pages counted once.",
+        "and NVFlare's case on disk. *Beside fedmed* is the median of the ratios within a repeat, to the inline engine where "
+        "one site trains at a time, to the process engine where several do: 2.00 took twice as long. *CPU* is the work of all "
+        "its processes that was seen, which a busy machine changes less than the clock. Memory is what they held together at "
+        "most, seen twice a second, shared pages counted once.",
         "",
         told_of_others(share for result in results for row in result["rows"] for share in row["others"]),
         "",
@@ -115,7 +116,7 @@ def told_of_others(shares: Iterable[float]) -> str:
 
 def _table(result: Mapping[str, Any]) -> list[str]:
     rows: Rows = result["rows"]
-    ours = next(row for row in rows if row["label"] == OURS)
+    alone, several = (next(row for row in rows if row["name"] == name) for name in (OURS, OURS_SEVERAL))
     lines = [
         f"## {result['sites']} sites, {result['rounds']} rounds of {result['steps']} steps, {result['parameters']:,} parameters",
         "",
@@ -124,7 +125,7 @@ def _table(result: Mapping[str, Any]) -> list[str]:
     ]
     for row in rows:
         if row["seconds"]:
-            lines.append(_row(row, ours, result["rounding"]))
+            lines.append(_row(row, alone if row["at_once"] == 1 else several, result["rounding"]))
     lines += [
         "",
         "Weights are compared with the plain loop's: the distance over how far training moved them. A plain loop that adds the "

@@ -21,7 +21,7 @@ from typing import Any
 
 WATCHED: Mapping[str, Mapping[str, str]] = {
     "fedmed_server.rounds": {"run_round": "round"},
-    "fedmed_server.exchange": {"_Exchange._send": "push an order"},
+    "fedmed_server.exchange": {"Exchange._send": "push an order"},
     "fedmed_server.channel": {"Channel.pause": "wait"},
     "fedmed_server.deployment.grid": {
         "GuardedGrid._claim": "ask what has come",

@@ -1,4 +1,5 @@
-"""What the benchmarks beside other frameworks rest on: their shared work is what fedmed does, bit for bit."""
+"""What the benchmarks beside other frameworks rest on: their shared work is what fedmed does, bit for bit; what they time is
+there."""
 
 from __future__ import annotations
 
@@ -50,3 +51,19 @@ def test_a_plain_loop_over_the_peers_work_is_the_inline_engine(modules: Any, tmp
     assert found.keys() == expected.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(array, expected[name].numpy())
+
+
+def test_what_the_spans_watch_is_there() -> None:
+    import importlib
+    import importlib.util
+    from functools import reduce
+
+    file = BENCHMARKS / "spans" / "sitecustomize.py"
+    spec = importlib.util.spec_from_file_location("spans_of_a_test", file)
+    assert spec is not None and spec.loader is not None
+    spans = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(spans)
+    for name, watched in spans.WATCHED.items():
+        module = importlib.import_module(name)
+        for place in watched:
+            assert callable(reduce(getattr, place.split("."), module)), f"{name}: {place}"
