@@ -147,6 +147,7 @@ def test_what_the_code_imports_is_installed(role: str) -> None:
 
 
 OPTIONAL = {
+    "simulations/fedmed_simulations/profiling.py: pyinstrument",
     "simulations/fedmed_simulations/engines.py: ray",
     "simulations/fedmed_simulations/workers/ray_actors.py: ray",
     "common/fedmed_common/models/export.py: onnxscript",
