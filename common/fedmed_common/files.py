@@ -18,8 +18,8 @@ def write_atomically(
 ) -> None:
     """Temporary file, fsync, rename, fsync of the folder. Two processes may write the same file; the later rename counts.
 
-    ``content``: all of it, or piece by piece. ``mode``: the new file's permissions, from its first moment on, less the umask's. ``before_rename`` is called when the
-    temporary file is whole: the moment that a fault test wants.
+    ``content``: all of it, or piece by piece. ``mode``: the new file's permissions, from its first moment on, less the
+    umask's. ``before_rename`` is called when the temporary file is whole: the moment that a fault test wants.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -36,6 +36,8 @@ REFUSALS = (
     "another-node",
     "too-large",
     "unknown-path",
+    "not-asked",
+    "disk",
 )
 """Why a server refuses a request; ``RequestRefused.reason`` is always one of them."""
 

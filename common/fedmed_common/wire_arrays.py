@@ -115,6 +115,11 @@ def found(arrays: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
     return unpacked(arrays, FLOAT32 if is_row else ENCODED)
 
 
+def numbers(array: Array) -> NDArray[Any]:
+    """All numbers of an array that :func:`packed` made, in a row."""
+    return _read(array, ENCODED).reshape(-1)
+
+
 def layout(arrays: Mapping[str, NDArray[Any]]) -> str:
     """Names and shapes, as the name of the row of all their numbers."""
     return _layout(_shapes(arrays))

@@ -1,0 +1,183 @@
+"""The numbers of a Flower run that are on their way, in files that its ServerApp and the SuperLink share.
+
+The ServerApp writes an array once, for all the sites that are sent it, and for each order says in a file which site may fetch
+what, and how much that site may send back. The SuperLink writes what comes, and the ServerApp reads and deletes it::
+
+    RUN.lock                    held by the run's ServerApp while it lives; whose lock nobody holds is swept away
+    RUN/models/DIGEST           what goes out
+    RUN/MESSAGE/order.json      an order that is out
+    RUN/MESSAGE/DIGEST-SIZE     what came for it, whole; with ".part", as far as it came
+
+Nothing here outlives its run, and nothing is synced to disk: what a crash takes is asked for again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord
+
+from fedmed_common.errors import WireError
+from fedmed_common.wire_arrays import numbers
+from fedmed_common.wire_files import FILED, LEAST_BYTES, Filed, Part, digest_of
+
+_ORDER, _MODELS = "order.json", "models"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """An order that is out. ``down``: what its node may fetch, in bytes by digest; ``up``, ``arrays``: what it may send, in bytes
+    and arrays."""
+
+    node: int
+    down: Mapping[str, int]
+    up: int
+    arrays: int
+
+
+def order_folder(root: Path, run: int, message: str) -> Path:
+    """Where an order lies, and what comes for it."""
+    return root / str(run) / message
+
+
+def model_file(root: Path, run: int, digest: str) -> Path:
+    """An array that goes out."""
+    return root / str(run) / _MODELS / digest
+
+
+def reply_file(root: Path, part: Part) -> Path:
+    """An array that came."""
+    return order_folder(root, part.run, part.message) / f"{part.digest}-{part.size}"
+
+
+def asked(root: Path, run: int, message: str) -> Asked | None:
+    """The order, where it is out."""
+    try:
+        return Asked(**json.loads((order_folder(root, run, message) / _ORDER).read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def replies(root: Path, part: Part) -> dict[str, int]:
+    """Of the order that the part belongs to, what came or is coming: the announced bytes by digest.
+
+    Raises:
+        FileNotFoundError: the order is not out any more.
+    """
+    names = [file.name for file in order_folder(root, part.run, part.message).iterdir()]
+    pairs = [name.removesuffix(".part").partition("-") for name in names if name != _ORDER]
+    return {digest: int(size) for digest, _, size in pairs}
+
+
+class Shelf:
+    """A Flower run's, for its ServerApp."""
+
+    def __init__(self, root: Path, run: int) -> None:
+        self._root, self._run = root, run
+        self._used: set[str] = set()
+        sweep(root)
+        self._lock = _held(root, str(run))
+        if self._lock is None:
+            raise RuntimeError("another process carries out the same Flower run")
+        self._models.mkdir(mode=0o700, parents=True)
+
+    def begin(self) -> None:
+        """Another exchange begins: what was asked before counts no longer, nor does what was not sent in the last one."""
+        for entry in self._models.parent.iterdir():
+            if entry != self._models:
+                shutil.rmtree(entry)
+        for file in self._models.iterdir():
+            if file.name not in self._used:
+                file.unlink()
+        self._used.clear()
+
+    def keep(self, record: ArrayRecord) -> ArrayRecord:
+        """The record whose large arrays lie here, each once.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        return ArrayRecord({name: self._kept(array) for name, array in record.items()})
+
+    def ask(self, message: str, order: Asked) -> None:
+        """The order goes out: its node may fetch and send what it says."""
+        folder = order_folder(self._root, self._run, message)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        fields = {"node": order.node, "down": dict(order.down), "up": order.up, "arrays": order.arrays}
+        temporary = folder / f"{_ORDER}.part"
+        temporary.write_text(json.dumps(fields))
+        temporary.rename(folder / _ORDER)
+
+    def came(self, message: str, digest: str, size: int) -> Filed:
+        """What came for an order, compared with its digest.
+
+        Raises:
+            WireError: it did not, or is something else.
+        """
+        path = reply_file(self._root, Part(run=self._run, message=message, digest=digest, size=size))
+        try:
+            found = Filed.open(path, digest, size)
+        except OSError:
+            raise WireError("numbers that were not sent") from None
+        if not found.is_whole():
+            raise WireError("other numbers than were named")
+        return found
+
+    def forget(self, message: str) -> None:
+        """The order is done. What of it is in use stays until it is let go of."""
+        shutil.rmtree(order_folder(self._root, self._run, message), ignore_errors=True)
+
+    def close(self) -> None:
+        """The run is done."""
+        shutil.rmtree(self._models.parent, ignore_errors=True)
+        if self._lock is not None:
+            (self._root / f"{self._run}.lock").unlink(missing_ok=True)
+            self._lock.close()
+
+    @property
+    def _models(self) -> Path:
+        return self._root / str(self._run) / _MODELS
+
+    def _kept(self, array: Array) -> Array:
+        row = numbers(array)
+        if array.stype == FILED or row.nbytes < LEAST_BYTES:
+            return array
+        digest = digest_of([row])
+        path = model_file(self._root, self._run, digest)
+        self._used.add(digest)
+        if not path.exists():
+            temporary = path.with_suffix(".part")
+            temporary.write_bytes(row.data)
+            temporary.rename(path)
+        data = Filed.open(path, digest, row.nbytes)
+        return Array(dtype=array.dtype, shape=array.shape, stype=FILED, data=data)
+
+
+def sweep(root: Path) -> None:
+    """Delete what ServerApps that are gone left."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in {entry.name.removesuffix(".lock") for entry in root.iterdir()}:
+        lock = _held(root, name)
+        if lock is not None:
+            shutil.rmtree(root / name, ignore_errors=True)
+            (root / f"{name}.lock").unlink(missing_ok=True)
+            lock.close()
+
+
+def _held(root: Path, name: str) -> FileIO | None:
+    """The run's lock, where no process holds it."""
+    lock = (root / f"{name}.lock").open("ab", buffering=0)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    os.set_inheritable(lock.fileno(), False)
+    return lock
