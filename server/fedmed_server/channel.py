@@ -37,7 +37,7 @@ class Guarded(Protocol):
     files."""
 
     def set_limit(self, size: int, arrays: int) -> None:
-        """An exchange begins: a reply holds at most so many bytes in so many arrays."""
+        """From now on a reply holds at most so many bytes in so many arrays."""
 
     def shelve(self, record: ArrayRecord) -> ArrayRecord:
         """The record as it is sent best to many sites: its large arrays lie in files."""

@@ -36,7 +36,7 @@ from fedmed_common.errors import RejectedReply, RepliesLost, TransportAway, Tran
 from fedmed_common.wire_files import LEAST_BYTES
 from fedmed_server import gate
 from fedmed_server.deployment.objects import Budget, read_message
-from fedmed_server.deployment.shelf import Asked, Shelf
+from fedmed_server.deployment.shelf import Shelf
 
 _PATIENCE_SECONDS = 5.0
 _UNREAD = {reason: code for code, reason in gate.UNREAD.items()}
@@ -76,9 +76,8 @@ class GuardedGrid(HttpGrid):
         self._limit = (0, 0)
 
     def set_limit(self, size: int, arrays: int) -> None:
-        """An exchange begins, in which a reply holds at most ``size`` bytes of numbers in ``arrays`` arrays."""
+        """From now on a reply holds at most ``size`` bytes of numbers in ``arrays`` arrays."""
         self._limit = (size, arrays)
-        self._shelf.begin()
 
     def shelve(self, record: ArrayRecord) -> ArrayRecord:
         """The record whose large arrays lie in files, each once for all the sites that are sent it."""
@@ -93,10 +92,7 @@ class GuardedGrid(HttpGrid):
         """Send; an empty id stands for a message that Flower did not take."""
         listed = list(messages)
         for message in listed:
-            down = {name: numbers.size for name, numbers in wire_files.filed_in(message.content).items()}
-            size, arrays = self._limit
-            order = Asked(node=message.metadata.dst_node_id, down=down, up=size, arrays=arrays)
-            self._shelf.ask(message.object_id, order)
+            self._shelf.ask(message.object_id, message, self._limit)
         try:
             with _named_faults():
                 identifiers = list(super().push_messages(listed))

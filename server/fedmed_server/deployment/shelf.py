@@ -17,18 +17,25 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedmed_common.errors import WireError
 from fedmed_common.wire_arrays import numbers
-from fedmed_common.wire_files import FILED, LEAST_BYTES, Filed, Part, digest_of
+from fedmed_common.wire_files import FILED, LEAST_BYTES, Filed, Part, digest_of, filed_in
 
 _ORDER, _MODELS = "order.json", "models"
+_NEWEST = 4
+"""So many records stay ready that no order names at the moment: what is measured in one round is trained in the next."""
+
+Limit = tuple[int, int]
+"""Of a reply's numbers: bytes, arrays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,22 +88,14 @@ class Shelf:
 
     def __init__(self, root: Path, run: int) -> None:
         self._root, self._run = root, run
-        self._used: set[str] = set()
+        self._newest: deque[Collection[str]] = deque(maxlen=_NEWEST)
+        self._out: dict[str, tuple[float, frozenset[str]]] = {}
+        self._last_of: dict[tuple[int, str], str] = {}
         sweep(root)
         self._lock = _held(root, str(run))
         if self._lock is None:
             raise RuntimeError("another process carries out the same Flower run")
         self._models.mkdir(mode=0o700, parents=True)
-
-    def begin(self) -> None:
-        """Another exchange begins: what was asked before counts no longer, nor does what was not sent in the last one."""
-        for entry in self._models.parent.iterdir():
-            if entry != self._models:
-                shutil.rmtree(entry)
-        for file in self._models.iterdir():
-            if file.name not in self._used:
-                file.unlink()
-        self._used.clear()
 
     def keep(self, record: ArrayRecord) -> ArrayRecord:
         """The record whose large arrays lie here, each once.
@@ -104,16 +103,25 @@ class Shelf:
         Raises:
             OSError: they cannot be written.
         """
-        return ArrayRecord({name: self._kept(array) for name, array in record.items()})
+        self._make_room()
+        kept = ArrayRecord({name: self._kept(array) for name, array in record.items()})
+        self._newest.append(frozenset(filed_in(RecordDict({_MODELS: kept}))))
+        return kept
 
-    def ask(self, message: str, order: Asked) -> None:
-        """The order goes out: its node may fetch and send what it says."""
-        folder = order_folder(self._root, self._run, message)
+    def ask(self, name: str, order: Message, limit: Limit) -> None:
+        """The order goes out under this name, in the place of the last one of its kind to the same node, with its numbers."""
+        node, kind, seconds = order.metadata.dst_node_id, order.metadata.message_type, order.metadata.ttl
+        self.forget(self._last_of.get((node, kind), ""))
+        down = filed_in(order.content)
+        for numbers in down.values():
+            self._put(numbers)
+        sizes = {digest: numbers.size for digest, numbers in down.items()}
+        folder = order_folder(self._root, self._run, name)
         folder.mkdir(mode=0o700, exist_ok=True)
-        fields = {"node": order.node, "down": dict(order.down), "up": order.up, "arrays": order.arrays}
-        temporary = folder / f"{_ORDER}.part"
-        temporary.write_text(json.dumps(fields))
-        temporary.rename(folder / _ORDER)
+        content = json.dumps(asdict(Asked(node=node, down=sizes, up=limit[0], arrays=limit[1])))
+        _write(folder / _ORDER, [content.encode()])
+        self._last_of[node, kind] = name
+        self._out[name] = time.monotonic() + seconds, frozenset(down)
 
     def came(self, message: str, digest: str, size: int) -> Filed:
         """What came for an order, compared with its digest.
@@ -131,8 +139,9 @@ class Shelf:
         return found
 
     def forget(self, message: str) -> None:
-        """The order is done. What of it is in use stays until it is let go of."""
-        shutil.rmtree(order_folder(self._root, self._run, message), ignore_errors=True)
+        """The order is done, or there is another in its place. What is in use of it here stays until it is let go of."""
+        if self._out.pop(message, None) is not None:
+            shutil.rmtree(order_folder(self._root, self._run, message), ignore_errors=True)
 
     def close(self) -> None:
         """The run is done."""
@@ -145,19 +154,41 @@ class Shelf:
     def _models(self) -> Path:
         return self._root / str(self._run) / _MODELS
 
+    def _make_room(self) -> None:
+        """Delete orders whose time is over, and arrays that no order names and that were not made ready lately."""
+        now = time.monotonic()
+        for message in [message for message, (until, _) in self._out.items() if until < now]:
+            self.forget(message)
+        used = frozenset().union(*self._newest, *(down for _, down in self._out.values()))
+        for file in self._models.iterdir():
+            if file.name not in used:
+                file.unlink()
+
     def _kept(self, array: Array) -> Array:
-        row = numbers(array)
-        if array.stype == FILED or row.nbytes < LEAST_BYTES:
+        if array.stype == FILED or len(array.data) < LEAST_BYTES:
             return array
-        digest = digest_of([row])
-        path = model_file(self._root, self._run, digest)
-        self._used.add(digest)
+        row = numbers(array)
+        path = model_file(self._root, self._run, digest_of([row]))
         if not path.exists():
-            temporary = path.with_suffix(".part")
-            temporary.write_bytes(row.data)
-            temporary.rename(path)
-        data = Filed.open(path, digest, row.nbytes)
+            _write(path, [row.data])
+        data = Filed.open(path, path.name, row.nbytes)
         return Array(dtype=array.dtype, shape=array.shape, stype=FILED, data=data)
+
+    def _put(self, numbers: Filed) -> None:
+        """What is asked once more long after may be deleted; who has it open has it still."""
+        path = model_file(self._root, self._run, numbers.digest)
+        if not path.exists():
+            _write(path, numbers.chunks(0, numbers.size))
+
+
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    temporary = path.with_suffix(".part")
+    with temporary.open("wb", buffering=0) as stream:
+        for part in parts:
+            left = memoryview(part).cast("B")
+            while left:
+                left = left[stream.write(left) :]
+    temporary.rename(path)
 
 
 def sweep(root: Path) -> None:
