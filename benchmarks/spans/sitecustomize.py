@@ -21,11 +21,15 @@ from typing import Any
 
 WATCHED: Mapping[str, Mapping[str, str]] = {
     "fedmed_server.rounds": {"run_round": "round"},
-    "fedmed_server.exchange": {"_Exchange._send": "push an order"},
+    "fedmed_server.exchange": {"Exchange._send": "push an order"},
     "fedmed_server.channel": {"Channel.pause": "wait"},
     "fedmed_server.deployment.grid": {
         "GuardedGrid._claim": "ask what has come",
         "GuardedGrid._fetch": "pull a reply",
+    },
+    "fedmed_server.deployment.shelf": {
+        "Shelf._kept": "write the order's numbers",
+        "Shelf.came": "compare a reply with its digest",
     },
     "fedmed_server.gate": {"admit": "gate"},
     "fedmed_server.deployment.flower_fleet": {"FleetCalls._answer": "to a site: {1}"},
@@ -52,8 +56,16 @@ WATCHED: Mapping[str, Mapping[str, str]] = {
         "unpack_order": "unpack the order",
         "pack_reply": "pack the reply",
     },
-    "fedmed_client.link.line": {"Line.pull": "ask for an order", "Line.fetch": "fetch the order"},
-    "fedmed_client.link.flower": {"Fleet.announce": "announce the reply", "Fleet.upload": "upload the reply"},
+    "fedmed_client.link.line": {
+        "Line.pull": "ask for an order",
+        "Line.fetch": "fetch the message",
+        "Line._write": "upload the reply",
+    },
+    "fedmed_client.link.received": {"Received.complete": "fetch the order"},
+    "fedmed_client.link.flower": {
+        "Fleet.announce": "announce the reply",
+        "Fleet.upload": "upload the message",
+    },
     "fedmed_client.link.orders": {"Desk._carried": "with the worker"},
     "fedmed_client.work.frames": {"joined": "between link and worker"},
     "fedmed_client.work.worker": {"Orders._carry_out": "carry out"},

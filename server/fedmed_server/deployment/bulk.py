@@ -106,8 +106,8 @@ class Bulk:
         if headers.get(b"content-length") != str(piece.size).encode() or piece.size > UP_BYTES:
             raise RequestRefused("too-large")
         part = piece.part
-        others = {name: size for name, size in shelf.replies(self._root, part).items() if name != part.digest}
-        if len(others) >= order.arrays or sum(others.values()) + part.size > order.up:
+        others = shelf.others(self._root, part)
+        if len(others) >= order.arrays or sum(others) + part.size > order.up:
             raise RequestRefused("too-large")
         whole = shelf.reply_file(self._root, part)
         with self._alone(whole):

@@ -72,15 +72,15 @@ def asked(root: Path, run: int, message: str) -> Asked | None:
         return None
 
 
-def replies(root: Path, part: Part) -> dict[str, int]:
-    """Of the order that the part belongs to, what came or is coming: the announced bytes by digest.
+def others(root: Path, part: Part) -> list[int]:
+    """The announced sizes of what else came, or is coming, for the order that the part belongs to.
 
     Raises:
         FileNotFoundError: the order is not out any more.
     """
-    names = [file.name for file in order_folder(root, part.run, part.message).iterdir()]
-    pairs = [name.removesuffix(".part").partition("-") for name in names if name != _ORDER]
-    return {digest: int(size) for digest, _, size in pairs}
+    own = reply_file(root, part).name
+    names = {file.name.removesuffix(".part") for file in order_folder(root, part.run, part.message).iterdir()}
+    return [int(name.rpartition("-")[2]) for name in names - {_ORDER, own}]
 
 
 class Shelf:
@@ -113,9 +113,9 @@ class Shelf:
         node, kind, seconds = order.metadata.dst_node_id, order.metadata.message_type, order.metadata.ttl
         self.forget(self._last_of.get((node, kind), ""))
         down = filed_in(order.content)
-        for numbers in down.values():
-            self._put(numbers)
-        sizes = {digest: numbers.size for digest, numbers in down.items()}
+        for filed in down.values():
+            self._put(filed)
+        sizes = {digest: filed.size for digest, filed in down.items()}
         folder = order_folder(self._root, self._run, name)
         folder.mkdir(mode=0o700, exist_ok=True)
         content = json.dumps(asdict(Asked(node=node, down=sizes, up=limit[0], arrays=limit[1])))
@@ -174,11 +174,11 @@ class Shelf:
         data = Filed.open(path, path.name, row.nbytes)
         return Array(dtype=array.dtype, shape=array.shape, stype=FILED, data=data)
 
-    def _put(self, numbers: Filed) -> None:
+    def _put(self, filed: Filed) -> None:
         """What is asked once more long after may be deleted; who has it open has it still."""
-        path = model_file(self._root, self._run, numbers.digest)
+        path = model_file(self._root, self._run, filed.digest)
         if not path.exists():
-            _write(path, numbers.chunks(0, numbers.size))
+            _write(path, filed.chunks(0, filed.size))
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
