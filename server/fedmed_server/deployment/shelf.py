@@ -21,7 +21,6 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from io import FileIO
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -148,7 +147,7 @@ class Shelf:
         shutil.rmtree(self._models.parent, ignore_errors=True)
         if self._lock is not None:
             (self._root / f"{self._run}.lock").unlink(missing_ok=True)
-            self._lock.close()
+            os.close(self._lock)
 
     @property
     def _models(self) -> Path:
@@ -199,16 +198,15 @@ def sweep(root: Path) -> None:
         if lock is not None:
             shutil.rmtree(root / name, ignore_errors=True)
             (root / f"{name}.lock").unlink(missing_ok=True)
-            lock.close()
+            os.close(lock)
 
 
-def _held(root: Path, name: str) -> FileIO | None:
-    """The run's lock, where no process holds it."""
-    lock = (root / f"{name}.lock").open("ab", buffering=0)
+def _held(root: Path, name: str) -> int | None:
+    """The run's lock, where no process holds it, as an open file."""
+    lock = os.open(root / f"{name}.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.close()
+        os.close(lock)
         return None
-    os.set_inheritable(lock.fileno(), False)
     return lock

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedmed_common.errors import WireError
 from fedmed_common.signed_requests import REFUSAL_HEADER, sign
@@ -84,6 +85,11 @@ def connected(server: Any) -> Any:
     return one
 
 
+@pytest.fixture(autouse=True)
+def _of_a_run() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
 @pytest.fixture
 def asked(server: Any) -> Iterator[Asked]:
     hospital, run = connected(server), next(_numbers)
@@ -101,7 +107,8 @@ def asked(server: Any) -> Iterator[Asked]:
 
 def test_numbers_go_down_and_up_whole(asked: Asked) -> None:
     path = asked.down.path(0, min(DOWN_BYTES, SIZE))
-    assert asked.ask("GET", path).content == SENT.tobytes()
+    got = asked.ask("GET", path)
+    assert (said(got), got.content) == ((200, ""), SENT.tobytes())
     assert asked.ask("GET", asked.down.path(5, 9)).content == SENT.tobytes()[5:9]
     asked.send_all()
     assert asked.held() == SIZE
