@@ -26,8 +26,8 @@ from fedmed_common.errors import WireError
 FILED = "fedmed.file"
 """Flower's word for how an array is encoded, where its numbers lie in a file."""
 
-LEAST_BYTES = 2**20
-"""Of an array that goes beside the message. A smaller one costs less inside."""
+LEAST_BYTES = 2**16
+"""Of an array that goes beside the message. Inside, a smaller one costs about as many requests."""
 
 CHUNK_BYTES = 2**20
 """What a process that passes numbers on holds of them."""

@@ -14,10 +14,12 @@ from pathlib import Path
 from flwr.app import Message
 from flwr.app.message.message import make_message
 
-from fedmed_client.link.messages import LARGEST_ORDER_BYTES
 from fedmed_common import wire_files
 from fedmed_common.errors import WireError
-from fedmed_common.wire_files import Filed, Part
+from fedmed_common.wire_files import CHUNK_BYTES, Filed, Part
+
+LARGEST_ORDER_BYTES = 2**32
+"""Of all numbers that go with an order. One larger fails alone, and does not take the site's disk."""
 
 
 class Incoming:
@@ -25,7 +27,7 @@ class Incoming:
 
     def __init__(self, path: Path) -> None:
         self.size, self._digest = 0, hashlib.sha256()
-        self._path, self._file = path, path.open("wb", buffering=0)
+        self._file = path.open("wb", buffering=CHUNK_BYTES)
 
     def take(self, chunk: bytes) -> None:
         """The next bytes.
@@ -34,13 +36,15 @@ class Incoming:
             OSError: they cannot be kept.
         """
         self._digest.update(chunk)
-        view = memoryview(chunk)
-        while view:
-            view = view[self._file.write(view) :]
+        self._file.write(chunk)
         self.size += len(chunk)
 
     def close(self) -> str:
-        """End it; the digest of all that came."""
+        """End it; the digest of all that came.
+
+        Raises:
+            OSError: it cannot be kept.
+        """
         self._file.close()
         return self._digest.hexdigest()
 
