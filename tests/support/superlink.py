@@ -73,6 +73,7 @@ class SuperLink:
     confirmed: list[str] = field(default_factory=list)
     held_back: Callable[[str], bool] = lambda _site: False
     beside: Callable[[str, Path], None] = lambda _site, _folder: None
+    is_beside: Callable[[str], bool] = lambda _site: True
     root: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="fedmed-shelf-")))
 
     def __post_init__(self) -> None:
@@ -162,7 +163,7 @@ class SuperLink:
         finally:
             TaskIdentity.node_id = 1
         folder = order_folder(self.root, 1, identifier)
-        if reply.has_content():
+        if reply.has_content() and self.is_beside(self.sites.name(node)):
             reply = make_message(metadata=reply.metadata, content=sent_beside(reply.content, folder))
         self.beside(self.sites.name(node), folder)
         return reply, self.tamper(self.sites.name(node), take_apart(reply))

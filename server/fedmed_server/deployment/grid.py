@@ -166,11 +166,14 @@ class GuardedGrid(HttpGrid):
         """
         try:
             named = wire_files.references(content)
-            if sum(named.values()) > self._limit[0] or len(named) > self._limit[1]:
-                raise RejectedReply(gate.OVERSIZED)
-            files = {digest: self._shelf.came(identifier, digest, size) for digest, size in named.items()}
+            too_much = sum(named.values()) > self._limit[0] or len(named) > self._limit[1]
+            files = (
+                {} if too_much else {name: self._shelf.came(identifier, name, named[name]) for name in named}
+            )
         except WireError:
             raise RejectedReply(gate.UNREADABLE) from None
+        if too_much:
+            raise RejectedReply(gate.OVERSIZED)
         return wire_files.located(content, files)
 
     def _settle(
