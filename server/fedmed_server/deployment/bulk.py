@@ -11,12 +11,12 @@ import asyncio
 import errno
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -68,12 +68,19 @@ class Bulk:
         order = shelf.asked(self._root, part.run, part.message)
         if order is None or order.node != node:
             raise RequestRefused("not-asked")
+        begun = False
+
+        async def noted(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         async with taken(self._turns_of[site], self._turns):
             try:
                 async with asyncio.timeout(_SECONDS):
-                    await method(self, order, _Piece(part, begin, end), (scope, receive, send))
+                    await method(self, order, _Piece(part, begin, end), (scope, receive, noted))
             except TimeoutError:
-                raise Busy("the piece took too long") from None
+                raise ClientDisconnect if begun else Busy("the piece took too long") from None
             except FileNotFoundError:  # the order is over
                 raise RequestRefused("not-asked") from None
             except OSError as error:

@@ -148,6 +148,7 @@ class Shelf:
         if self._lock is not None:
             (self._root / f"{self._run}.lock").unlink(missing_ok=True)
             os.close(self._lock)
+            self._lock = None
 
     @property
     def _models(self) -> Path:
