@@ -27,10 +27,8 @@ WATCHED: Mapping[str, Mapping[str, str]] = {
         "GuardedGrid._claim": "ask what has come",
         "GuardedGrid._fetch": "pull a reply",
     },
-    "fedmed_server.deployment.shelf": {
-        "Shelf._kept": "write the order's numbers",
-        "Shelf.came": "compare a reply with its digest",
-    },
+    "fedmed_server.deployment.shelf": {"Shelf._kept": "write the order's numbers"},
+    "fedmed_server.deployment.bulk": {"_finish": "compare a reply with its digest"},
     "fedmed_server.gate": {"admit": "gate"},
     "fedmed_server.deployment.flower_fleet": {"FleetCalls._answer": "to a site: {1}"},
     "fedmed_server.deployment.admission": {"_verified": "check a signature"},

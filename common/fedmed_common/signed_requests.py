@@ -37,6 +37,7 @@ REFUSALS = (
     "too-large",
     "unknown-path",
     "not-asked",
+    "digest",
     "disk",
 )
 """Why a server refuses a request; ``RequestRefused.reason`` is always one of them."""

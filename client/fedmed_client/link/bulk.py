@@ -19,7 +19,7 @@ from fedmed_common.wire_files import DOWN_BYTES, HELD_HEADER, UP_BYTES, Filed, P
 
 class Bulk:
     """One site's requests for numbers. They raise as those of :class:`fedmed_client.link.flower.Fleet`: ``RunOver`` where the
-    server neither sends them nor waits for them any more, ``TooLarge`` where it does not take so many."""
+    server neither sends them nor waits for them any more, ``NotTaken`` where it does not take so many."""
 
     def __init__(self, reach: Reach) -> None:
         self._reach, self._client = reach, reach.client()

@@ -75,8 +75,8 @@ class RunOver(Exception):
     """Nobody waits for the reply any more: the Flower run has ended, or the message is gone."""
 
 
-class TooLarge(RunOver):
-    """The server does not take a part of the reply for its size."""
+class NotTaken(RunOver):
+    """The server does not take a part of the reply: it is too large, or damaged."""
 
 
 class NotYet(Exception):
@@ -334,8 +334,10 @@ def _refused(reason: str, response: httpx.Response, reach: Reach) -> Exception:
         return TransportAway("the coordinator's server has no space left")
     if reason == "not-asked":
         return RunOver("nobody waits for these numbers, or sends them, any more")
+    if reason == "digest":
+        return NotTaken("numbers of the reply are not those that it names")
     if reason == "too-large":
-        return TooLarge("a part of the reply is larger than the server takes")
+        return NotTaken("a part of the reply is larger than the server takes")
     problem = problems.of_refusal(reason, response.headers, reach)
     return LinkForgotten(problem) if reason in _STALE_LINK else problem
 

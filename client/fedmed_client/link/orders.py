@@ -100,7 +100,7 @@ class Desk:
         return Answered(reply=Message(wire.pack_reply(reply), reply_to=message), order=None)
 
     def instead(self, message: Message, answered: Answered) -> Answered | None:
-        """The answer in place of one that the server does not take for its size; None where it was as small already."""
+        """The answer in place of one that the server does not take; None where it had no arrays already."""
         order = answered.order
         if order is None or wire.parameter_bytes(answered.reply.content) == 0:
             return None

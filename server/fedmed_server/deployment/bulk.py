@@ -1,8 +1,9 @@
 """Numbers that go beside Flower's messages: sites fetch and send them in pieces, and this process holds a chunk of each piece.
 
 Whoever asks has been admitted. A site fetches only what an order names that is out to it, and sends for such an order no more
-than a reply to it may hold; how much it has sent is told to it, so that after any break it goes on where it was. Whether what
-came has the digest is looked at by the ServerApp, which reads it anyway; here it would hold up all other sites.
+than a reply to it may hold; how much it has sent is told to it, so that after any break it goes on where it was. What has come
+whole is compared with its digest, in a thread, before it counts: the ServerApp, which takes one reply after the other, would
+do that while nothing else is left to do.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from fedmed_common.errors import RequestRefused
-from fedmed_common.wire_files import CHUNK_BYTES, DOWN_BYTES, HELD_HEADER, UP_BYTES, Part, parse_path
+from fedmed_common.wire_files import CHUNK_BYTES, DOWN_BYTES, HELD_HEADER, UP_BYTES, Filed, Part, parse_path
 from fedmed_server.deployment import shelf
 from fedmed_server.deployment.bodies import taken
 from fedmed_server.deployment.places import Busy
@@ -56,7 +57,7 @@ class Bulk:
         """Answer an admitted request of the site, whose node has this number.
 
         Raises:
-            RequestRefused: ``unknown-path``, ``not-asked``, ``too-large`` or ``disk``.
+            RequestRefused: ``unknown-path``, ``not-asked``, ``too-large``, ``digest`` or ``disk``.
             Busy: it is not its turn, or it came too slowly.
             ClientDisconnect: the site is gone.
         """
@@ -128,7 +129,7 @@ class Bulk:
             finally:
                 os.close(descriptor)
             if piece.end == part.size:
-                growing.rename(whole)
+                await self._in_thread(partial(_finish, growing, whole, part))
             await _answer_held(send, piece.end)
 
     async def _append(self, descriptor: int, size: int, receive: Receive) -> None:
@@ -178,6 +179,13 @@ class _Piece:
 
 
 _METHODS = {"GET": Bulk._give, "HEAD": Bulk._tell, "PUT": Bulk._take}
+
+
+def _finish(growing: Path, whole: Path, part: Part) -> None:
+    if not Filed.open(growing, part.digest, part.size).is_whole():
+        growing.unlink()
+        raise RequestRefused("digest")
+    growing.rename(whole)
 
 
 def _write(descriptor: int, parts: Sequence[bytes]) -> None:

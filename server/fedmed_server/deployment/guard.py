@@ -49,7 +49,7 @@ FLEET_PATHS = frozenset(
 )
 """The calls of a site. Flower has two more, with which a node registers and removes itself; here the registry does."""
 
-_STATUS = {"unknown-path": 404, "not-asked": 404, "too-large": 413, "disk": 507}
+_STATUS = {"unknown-path": 404, "not-asked": 404, "too-large": 413, "digest": 422, "disk": 507}
 _log = logging.getLogger(__name__)
 
 

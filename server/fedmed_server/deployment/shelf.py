@@ -6,7 +6,7 @@ what, and how much that site may send back. The SuperLink writes what comes, and
     RUN.lock                    held by the run's ServerApp while it lives; whose lock nobody holds is swept away
     RUN/models/DIGEST           what goes out
     RUN/MESSAGE/order.json      an order that is out
-    RUN/MESSAGE/DIGEST-SIZE     what came for it, whole; with ".part", as far as it came
+    RUN/MESSAGE/DIGEST-SIZE     what came for it, whole and compared with its digest; with ".part", as far as it came
 
 Nothing here outlives its run, and nothing is synced to disk: what a crash takes is asked for again.
 """
@@ -123,19 +123,16 @@ class Shelf:
         self._out[name] = time.monotonic() + seconds, frozenset(down)
 
     def came(self, message: str, digest: str, size: int) -> Filed:
-        """What came for an order, compared with its digest.
+        """What came whole for an order; the SuperLink has compared it with its digest.
 
         Raises:
-            WireError: it did not, or is something else.
+            WireError: it did not come.
         """
-        path = reply_file(self._root, Part(run=self._run, message=message, digest=digest, size=size))
+        part = Part(run=self._run, message=message, digest=digest, size=size)
         try:
-            found = Filed.open(path, digest, size)
+            return Filed.open(reply_file(self._root, part), digest, size)
         except OSError:
             raise WireError("numbers that were not sent") from None
-        if not found.is_whole():
-            raise WireError("other numbers than were named")
-        return found
 
     def forget(self, message: str) -> None:
         """The order is done, or there is another in its place. What is in use of it here stays until it is let go of."""

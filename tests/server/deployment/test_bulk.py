@@ -64,11 +64,9 @@ class Asked:
     def send(self, begin: int, end: int, part: Part | None = None, by: Any = None) -> httpx.Response:
         return self.ask("PUT", (part or self.up).path(begin, end), REPLY[begin:end], by)
 
-    def send_all(self, part: Part | None = None, content: bytes = REPLY) -> None:
-        part = part or self.up
-        for begin in range(0, part.size, UP_BYTES):
-            end = min(begin + UP_BYTES, part.size)
-            assert said(self.ask("PUT", part.path(begin, end), content[begin:end])) == (200, "")
+    def send_all(self) -> None:
+        for begin in range(0, SIZE, UP_BYTES):
+            assert said(self.send(begin, min(begin + UP_BYTES, SIZE))) == (200, "")
 
     def held(self) -> int:
         return int(self.ask("HEAD", self.up.path(0, SIZE)).headers[HELD_HEADER])
@@ -214,11 +212,17 @@ def test_methods_and_queries_of_others_are_not_served(asked: Asked) -> None:
 
 
 def test_other_numbers_than_were_named_are_not_taken(asked: Asked) -> None:
-    asked.send_all(content=bytes(SIZE))
-    with pytest.raises(WireError, match="other numbers"):
-        asked.shelf.came(asked.name, DIGEST, SIZE)
-    with pytest.raises(WireError, match="not sent"):
-        asked.shelf.came(asked.name, "2" * 64, SIZE)
+    for begin in range(0, SIZE, UP_BYTES):
+        last = asked.ask(
+            "PUT", asked.up.path(begin, min(begin + UP_BYTES, SIZE)), bytes(min(UP_BYTES, SIZE - begin))
+        )
+    assert said(last) == (422, "digest")
+    assert asked.held() == 0
+    for digest in (DIGEST, "2" * 64):
+        with pytest.raises(WireError, match="not sent"):
+            asked.shelf.came(asked.name, digest, SIZE)
+    asked.send_all()
+    assert asked.shelf.came(asked.name, DIGEST, SIZE).is_whole()
 
 
 def test_the_shelf_keeps_what_orders_name_and_little_else(tmp_path: Path) -> None:

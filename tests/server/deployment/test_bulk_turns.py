@@ -44,8 +44,8 @@ def shelf(tmp_path: Path) -> Any:
     own.close()
 
 
-def _part(node: int, digest: str = "1" * 64) -> Part:
-    return Part(run=1, message=_order(node), digest=digest, size=SIZE)
+def _part(node: int) -> Part:
+    return Part(run=1, message=_order(node), digest=sha256(b"x" * SIZE).hexdigest(), size=SIZE)
 
 
 class _Site:
