@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from fedmed_client.link.flower import RunOver, NotTaken
+from fedmed_client.link.flower import NotTaken, RunOver
 from fedmed_client.link.line import Line, Stopped
 from fedmed_client.link.orders import Answered, Desk
 from fedmed_client.link.status import Standing, Status
