@@ -160,7 +160,7 @@ def _once(home: SiteHome, order: wire.Order, started: float | None) -> wire.Repl
         return sealed
     reply = _timed(carry_out(home, order), started)
     reach("before-seal", round=order.round, site=home.site.name)
-    home.outbox.seal(order, reply)
+    reply = home.outbox.seal(order, reply)
     reach("after-seal", round=order.round, site=home.site.name)
     if home.audit is not None:
         home.audit.append("sealed", run=order.run, round=order.round, kind=order.kind.value)

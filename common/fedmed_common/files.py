@@ -5,22 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
 def write_atomically(
-    path: Path, content: bytes, *, mode: int = 0o666, before_rename: Callable[[], None] | None = None
+    path: Path,
+    content: bytes | Iterable[bytes | memoryview],
+    *,
+    mode: int = 0o666,
+    before_rename: Callable[[], None] | None = None,
 ) -> None:
     """Temporary file, fsync, rename, fsync of the folder. Two processes may write the same file; the later rename counts.
 
-    ``mode``: the new file's permissions, from its first moment on, less the umask's. ``before_rename`` is called when the
-    temporary file is whole: the moment that a fault test wants.
+    ``content``: all of it, or piece by piece. ``mode``: the new file's permissions, from its first moment on, less the
+    umask's. ``before_rename`` is called when the temporary file is whole: the moment that a fault test wants.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as stream:
-            stream.write(content)
+            stream.writelines([content] if isinstance(content, bytes) else content)
             stream.flush()
             os.fsync(stream.fileno())
         if before_rename is not None:

@@ -36,6 +36,9 @@ REFUSALS = (
     "another-node",
     "too-large",
     "unknown-path",
+    "not-asked",
+    "digest",
+    "disk",
 )
 """Why a server refuses a request; ``RequestRefused.reason`` is always one of them."""
 

@@ -14,17 +14,18 @@ from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedmed_common.errors import WireError
 from fedmed_common.metrics import Mean, Metrics
 from fedmed_common.params import Parameters
 from fedmed_common.receipts import Receipt
-from fedmed_common.wire_arrays import ENCODED, FLOAT32, Types, matched, packed, unpacked
+from fedmed_common.wire_arrays import ENCODED, FLOAT32, Types, matched, packed, packed_alone, unpacked
+from fedmed_common.wire_files import Filed
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-VERSION = 6
+VERSION = 7
 DECISION = "decision"
 """Below this name an order of evaluation holds how the model's predictions are decided on: ``tasks.Decision``."""
 NO_BASE = "base"
@@ -174,8 +175,8 @@ def pack_order(
     return record
 
 
-def unpack_order(record: RecordDict, kind: Kind) -> Order:
-    """The order in Flower's records.
+def unpack_order(record: RecordDict, kind: Kind, *, arrays: bool = True) -> Order:
+    """The order in Flower's records; without its ``arrays`` for those who only pass it on.
 
     Raises:
         WireError: the records are not an order of this version.
@@ -199,9 +200,9 @@ def unpack_order(record: RecordDict, kind: Kind) -> Order:
         secure=_secure(record),
         model=_text(fields, "model"),
         base=_text(fields, "base"),
-        parameters=_any_arrays(record, _PARAMETERS),
-        encoded=_any_arrays(record, _ENCODED, ENCODED),
-        down=_any_arrays(record, _DOWN),
+        parameters=_any_arrays(record, _PARAMETERS) if arrays else {},
+        encoded=_any_arrays(record, _ENCODED, ENCODED) if arrays else {},
+        down=_any_arrays(record, _DOWN) if arrays else {},
     )
 
 
@@ -248,7 +249,7 @@ def pack_reply(reply: Reply) -> RecordDict:
     if reply.secure:
         record[_SECURE] = ConfigRecord({"text": reply.secure})
     if reply.masked is not None:
-        record[_MASKED] = ArrayRecord({_MASKED: Array(reply.masked)})
+        record[_MASKED] = packed_alone(_MASKED, reply.masked)
     return record
 
 
@@ -302,9 +303,10 @@ def unpack_reply(
 
 
 def parameter_bytes(record: RecordDict) -> int:
-    """How many bytes the record's arrays take on the wire."""
+    """How many bytes the record's arrays take on the wire, in the message and beside it."""
     records = [part for part in record.values() if isinstance(part, ArrayRecord)]
-    return sum(len(array.data) for arrays in records for array in arrays.values())
+    data = [array.data for arrays in records for array in arrays.values()]
+    return sum(one.size if isinstance(one, Filed) else len(one) for one in data)
 
 
 def _masked(record: RecordDict, length: int) -> NDArray[np.uint32] | None:

@@ -1,11 +1,12 @@
 """Arrays on the wire: Flower's NPY buffers, which are compared with what is expected before anything is read of them.
 
 Arrays of float32 travel as one row, whose name in the record says their names and shapes: a network has hundreds, and each array
-of Flower's costs both sides time and, between hospitals, calls.
+of Flower's costs both sides time and, between hospitals, calls. The numbers of a large one may lie in a file (``wire_files``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -21,27 +22,47 @@ from numpy.typing import NDArray
 
 from fedmed_common.errors import WireError
 from fedmed_common.squeezing import SQUEEZED
+from fedmed_common.wire_files import FILED, LEAST_BYTES, Filed, digest_of, filed_behind
 
 Types = frozenset[np.dtype[Any]]
 FLOAT32: Types = frozenset({np.dtype(np.float32)})
 ENCODED: Types = FLOAT32 | {np.dtype(kind) for kind in (np.uint32, np.uint16, np.uint8, np.int8)}
 """Of what codecs make of float32."""
+Arrays = Mapping[str, NDArray[Any]]
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+_NPY = "numpy.ndarray"
 _HEADER_LIMIT = 512
 _PREAMBLE = 10
 
 
 def packed(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    """Arrays as Flower carries them; make it once and share it between the orders of a round."""
+    """Arrays as Flower carries them; make it once and share it between the orders of a round.
+
+    What already lies as it travels, in a file or in memory, is not copied.
+    """
+    return ArrayRecord({name: _carried(named, shape) for name, (shape, named) in rows(arrays).items()})
+
+
+def rows(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[tuple[int, ...], Arrays]]:
+    """How the arrays travel: by name in the record, the shape and the arrays whose numbers follow each other there."""
     if not _is_row(arrays):
-        return ArrayRecord({name: _array_of([array], array.shape) for name, array in arrays.items()})
-    data = _row_behind(arrays)
-    row = (
-        _array_of(arrays.values(), (_size(arrays),))
-        if data is None
-        else _flower(np.float32, (_size(arrays),), data)
-    )
-    return ArrayRecord({layout(arrays): row})
+        return {name: (array.shape, {name: array}) for name, array in arrays.items()}
+    return {layout(arrays): ((_size(arrays),), arrays)}
+
+
+def packed_alone(name: str, array: NDArray[Any]) -> ArrayRecord:
+    """One array, under its own name."""
+    return ArrayRecord({name: _carried({name: array}, array.shape)})
+
+
+def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """What tells these arrays from any others: their names, shapes and numbers. Where the numbers came in a file it is known."""
+    told = hashlib.sha256()
+    for name, (shape, parts) in rows(arrays).items():
+        behind = _row_behind(parts)
+        numbers = behind.digest if isinstance(behind, Filed) and behind else digest_of(parts.values())
+        told.update(repr((name, shape, numbers)).encode())
+    return told.hexdigest()
 
 
 def shelved(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
@@ -86,6 +107,17 @@ def unpacked(arrays: Mapping[str, Array], types: Types = FLOAT32) -> dict[str, N
             raise WireError("parameter size")
         found |= _split(row, shapes)
     return found
+
+
+def found(arrays: Mapping[str, Array]) -> dict[str, NDArray[Any]]:
+    """Arrays that were kept as they travel: rows of float32 by their layout, and any others by their names."""
+    is_row = len(arrays) == 1 and next(iter(arrays)).startswith("[")
+    return unpacked(arrays, FLOAT32 if is_row else ENCODED)
+
+
+def numbers(array: Array) -> NDArray[Any]:
+    """All numbers of an array that :func:`packed` made, in a row."""
+    return _read(array, ENCODED).reshape(-1)
 
 
 def layout(arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -143,35 +175,50 @@ def _array_of(parts: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> Array:
     return _flower(parts[0].dtype, shape, b"".join((header.getvalue(), *numbers)))
 
 
+def _carried(arrays: Arrays, shape: tuple[int, ...]) -> Array:
+    """The arrays' numbers behind each other, as one array of Flower's."""
+    behind = _row_behind(arrays)
+    if behind is None or (isinstance(behind, Filed) and behind.size < LEAST_BYTES):
+        return _array_of(arrays.values(), shape)
+    return _flower(next(iter(arrays.values())).dtype, shape, behind)
+
+
 def _flower(kind: Any, shape: tuple[int, ...], data: bytes) -> Array:
-    return Array(dtype=str(np.dtype(kind)), shape=shape, stype="numpy.ndarray", data=data)
+    stype = FILED if isinstance(data, Filed) else _NPY
+    return Array(dtype=str(np.dtype(kind)), shape=shape, stype=stype, data=data)
 
 
-def _row_behind(arrays: Mapping[str, NDArray[Any]]) -> bytes | None:
-    """The NPY buffer of which the arrays are one part after the other, and all of it, where there is one."""
+def _row_behind(arrays: Arrays) -> bytes | None:
+    """The NPY buffer, or the numbers in a file, of which the arrays are one part after the other, and all, where there is one."""
     filled = [array for array in arrays.values() if array.size]
-    data = _bytes_behind(filled[0]) if filled else None
-    if data is None:
-        return None
-    try:
-        row = _read(_flower(np.float32, (_size(arrays),), data), FLOAT32)
-    except WireError:
-        return None
-    if row.shape != (_size(arrays),):
+    row = _whole_behind(filled[0]) if filled else None
+    data = None if row is None else _data_behind(row)
+    if row is None or data is None or row.dtype != filled[0].dtype or row.size != _size(arrays):
         return None
     place = _address(row)
     for array in filled:
-        if not array.flags.c_contiguous or _address(array) != place or _bytes_behind(array) is not data:
+        if not array.flags.c_contiguous or _address(array) != place or _whole_behind(array) is not row:
             return None
         place += array.nbytes
     return data
 
 
-def _bytes_behind(array: NDArray[Any]) -> bytes | None:
-    behind = array.base
-    while isinstance(behind, np.ndarray):
-        behind = behind.base
-    return behind if isinstance(behind, bytes) else None
+def _whole_behind(array: NDArray[Any]) -> NDArray[Any]:
+    """The array of which this one is a part."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _data_behind(row: NDArray[Any]) -> bytes | None:
+    """What the row was read from, if it was from all of it."""
+    if not isinstance(row.base, bytes):
+        return filed_behind(row)
+    try:
+        read = _read(_flower(row.dtype, (row.size,), row.base), frozenset({row.dtype}))
+    except WireError:
+        return None
+    return row.base if read.shape == (row.size,) and _address(read) == _address(row) else None
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -182,34 +229,48 @@ def _address(array: NDArray[Any]) -> int:
 def _expected(array: Array, expected: NDArray[Any], *, at_most: bool = False) -> NDArray[Any]:
     """Decode an array like the expected one; sizes are compared before anything is read. ``at_most``: it is a row, and may be
     shorter."""
-    size = len(array.data)
-    if size > expected.nbytes + _HEADER_LIMIT or (size < expected.nbytes and not at_most):
+    data, around = array.data, 0 if array.stype == FILED else _HEADER_LIMIT
+    size = data.size if isinstance(data, Filed) else len(data)
+    if size > expected.nbytes + around or (size < expected.nbytes and not at_most):
         raise WireError("parameter size")
     return _read(array, frozenset({expected.dtype}), None if at_most else expected.shape)
 
 
 def _read(array: Array, types: Types, expected: tuple[int, ...] | None = None) -> NDArray[Any]:
-    """Decode one NPY buffer, which may be mapped.
+    """Decode one NPY buffer, which may be mapped, or show the numbers of one file.
 
     Raises:
         WireError: it is none, or not of these types, or not of the expected shape.
     """
     data = array.data
-    if array.stype != "numpy.ndarray" or not isinstance(data, bytes | memoryview):
+    if array.stype == FILED and isinstance(data, Filed):
+        begins, size = 0, data.size
+        shape, fortran, kind = array.shape, False, _kind(array.dtype, types)
+    elif array.stype == _NPY and isinstance(data, bytes | memoryview):
+        begins, size = _PREAMBLE + int.from_bytes(data[_PREAMBLE - 2 : _PREAMBLE], "little"), len(data)
+        if not begins <= min(size, _PREAMBLE + _HEADER_LIMIT):
+            raise WireError("parameter encoding")
+        shape, fortran, kind = _header(bytes(data[:begins]))
+    else:
         raise WireError("parameter encoding")
-    begins = _PREAMBLE + int.from_bytes(data[_PREAMBLE - 2 : _PREAMBLE], "little")
-    if not begins <= min(len(data), _PREAMBLE + _HEADER_LIMIT):
-        raise WireError("parameter encoding")
-    shape, fortran, kind = _header(bytes(data[:begins]))
     if kind not in types or (fortran and len(shape) > 1):
         raise WireError("parameter type")
     if expected is not None and shape != expected:
         raise WireError("parameter shape")
-    if any(type(size) is not int or size < 0 for size in shape):
+    if any(type(side) is not int or side < 0 for side in shape):
         raise WireError("parameter shape")
-    if len(data) - begins != math.prod(shape) * kind.itemsize:
+    if size - begins != math.prod(shape) * kind.itemsize:
         raise WireError("parameter size")
-    return np.frombuffer(data, kind, offset=begins).reshape(shape)
+    flat = data.numbers(kind) if isinstance(data, Filed) else np.frombuffer(data, kind, offset=begins)
+    return flat.reshape(shape)
+
+
+def _kind(name: str, types: Types) -> np.dtype[Any]:
+    """Of a name that may be anything, the type if it is one of these."""
+    found = {str(kind): kind for kind in types}.get(name)
+    if found is None:
+        raise WireError("parameter type")
+    return found
 
 
 @lru_cache(4096)

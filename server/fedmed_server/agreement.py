@@ -8,7 +8,7 @@ a model. What the codec left out is kept and added to the next round's change.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,10 +63,17 @@ def _new_name() -> str:
 
 
 class Sending:
-    """A model on its way to many sites. ``has``: by site, the name of the model that it has answered an order with."""
+    """A model on its way to many sites. ``has``: by site, the name of the model that it has answered an order with. ``pack``:
+    how arrays are made ready to be sent to all."""
 
-    def __init__(self, parameters: Parameters, agreed: Agreed | None, has: dict[str, str]) -> None:
-        self._parameters, self._agreed, self._has = parameters, agreed, has
+    def __init__(
+        self,
+        parameters: Parameters,
+        agreed: Agreed | None,
+        has: dict[str, str],
+        pack: Callable[[Mapping[str, NDArray[Any]]], ArrayRecord] = packed,
+    ) -> None:
+        self._parameters, self._agreed, self._has, self._pack = parameters, agreed, has, pack
         self._whole: ArrayRecord | None = None
         self._change: ArrayRecord | None = None
 
@@ -76,10 +83,10 @@ class Sending:
         if agreed is not None and self._has.get(site) == agreed.name:
             return agreed.name, agreed.name, None
         if agreed is not None and agreed.base and self._has.get(site) == agreed.base:
-            self._change = self._change or packed(agreed.change)
+            self._change = self._change or self._pack(agreed.change)
             return agreed.name, agreed.base, self._change
         if self._whole is None and self._parameters:
-            self._whole = packed(self._parameters)
+            self._whole = self._pack(self._parameters)
         return agreed.name if agreed is not None else "", "", self._whole
 
     def forget(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fedmed_common import wire
@@ -32,10 +33,14 @@ def never(_site: str) -> bool:
 
 @runtime_checkable
 class Guarded(Protocol):
-    """A grid that bounds replies before it reads them, and can say what has come without reading it."""
+    """A grid that bounds replies before it reads them, can say what has come without reading it, and sends large arrays from
+    files."""
 
     def set_limit(self, size: int, arrays: int) -> None:
-        """A reply holds at most so many bytes in so many arrays."""
+        """From now on a reply holds at most so many bytes in so many arrays."""
+
+    def shelve(self, record: ArrayRecord) -> ArrayRecord:
+        """The record as it is sent best to many sites: its large arrays lie in files."""
 
     def arrived(self, message_ids: Collection[str]) -> dict[str, bool]:
         """The messages that are answered, and whether the answer holds arrays."""

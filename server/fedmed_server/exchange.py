@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from flwr.app import ArrayRecord, Message
+from numpy.typing import NDArray
 
 from fedmed_common import failpoints, wire
 from fedmed_common.codecs import update_codec
@@ -121,8 +123,8 @@ class Exchange:
         trains = order.kind is wire.Kind.TRAIN and not extras.masked
         self._template = channel.updated(parameters) if trains else None
         self._codec = update_codec(channel.experiment) if trains else None
-        self._sending = Sending(parameters, extras.agreed, channel.has)
-        self._down = packed(extras.down)
+        self._sending = Sending(parameters, extras.agreed, channel.has, self._packed)
+        self._down: ArrayRecord | None = None
         self._seconds = channel.experiment.federation.deadline_seconds
         self._end = time.monotonic() + self._seconds
         self._ttl_seconds = self._seconds + SPARE_SECONDS
@@ -151,9 +153,12 @@ class Exchange:
     def guard(self) -> None:
         """From now on a reply holds at most what this order asks for."""
         if isinstance(self._grid, Guarded):
-            template = {**(self._template or {}), **self._extras.sums}
-            size = sum(array.nbytes for array in template.values()) + fixed_point.BYTES * self._extras.masked
-            self._grid.set_limit(size, len(template) + bool(self._extras.masked))
+            sent = self._template or {}
+            forms = self._codec.forms(sent) if self._codec else sent
+            arrays = (*forms.values(), *self._extras.sums.values())
+            size = sum(array.nbytes for array in arrays) + fixed_point.BYTES * self._extras.masked
+            most = (len(forms) if self._codec else 1) + bool(self._extras.sums) + bool(self._extras.masked)
+            self._grid.set_limit(size, most)
 
     def _await(self, part: Part, later: Sequence[Part]) -> Answer:
         """The part's answer, to which nothing here refers any more: an update is as large as the model."""
@@ -269,8 +274,15 @@ class Exchange:
             self._again(part, "Flower did not take the order", pause=True)
 
     def _down_to(self, site: str) -> ArrayRecord:
-        own = packed(self._extras.down_to(site))
+        """What goes to all sites, made ready once, and what goes to this one besides."""
+        if self._down is None:
+            self._down = self._packed(self._extras.down)
+        own = self._packed(self._extras.down_to(site))
         return ArrayRecord({**self._down, **own}) if own else self._down
+
+    def _packed(self, arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+        record = packed(arrays)
+        return self._grid.shelve(record) if isinstance(self._grid, Guarded) else record
 
     def _collect(self, part: Part, over: bool) -> None:
         if not part.identifier:

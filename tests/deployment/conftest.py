@@ -38,7 +38,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     quick = {
         "rounds": 2,
         "train": shipped.train.model_copy(update={"steps": 2}),
-        "model": shipped.model.model_copy(update={"channels": (4, 8)}),
+        "model": shipped.model.model_copy(update={"channels": (16, 32, 64)}),
         "compression": Compression(up="int8", down="int8", zstd=True),
     }
     write_experiment(shipped.model_copy(update=quick), folder / "federation", folder / "experiment.toml")

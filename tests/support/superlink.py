@@ -1,17 +1,22 @@
 """Flower's server as a run's process sees it: its Runtime API over HTTP without sockets, with scripted sites behind it.
 
 A site carries its order out when the reply is asked for. Orders and replies go through the object store as Flower's own
-code takes them apart; ``tamper`` may put other objects in a reply's place.
+code takes them apart; ``tamper`` may put other objects in a reply's place. Large arrays lie on a shelf in files, and ``beside``
+may put others in the place of a reply's.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
-from flwr.app import Context, Message, RecordDict
-from flwr.app.message.message import remove_content_from_message
+from flwr.app import Array, Context, Message, RecordDict
+from flwr.app.message.message import make_message, remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
@@ -37,7 +42,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import Message as Proto
 from scripted import Sites
 
+from fedmed_common import wire_arrays, wire_files
+from fedmed_common.wire_files import Filed
 from fedmed_server.deployment.grid import GuardedGrid
+from fedmed_server.deployment.shelf import Shelf, model_file, order_folder
 
 
 @dataclass
@@ -64,11 +72,19 @@ class SuperLink:
     orders: dict[str, tuple[int, ObjectTree]] = field(default_factory=dict)
     confirmed: list[str] = field(default_factory=list)
     held_back: Callable[[str], bool] = lambda _site: False
+    beside: Callable[[str, Path], None] = lambda _site, _folder: None
+    is_beside: Callable[[str], bool] = lambda _site: True
+    root: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="fedmed-shelf-")))
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
 
     def grid(self) -> GuardedGrid:
         """A run's grid on this server."""
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-        grid = GuardedGrid("superlink", token="x", insecure=True)  # noqa: S106
+        shelf = Shelf(self.root, 1)
+        weakref.finalize(self, shelf.close)
+        grid = GuardedGrid("superlink", shelf, token="x", insecure=True)  # noqa: S106
         grid.set_run(Run.create_empty(1))
         client = grid._runtime_client
         client._client.close()
@@ -136,6 +152,9 @@ class SuperLink:
     def _carry_out(self, identifier: str, node: int) -> tuple[Message, Parcel]:
         order = inflate_object_from_contents(identifier, dict(self.store), keep_object_contents=True)
         assert isinstance(order, Message)
+        asked = wire_files.references(order.content)
+        files = {name: Filed.open(model_file(self.root, 1, name), name, size) for name, size in asked.items()}
+        order = make_message(metadata=order.metadata, content=wire_files.located(order.content, files))
         order.metadata.__dict__["_message_id"] = identifier
         context = Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
         TaskIdentity.node_id = node
@@ -143,7 +162,25 @@ class SuperLink:
             reply = self.sites.app()(order, context)
         finally:
             TaskIdentity.node_id = 1
+        folder = order_folder(self.root, 1, identifier)
+        if reply.has_content() and self.is_beside(self.sites.name(node)):
+            reply = make_message(metadata=reply.metadata, content=sent_beside(reply.content, folder))
+        self.beside(self.sites.name(node), folder)
         return reply, self.tamper(self.sites.name(node), take_apart(reply))
+
+
+def sent_beside(content: RecordDict, folder: Path) -> RecordDict:
+    """The content as a site sends it, after its large arrays."""
+
+    def refer(array: Array) -> Array:
+        if len(array.data) < wire_files.LEAST_BYTES:
+            return array
+        row = wire_arrays.numbers(array)
+        digest = wire_files.digest_of([row])
+        (folder / f"{digest}-{row.nbytes}").write_bytes(row.data)
+        return Array(dtype=array.dtype, shape=array.shape, stype=wire_files.FILED, data=digest.encode())
+
+    return wire_files.with_arrays(content, refer)
 
 
 def take_apart(message: Message) -> Parcel:

@@ -75,8 +75,8 @@ class RunOver(Exception):
     """Nobody waits for the reply any more: the Flower run has ended, or the message is gone."""
 
 
-class TooLarge(RunOver):
-    """The server does not take a part of the reply for its size."""
+class NotTaken(RunOver):
+    """The server does not take a part of the reply: it is too large, or damaged."""
 
 
 class NotYet(Exception):
@@ -288,15 +288,20 @@ class _Signed:
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
         request, reach = context.request, self._reach
-        stamp = Stamp.new(site=reach.connection.site, instance=reach.instance, boot=reach.boot)
-        request.headers.update(sign(reach.key, request.method, request.url.path, request.content, stamp))
+        sign_for(reach, request, request.content)
         response = call_next(context)
         if response.status_code != httpx.codes.OK:
-            raise _meant_by(response, reach)
+            raise meant_by(response, reach)
         if response.headers.get("content-type", "").partition(";")[0] != PROTOBUF_MEDIA_TYPE:
             raise problems.of_answer(response, reach)
         self.interval_seconds = _interval_seconds(response)
         return response
+
+
+def sign_for(reach: Reach, request: httpx.Request, body: bytes) -> None:
+    """Say in the request who asks, and sign that with its path and the body."""
+    stamp = Stamp.new(site=reach.connection.site, instance=reach.instance, boot=reach.boot)
+    request.headers.update(sign(reach.key, request.method, request.url.path, body, stamp))
 
 
 def _interval_seconds(response: httpx.Response) -> float:
@@ -305,7 +310,8 @@ def _interval_seconds(response: httpx.Response) -> float:
     return float(said) if _INTERVAL.fullmatch(said) else 0.0
 
 
-def _meant_by(response: httpx.Response, reach: Reach) -> Exception:
+def meant_by(response: httpx.Response, reach: Reach) -> Exception:
+    """What an answer other than "yes" means."""
     reason = response.headers.get(REFUSAL_HEADER, "")
     if reason:
         return _refused(reason, response, reach)
@@ -324,8 +330,14 @@ def _meant_by(response: httpx.Response, reach: Reach) -> Exception:
 def _refused(reason: str, response: httpx.Response, reach: Reach) -> Exception:
     if reason == "replayed":  # by a server that was started anew; what is signed from now on it takes
         return TransportAway("the coordinator's server took a request for a repeated one")
+    if reason == "disk":
+        return TransportAway("the coordinator's server has no space left")
+    if reason == "not-asked":
+        return RunOver("nobody waits for these numbers, or sends them, any more")
+    if reason == "digest":
+        return NotTaken("numbers of the reply are not those that it names")
     if reason == "too-large":
-        return TooLarge("a part of the reply is larger than the server takes")
+        return NotTaken("a part of the reply is larger than the server takes")
     problem = problems.of_refusal(reason, response.headers, reach)
     return LinkForgotten(problem) if reason in _STALE_LINK else problem
 

@@ -19,13 +19,16 @@ from typing import TypeVar
 from flwr.app import Message
 
 from fedmed_client.link import diagnose, reach
+from fedmed_client.link.bulk import Bulk
 from fedmed_client.link.flower import AT_ONCE, Fleet, LinkForgotten, NotYet, RunOver, ServerBusy, Upload
 from fedmed_client.link.messages import Announced, Fetched, inflate
 from fedmed_client.link.pace import AGAIN_SHARE, Pace, waits
 from fedmed_client.link.problems import MAY_PASS
 from fedmed_client.link.reach import Reach
+from fedmed_client.link.received import Incoming
 from fedmed_client.link.status import Standing, Status
 from fedmed_client.site.home import SiteFolder
+from fedmed_common import wire_files
 from fedmed_common.errors import (
     ConfigError,
     ConnectionProblem,
@@ -35,6 +38,7 @@ from fedmed_common.errors import (
     TransportAway,
     Unreachable,
 )
+from fedmed_common.wire_files import Filed, Part
 
 T = TypeVar("T")
 
@@ -58,7 +62,7 @@ class Line:
     def __init__(self, home: SiteFolder, status: Status, stop: threading.Event) -> None:
         self._home, self._status, self._stop = home, status, stop
         self._reach = reach.load(home)
-        self._fleet = Fleet(self._reach)
+        self._fleet, self._bulk = Fleet(self._reach), Bulk(self._reach)
         self._chance = random.Random(self._reach.boot)  # noqa: S311
         self._pace = Pace(self._chance)
         self._lease_seconds = self._pace.lease_seconds()
@@ -91,6 +95,7 @@ class Line:
         if not self._must_activate.is_set():
             self._fleet.deactivate()
         self._fleet.close()
+        self._bulk.close()
 
     def pull(self) -> Announced | None:
         """The next message, if there is one. A message that may be lost on the way is asked anew by the server."""
@@ -140,12 +145,24 @@ class Line:
         digest = self._through(lambda: self._fleet.check_run(run))
         return digest, self._through(lambda: self._fleet.bundle(run, digest))
 
+    def read(self, part: Part, incoming: Incoming) -> None:
+        """Fetch the numbers that go with a message; what has come already is not asked for again.
+
+        Raises:
+            RunOver: they are not to be had any more.
+        """
+        while incoming.size < part.size:
+            self._through(lambda: self._bulk.read(part, incoming.size, incoming.take))
+
     def push(self, reply: Message) -> None:
-        """Send a reply; while the network is away, it is kept.
+        """Send a reply, the numbers in files before the message that refers to them; while the network is away, it is kept.
 
         Raises:
             RunOver: nobody waits for it any more.
         """
+        order, run = reply.metadata.reply_to_message_id, reply.metadata.run_id
+        for numbers in wire_files.filed_in(reply.content).values():
+            self._write(Part(run=run, message=order, digest=numbers.digest, size=numbers.size), numbers)
         while True:
             upload = self._through(lambda: self._fleet.announce(reply))
             self._through(partial(self._upload, upload))
@@ -173,6 +190,20 @@ class Line:
             self._must_activate.set()
         else:
             self._reach.check_time()
+
+    def _write(self, part: Part, numbers: Filed) -> None:
+        """Send all that the server has not; it is asked what that is at first, and after each failure."""
+        held: int | None = None
+
+        def once() -> int:
+            nonlocal held
+            begin, held = held, None
+            begin = self._bulk.held(part) if begin is None else begin
+            held = begin if begin == part.size else self._bulk.write(part, numbers, begin)
+            return held
+
+        while self._through(once) < part.size:
+            pass
 
     def _upload(self, upload: Upload) -> None:
         self._fleet.upload(upload)
@@ -230,7 +261,8 @@ class Line:
             with suppress(ProvisionError, ConfigError):  # it is being installed at this moment
                 renewed = reach.load(self._home)
                 self._fleet.close()
-                self._reach, self._fleet = renewed, Fleet(renewed)
+                self._bulk.close()
+                self._reach, self._fleet, self._bulk = renewed, Fleet(renewed), Bulk(renewed)
                 _log.warning("a new certificate is in use")
 
     def _weigh(self, problem: ConnectionProblem | TransportAway) -> None:

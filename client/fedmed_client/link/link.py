@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from fedmed_client.link.flower import RunOver, TooLarge
+from fedmed_client.link.flower import NotTaken, RunOver
 from fedmed_client.link.line import Line, Stopped
 from fedmed_client.link.orders import Answered, Desk
 from fedmed_client.link.status import Standing, Status
@@ -84,7 +84,7 @@ class Link:
     def _send(self, line: Line, desk: Desk, message: Message, answered: Answered) -> None:
         try:
             line.push(answered.reply)
-        except TooLarge as problem:
+        except NotTaken as problem:
             _log.error("%s", problem)
             smaller = desk.instead(message, answered)
             if smaller is None:

@@ -18,11 +18,11 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from fedmed_common.errors import WireError
 
-LARGEST_ORDER_BYTES = 2**32
+LARGEST_MESSAGE_BYTES = 2**27
 """Of the arrays in a message, and of all that is fetched for it. One larger fails alone, and does not take the link's memory."""
 
 MOST_OBJECTS = 50_000
-"""In a message: one for each 5 MiB of an array, and a few for each array."""
+"""In a message: a few for each array."""
 
 _TOO_LARGE = "the message is larger than an order may be"
 
@@ -66,7 +66,7 @@ class Fetched:
         """
         with self._turn:
             self._size += len(content)
-            if self._size > LARGEST_ORDER_BYTES:
+            if self._size > LARGEST_MESSAGE_BYTES:
                 raise WireError(_TOO_LARGE)
         return content
 
@@ -96,5 +96,5 @@ def _check_size(contents: dict[str, bytes]) -> None:
         if kind == Array.__qualname__:
             named = json.loads(get_object_body(content, Array))["arraychunk_ids"]
             size += sum(len(contents[parts[index]]) for index in named)
-    if size > LARGEST_ORDER_BYTES:
+    if size > LARGEST_MESSAGE_BYTES:
         raise WireError(_TOO_LARGE)

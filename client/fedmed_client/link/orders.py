@@ -9,19 +9,19 @@ import time
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-import numpy as np
 from flwr.app import Message
 
 from fedmed_client.link import approvals
 from fedmed_client.link.carrying import Carrying, seconds_left
 from fedmed_client.link.flower import RunOver
 from fedmed_client.link.line import Line
+from fedmed_client.link.received import Received
 from fedmed_client.link.status import Status, Work
 from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.site.home import SiteFolder
 from fedmed_client.work.channel import WorkerChannel
 from fedmed_client.work.limits import check_now
-from fedmed_common import bundle, wire
+from fedmed_common import bundle, wire, wire_files
 from fedmed_common.bundle import Approved
 from fedmed_common.errors import (
     BundleRefused,
@@ -56,6 +56,7 @@ class Desk:
     def __init__(self, home: SiteFolder, line: Line, status: Status, stop: threading.Event) -> None:
         self._home, self._line, self._status, self._stop = home, line, status, stop
         self._audit = AuditLog(home.path)
+        self._received = Received(home.received, line.read)
         self._bundles: dict[int, Approved | str] = {}
         self._waits: dict[_Asked, str] = {}
         self._next: Message | None = None
@@ -70,7 +71,8 @@ class Desk:
         """
         seconds_left(message)
         try:
-            order = wire.unpack_order(message.content, wire.Kind(message.metadata.message_type))
+            kind = wire.Kind(message.metadata.message_type)
+            order = wire.unpack_order(message.content, kind, arrays=False)
         except (ValueError, WireError):
             return self.unreadable(message)
         try:
@@ -79,7 +81,7 @@ class Desk:
             offered = self._let_in(message.metadata.run_id, order)
             if self._waits.pop(_asked(order), ""):
                 self._audit.append("received", **_about(order))
-            reply = self._carried(message, order, offered)
+            reply = self._carried(self._received.complete(message), order, offered)
         except ConnectionProblem:
             raise
         except FedmedError as error:
@@ -98,7 +100,7 @@ class Desk:
         return Answered(reply=Message(wire.pack_reply(reply), reply_to=message), order=None)
 
     def instead(self, message: Message, answered: Answered) -> Answered | None:
-        """The answer in place of one that the server does not take for its size; None where it was as small already."""
+        """The answer in place of one that the server does not take; None where it had no arrays already."""
         order = answered.order
         if order is None or wire.parameter_bytes(answered.reply.content) == 0:
             return None
@@ -165,7 +167,7 @@ class Desk:
                     return None
                 if time.monotonic() >= look_at:
                     self._status.work(replace(work, step=carrying.step))
-                    if not self._is_wanted(message.metadata.run_id, order, offered):
+                    if not self._is_wanted(message, order, offered):
                         carrying.cancel()
                     look_at = time.monotonic() + _LOOK_SECONDS
         except ConnectionProblem:
@@ -175,18 +177,18 @@ class Desk:
             self._status.work(None)
         return carrying.reply()
 
-    def _is_wanted(self, run: int, order: wire.Order, offered: Approved) -> bool:
+    def _is_wanted(self, message: Message, order: wire.Order, offered: Approved) -> bool:
         """Whether to go on: while the Flower run does, and for a while after its end, when its successor may ask the same."""
         if approvals.is_rejected(self._home, offered.hash):
             return False
         if self._ended_at is None:
-            if not self._line.is_over(run):
+            if not self._line.is_over(message.metadata.run_id):
                 return True
             self._ended_at = time.monotonic()
         if self._next is None:
             self._next = self.take()
         if self._next is not None:
-            return _asks_the_same(self._next, order)
+            return _asks_the_same(self._next, message, order)
         return time.monotonic() - self._ended_at < _SUCCESSOR_SECONDS
 
     def take(self) -> Message | None:
@@ -260,16 +262,21 @@ def _about(order: wire.Order) -> dict[str, str | int]:
     return about | ({"split": order.split} if order.kind is wire.Kind.EVALUATE else {})
 
 
-def _asks_the_same(message: Message, order: wire.Order) -> bool:
+def _asks_the_same(later: Message, message: Message, order: wire.Order) -> bool:
     """Whether a later message is answered by the same reply."""
     try:
-        other = wire.unpack_order(message.content, wire.Kind(message.metadata.message_type))
+        kind = wire.Kind(later.metadata.message_type)
+        other = wire.unpack_order(later.content, kind, arrays=False)
     except (ValueError, WireError):
         return False
-    bare = replace(other, attempt=order.attempt, base="", parameters={}, encoded={})
-    if bare != replace(order, base="", parameters={}, encoded={}):
+    if replace(other, attempt=order.attempt, base="") != replace(order, base=""):
         return False
-    return bool(order.model) or (
-        list(other.parameters) == list(order.parameters)
-        and all(np.array_equal(array, order.parameters[name]) for name, array in other.parameters.items())
-    )
+    return bool(order.model) or _arrays(later) == _arrays(message)
+
+
+def _arrays(message: Message) -> dict[str, dict[str, bytes]]:
+    """What is in the message, or in its place the digest."""
+    return {
+        name: {key: array.data for key, array in record.items()}
+        for name, record in wire_files.array_records(message.content).items()
+    }

@@ -215,7 +215,8 @@ def _of_socket(chain: list[BaseException], reach: Reach) -> ConnectionProblem:
 
     if any_of(socket.gaierror):
         return unknown_host(reach)
-    if any_of(httpx.RemoteProtocolError) and "disconnected" not in str(chain[0]):
+    ended = any(word in str(chain[0]) for word in ("disconnected", "peer closed"))
+    if any_of(httpx.RemoteProtocolError) and not ended:
         return not_the_coordinator(reach, "it does not speak HTTP")
     if any_of(*_BROKEN):
         return _unreachable(reach, "the connection breaks off")

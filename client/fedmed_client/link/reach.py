@@ -6,6 +6,8 @@ import ipaddress
 import secrets
 import ssl
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,13 +67,13 @@ class Reach:
                 "and install it with 'fedmed site join'"
             )
 
-    def client(self) -> httpx.Client:
+    def client(self) -> Client:
         """A client for HTTP that trusts the consortium alone, goes the configured way and follows no redirection.
 
         Its answers are bounded and taken as they are; it says no more of this machine than it must.
         """
         proxy = httpx.Proxy(self.proxy, ssl_context=proxy_trust(self)) if self.proxy else None
-        return _Client(
+        return Client(
             headers={"user-agent": "fedmed", "accept-encoding": "identity"},
             verify=self.trust,
             proxy=proxy,
@@ -82,25 +84,36 @@ class Reach:
         )
 
 
-class _Client(httpx.Client):
+class Client(httpx.Client):
     """Reads no more of an answer than may be in one, and inflates nothing."""
 
     def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> httpx.Response:
         """As httpx's. Raises ``httpx.DecodingError`` where the answer is too large or compressed."""
+        with self.opened(request, **options) as response:
+            return whole(response)
+
+    @contextmanager
+    def opened(self, request: httpx.Request, **options: Any) -> Iterator[httpx.Response]:
+        """An answer whose body is still to be read, and may be left unread. Raises as :meth:`send`."""
         response = super().send(request, stream=True, **options)
         try:
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise httpx.DecodingError("compressed", request=request)
-            content = bytearray()
-            for piece in response.iter_raw():
-                content += piece
-                if len(content) > LARGEST_ANSWER_BYTES:
-                    raise httpx.DecodingError("too large", request=request)
+            yield response
         finally:
             response.close()
-        return httpx.Response(
-            response.status_code, headers=response.headers, content=bytes(content), request=request
-        )
+
+
+def whole(response: httpx.Response) -> httpx.Response:
+    """An opened answer with all of its body. Raises ``httpx.DecodingError`` where that is too large."""
+    content = bytearray()
+    for piece in response.iter_raw():
+        content += piece
+        if len(content) > LARGEST_ANSWER_BYTES:
+            raise httpx.DecodingError("too large", request=response.request)
+    return httpx.Response(
+        response.status_code, headers=response.headers, content=bytes(content), request=response.request
+    )
 
 
 def load(home: SiteFolder) -> Reach:

@@ -87,6 +87,11 @@ class SiteFolder:
         return self.path / "outbox"
 
     @property
+    def received(self) -> Path:
+        """The numbers that came with the last orders. Not worth a backup: they come again."""
+        return self.path / "received"
+
+    @property
     def audit_file(self) -> Path:
         """What was asked, permitted, refused and sent."""
         return self.path / "audit.log"

@@ -59,7 +59,8 @@ class WorkerChannel:
         self._carried = message.metadata.message_id
         with _connected(self._home) as channel:
             call = channel.stream_stream(frames.CARRY)(
-                frames.pieces(message, order=self._carried), wait_for_ready=True
+                frames.pieces(message, SiteFolder(self._home).received, order=self._carried),
+                wait_for_ready=True,
             )
             try:
                 return self._answer(_Answers(call), on_step, allowed)
@@ -103,7 +104,7 @@ class WorkerChannel:
                 raise (_NoProgress("no progress") if patience < left else _TooLate("not done in time"))
             fields = frames.read_head(frame)
             if "size" in fields:
-                return frames.joined(fields, answers.following(patience))
+                return frames.joined(fields, answers.following(patience), SiteFolder(self._home).outbox)
             if fields.get("step"):
                 on_step(fields["step"])
 

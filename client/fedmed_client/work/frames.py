@@ -1,7 +1,8 @@
 """What passes between link and worker: a line of JSON that announces, then a Flower message in pieces.
 
-The message without the bytes of its arrays goes first, as Flower serialises it; the bytes of the arrays follow as they are. So
-neither side holds a large message more often than once, and no size is too large.
+The message without the bytes of its arrays goes first, as Flower serialises it; the bytes of the arrays follow as they are. Of
+an array whose numbers lie in a file only the place is told, below the folder that both sides know: neither side reads any
+other file for the other.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from fedmed_common.errors import WireError
+from fedmed_common.wire_files import Filed
 
 SERVICE = "fedmed.Worker"
 CARRY, CANCEL = f"/{SERVICE}/Carry", f"/{SERVICE}/Cancel"
@@ -49,24 +51,45 @@ def read_head(frame: bytes) -> dict[str, Any]:
     return fields
 
 
-def pieces(message: Message, **fields: str) -> Iterator[bytes]:
-    """A message as frames; ``fields`` go into the one that announces it."""
+def pieces(message: Message, folder: Path, **fields: str) -> Iterator[bytes]:
+    """A message as frames; ``fields`` go into the one that announces it. ``folder``: where its arrays' files lie."""
     drawn, arrays = outline(message), data_of(message)
-    yield head(**fields, size=len(drawn), arrays=[len(data) for data in arrays])
+    files = [_place(data, folder) for data in arrays]
+    yield head(**fields, size=len(drawn), arrays=[len(data) for data in arrays], files=files)
     for part in (drawn, *arrays):
         for start in range(0, len(part), _PIECE):
             yield part[start : start + _PIECE]
 
 
-def joined(announced: dict[str, Any], following: Iterable[bytes]) -> Message:
+def joined(announced: dict[str, Any], following: Iterable[bytes], folder: Path) -> Message:
     """The message that was announced, out of the frames that follow; takes no more of them than it needs.
 
     Raises:
-        WireError: there are fewer or more bytes than announced.
+        WireError: there are fewer or more bytes than announced, or a file is not there.
     """
     take = _taking(iter(following))
     drawn = take(announced["size"])
-    return filled(drawn, map(take, announced["arrays"]))
+    parts = zip(announced["arrays"], announced["files"], strict=True)
+    return filled(drawn, (_opened(take(size), place, folder) for size, place in parts))
+
+
+def _place(data: bytes, folder: Path) -> tuple[str, int, int] | None:
+    if not isinstance(data, Filed):
+        return None
+    return str(data.path.relative_to(folder)), data.begins, data.size
+
+
+def _opened(data: bytes, place: tuple[str, int, int] | None, folder: Path) -> bytes:
+    if place is None:
+        return data
+    name, begins, size = place
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise WireError("frame")
+    try:
+        return Filed.open(path, data.decode(), size, begins)
+    except OSError as error:
+        raise WireError(f"frame: {error.strerror}") from None
 
 
 def outline(message: Message) -> bytes:

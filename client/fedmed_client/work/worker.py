@@ -66,7 +66,7 @@ class Orders:
             self._beat()
             return replace(home_of(folder), on_step=self._on_step)
 
-        self._app = make_client_app(find_home)
+        self._home, self._app = SiteFolder(folder), make_client_app(find_home)
         self._one_by_one = ThreadPoolExecutor(1, thread_name_prefix="order")
         self._known: list[_Order] = []
         self._current: _Order | None = None
@@ -75,14 +75,14 @@ class Orders:
     def carry(self, sent: Iterator[bytes], call: grpc.ServicerContext) -> Iterator[bytes]:
         """gRPC: the frames of a message in; signs of progress, then the frames of its reply out."""
         announced = frames.read_head(next(sent))
-        message = frames.joined(announced, sent)
+        message = frames.joined(announced, sent, self._home.received)
         order = _Order(name=str(announced["order"]), run=_run_of(message), message=message)
         self._known.append(order)
         done = self._one_by_one.submit(self._carry_out, order)
         done.add_done_callback(lambda _: self._known.remove(order))
         yield from self._signs(order, done, call.is_active)
         if done.done():
-            yield from frames.pieces(done.result())
+            yield from frames.pieces(done.result(), self._home.outbox)
         else:
             done.cancel()
 
@@ -133,7 +133,8 @@ class Orders:
 def _run_of(message: Message) -> str:
     """The run that the message's order is of; of what is none, a name that no run has."""
     try:
-        return wire.unpack_order(message.content, wire.Kind(message.metadata.message_type)).run
+        kind = wire.Kind(message.metadata.message_type)
+        return wire.unpack_order(message.content, kind, arrays=False).run
     except (ValueError, WireError):
         return ""
 

@@ -127,6 +127,10 @@ class Admission:
         if request.path == ACTIVATE:
             await self.look()
 
+    def node(self, name: str) -> int | None:
+        """The registered site's node."""
+        return self._node_of.get(name)
+
     async def look(self) -> None:
         """What is due each second, and when a link begins: a changed registry takes effect, changed states are written.
 

@@ -51,7 +51,7 @@ class Bodies:
             raise RequestRefused("too-large")
         is_small = "transfer-encoding" not in headers and int(announced) <= SMALL_BYTES
         turns = () if is_small else (self._turns_of[site], self._turns)
-        async with _taken(*turns):
+        async with taken(*turns):
             yield await self._whole(receive)
 
     async def _whole(self, receive: Receive) -> bytes:
@@ -78,18 +78,22 @@ class Bodies:
 
 
 @asynccontextmanager
-async def _taken(*turns: asyncio.Semaphore) -> AsyncIterator[None]:
-    """A place in each, for as long as the context lasts."""
-    taken: list[asyncio.Semaphore] = []
+async def taken(*turns: asyncio.Semaphore) -> AsyncIterator[None]:
+    """A place in each, for as long as the context lasts.
+
+    Raises:
+        Busy: there was none for some seconds.
+    """
+    given: list[asyncio.Semaphore] = []
     try:
         try:
             async with asyncio.timeout(_TURN_SECONDS):
                 for turn in turns:
                     await turn.acquire()
-                    taken.append(turn)
+                    given.append(turn)
         except TimeoutError:
             raise Busy("too many bodies are being read") from None
         yield
     finally:
-        for turn in taken:
+        for turn in given:
             turn.release()

@@ -189,6 +189,8 @@ class FlowerNodes:
 
     def claims(self, path: str, body: bytes) -> Claims:
         """Whose node, or which key, a request says it is; nothing where the body is not what the path takes."""
+        if ("POST", path) not in PROTOBUF_REQUEST_TYPES:
+            return Claims()
         message = PROTOBUF_REQUEST_TYPES["POST", path]()
         try:
             message.ParseFromString(body)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde_utils import metadata_from_proto
@@ -31,9 +31,12 @@ from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.run import RunNotRunningException
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from fedmed_common.errors import RejectedReply, RepliesLost, TransportAway, TransportLost
+from fedmed_common import wire_files
+from fedmed_common.errors import RejectedReply, RepliesLost, TransportAway, TransportLost, WireError
+from fedmed_common.wire_files import LEAST_BYTES
 from fedmed_server import gate
 from fedmed_server.deployment.objects import Budget, read_message
+from fedmed_server.deployment.shelf import Shelf
 
 _PATIENCE_SECONDS = 5.0
 _UNREAD = {reason: code for code, reason in gate.UNREAD.items()}
@@ -58,16 +61,27 @@ class GuardedGrid(HttpGrid):
     """
 
     def __init__(
-        self, address: str, *, token: str, root_certificates: bytes | None = None, insecure: bool = False
+        self,
+        address: str,
+        shelf: Shelf,
+        *,
+        token: str,
+        root_certificates: bytes | None = None,
+        insecure: bool = False,
     ) -> None:
         super().__init__(address, insecure, root_certificates, token=token)
+        self._shelf = shelf
         self._retry_invoker = _brief_retries()
         self._claims: dict[str, _Claim] = {}
         self._limit = (0, 0)
 
     def set_limit(self, size: int, arrays: int) -> None:
-        """A reply holds at most ``size`` bytes of numbers in ``arrays`` arrays."""
+        """From now on a reply holds at most ``size`` bytes of numbers in ``arrays`` arrays."""
         self._limit = (size, arrays)
+
+    def shelve(self, record: ArrayRecord) -> ArrayRecord:
+        """The record whose large arrays lie in files, each once for all the sites that are sent it."""
+        return self._shelf.keep(record)
 
     def get_nodes(self) -> list[NodeInfo]:
         """The connected nodes."""
@@ -77,6 +91,8 @@ class GuardedGrid(HttpGrid):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send; an empty id stands for a message that Flower did not take."""
         listed = list(messages)
+        for message in listed:
+            self._shelf.ask(message.object_id, message, self._limit)
         try:
             with _named_faults():
                 identifiers = list(super().push_messages(listed))
@@ -128,19 +144,37 @@ class GuardedGrid(HttpGrid):
         if claim is None:
             return None
         size, arrays = (0, 0) if claim.bare else self._limit
+        inside = min(size, LEAST_BYTES * arrays)
         pull = make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, self.run.run_id)
         try:
             with _named_faults():
-                sent = read_message(pull, claim.header.metadata.message_id, Budget.of(size, arrays))
+                sent = read_message(pull, claim.header.metadata.message_id, Budget.of(inside, arrays))
+            content = None if sent.has_error() else self._located(identifier, sent.content)
         except ObjectUnavailableError:
             return None
         except ObjectPullError:
             return self._settle(claim, error=Error(ErrorCode.MESSAGE_UNAVAILABLE))
         except RejectedReply as rejected:
             return self._settle(claim, error=Error(_UNREAD[rejected.reason]))
-        if sent.has_error():
-            return self._settle(claim, error=sent.error)
-        return self._settle(claim, content=sent.content)
+        return self._settle(claim, content=content, error=sent.error if sent.has_error() else None)
+
+    def _located(self, identifier: str, content: RecordDict) -> RecordDict:
+        """The content whose numbers lie in files of this order's, where they are no more than was asked for.
+
+        Raises:
+            RejectedReply: they are not.
+        """
+        try:
+            named = wire_files.references(content)
+            too_much = sum(named.values()) > self._limit[0] or len(named) > self._limit[1]
+            files = (
+                {} if too_much else {name: self._shelf.came(identifier, name, named[name]) for name in named}
+            )
+        except WireError:
+            raise RejectedReply(gate.UNREADABLE) from None
+        if too_much:
+            raise RejectedReply(gate.OVERSIZED)
+        return wire_files.located(content, files)
 
     def _settle(
         self, claim: _Claim, *, content: RecordDict | None = None, error: Error | None = None
@@ -154,6 +188,7 @@ class GuardedGrid(HttpGrid):
                 )
             )
         del self._claims[metadata.reply_to_message_id]
+        self._shelf.forget(metadata.reply_to_message_id)
         return make_message(metadata, content=content, error=error)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import MutableMapping
-from contextlib import ExitStack
+from collections.abc import Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -25,8 +25,10 @@ from fedmed_common.signed_requests import (
     header_of,
     installed_version,
 )
+from fedmed_common.wire_files import PREFIX
 from fedmed_server.deployment.admission import Admission, Request
 from fedmed_server.deployment.bodies import Bodies
+from fedmed_server.deployment.bulk import Bulk
 from fedmed_server.deployment.places import Busy, Places, interval_seconds
 
 HEALTH = "/health"
@@ -47,20 +49,23 @@ FLEET_PATHS = frozenset(
 )
 """The calls of a site. Flower has two more, with which a node registers and removes itself; here the registry does."""
 
-_STATUS = {"unknown-path": 404, "too-large": 413}
+_STATUS = {"unknown-path": 404, "not-asked": 404, "too-large": 413, "digest": 422, "disk": 507}
 _log = logging.getLogger(__name__)
 
 
 class Guard:
     """Serves sites, and nothing but what sites may ask."""
 
-    def __init__(self, app: ASGIApp, admission: Admission, *, body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, admission: Admission, bulk: Bulk, *, body_bytes: int) -> None:
         self._app, self._admission, self._bodies = app, admission, Bodies(body_bytes)
-        self._places = Places()
+        self._bulk, self._places = bulk, Places()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with ExitStack() as place:
             try:
+                if scope["path"].startswith(PREFIX):
+                    await self._pass_numbers(scope, receive, send)
+                    return
                 if not _is_health(scope):
                     receive = _once(await self._admitted(scope, receive, place), receive)
                     send = _with_interval(interval_seconds(self._admission.connected), send)
@@ -79,7 +84,7 @@ class Guard:
         path, headers = scope["path"], _headers(scope)
         if scope["method"] != "POST" or path not in FLEET_PATHS or scope["query_string"]:
             raise RequestRefused("unknown-path")
-        try:
+        with _told(scope, headers):
             self._places.check(path)
             site = await self._admission.known(headers)
             async with self._bodies.read(site, headers, receive) as body:
@@ -87,11 +92,29 @@ class Guard:
                 await self._admission.admit(
                     site, Request(method="POST", path=path, headers=headers, body=body)
                 )
-        except RequestRefused as refusal:
-            name, call = headers.get(header_of("site"), "")[:64], path.rpartition("/")[2]
-            _log.warning("%s of %r from %s is refused: %s", call, name, _peer(scope), refusal.reason)
-            raise
         return body
+
+    async def _pass_numbers(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A piece of an array, whose bytes the signature does not cover: the digest in the path is theirs."""
+        path, headers = scope["path"], _headers(scope)
+        if scope["query_string"]:
+            raise RequestRefused("unknown-path")
+        with _told(scope, headers):
+            site = await self._admission.known(headers)
+            request = Request(method=scope["method"], path=path, headers=headers, body=b"")
+            await self._admission.admit(site, request)
+            await self._bulk.serve(site, self._admission.node(site), scope, receive, send)
+
+
+@contextmanager
+def _told(scope: Scope, headers: dict[str, str]) -> Iterator[None]:
+    """A refusal of what a site asks is logged."""
+    try:
+        yield
+    except RequestRefused as refusal:
+        name, call = headers.get(header_of("site"), "")[:64], scope["path"].removeprefix("/v1/fleet/")[:24]
+        _log.warning("%s of %r from %s is refused: %s", call, name, _peer(scope), refusal.reason)
+        raise
 
 
 class ControlGuard:

@@ -127,6 +127,11 @@ class ServerHome:
         return self.path / "state" / "flower.db"
 
     @property
+    def bulk(self) -> Path:
+        """The numbers of orders and replies that are on their way. Not worth a backup."""
+        return self.path / "state" / "bulk"
+
+    @property
     def site_states(self) -> Path:
         """What the server knows about each site's connection."""
         return self.path / "state" / "sites.json"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -29,7 +27,6 @@ _LEVELS: tuple[tuple[type[InflatableObject], ...], ...] = (
     (Array,),
 )
 _NPY_HEADER = 512
-_LEAST_CHUNK = 2**20
 _RECORDS, _PER_ARRAY, _PER_OBJECT = 2**16, 2048, 128
 Pull = Callable[[str], bytes]
 
@@ -45,8 +42,8 @@ class Budget:
     @classmethod
     def of(cls, size: int, arrays: int) -> Budget:
         """Room for so many bytes in so many arrays, and for what Flower wraps around them."""
+        objects = 16 + 2 * arrays
         size += _NPY_HEADER * arrays
-        objects = 16 + 2 * arrays + size // _LEAST_CHUNK
         return cls(arrays=size, rest=_RECORDS + _PER_ARRAY * arrays + _PER_OBJECT * objects, objects=objects)
 
     def take(self, *, arrays: int = 0, rest: int = 0, objects: int = 0) -> None:
@@ -59,7 +56,7 @@ class Budget:
 
 
 def read_message(pull: Pull, message_id: str, budget: Budget) -> Message:
-    """The message whose objects ``pull`` gives by their ids. Of large objects it holds the arrays and one array's chunks.
+    """The message whose objects ``pull`` gives by their ids.
 
     Raises:
         RejectedReply: the objects are not a message, or more than ``budget``.
@@ -103,27 +100,13 @@ def _head(content: bytes) -> tuple[str, list[str]]:
 
 
 def _read_array(pull: Pull, content: bytes, parts: list[str], budget: Budget) -> Array:
-    """An array, each chunk charged as often as it occurs, and put where it belongs as soon as it is there: Flower's own way to
-    join the chunks takes the array once more."""
+    """An array, which is one chunk: a larger one's numbers do not come inside a message."""
     described = json.loads(get_object_body(content, Array))
-    occurring = described["arraychunk_ids"]
-    if not all(type(index) is int for index in occurring):
+    if len(parts) != 1 or described["arraychunk_ids"] != [0]:
         raise RejectedReply(gate.UNREADABLE)
-    times = Counter(occurring)
-    if times.keys() != set(range(len(parts))) or len(set(parts)) != len(parts):
-        raise RejectedReply(gate.UNREADABLE)
-    again: dict[int, memoryview] = {}
-    whole = io.BytesIO()
-    for index in occurring:
-        chunk = again.pop(index, None)
-        if chunk is None:
-            chunk = _chunk(pull(parts[index]))
-            budget.take(arrays=len(chunk) * times[index], objects=1)
-        times[index] -= 1
-        if times[index]:
-            again[index] = chunk
-        whole.write(chunk)
-    return Array(described["dtype"], tuple(described["shape"]), described["stype"], whole.getvalue())
+    chunk = _chunk(pull(parts[0]))
+    budget.take(arrays=len(chunk), objects=1)
+    return Array(described["dtype"], tuple(described["shape"]), described["stype"], bytes(chunk))
 
 
 def _chunk(content: bytes) -> memoryview:

@@ -67,9 +67,12 @@ class _Task:
         threading.Thread(target=self._live, name="heartbeat", daemon=True).start()
         from fedmed_server.deployment.conduct import conduct
         from fedmed_server.deployment.grid import GuardedGrid
+        from fedmed_server.deployment.shelf import Shelf
 
+        shelf = Shelf(self._home.bulk, run.run_id)
+        certificates = root_certificates(self._home)
         grid = GuardedGrid(
-            self._home.private_address(), token=self._token, root_certificates=root_certificates(self._home)
+            self._home.private_address(), shelf, token=self._token, root_certificates=certificates
         )
         grid.set_run(run)
         try:
@@ -86,6 +89,7 @@ class _Task:
             return self._push("failed", "internal")
         finally:
             self._over.set()
+            shelf.close()
 
     def _done(self, outcome: Outcome) -> None:
         """Nothing is asked of sites any more; what is left to do is the server's own."""

@@ -28,7 +28,9 @@ from fedmed_common import logs
 from fedmed_common.cli import ENVIRONMENT
 from fedmed_common.errors import FedmedError
 from fedmed_common.processes import allow_many_open_files
+from fedmed_server.deployment import shelf
 from fedmed_server.deployment.admission import Admission
+from fedmed_server.deployment.bulk import Bulk
 from fedmed_server.deployment.guard import ControlGuard, Guard
 from fedmed_server.deployment.home import PRIVATE_HOST, ServerHome, ServerSettings
 
@@ -91,7 +93,8 @@ async def serve(home: ServerHome) -> None:
     app, fleet, nodes = flower_superlink.build(home)
     admission = Admission(home, nodes)
     await admission.look()
-    guard = Guard(fleet, admission, body_bytes=settings.limits.body_mb * 2**20)
+    shelf.sweep(home.bulk)
+    guard = Guard(fleet, admission, Bulk(home.bulk), body_bytes=settings.limits.body_mb * 2**20)
     log_config = flower_superlink.log_config(logging.INFO)
     private = _private(home, settings, ControlGuard(app), log_config)
     public = _public(home, settings, guard, log_config)

@@ -32,6 +32,7 @@ from fedmed_server.deployment.flower_runtime import (
 )
 from fedmed_server.deployment.grid import GuardedGrid
 from fedmed_server.deployment.home import ServerHome
+from fedmed_server.deployment.shelf import Shelf
 from fedmed_server.deployment.site_states import SiteState, load_site_states
 from fedmed_server.provision import certify
 from fedmed_server.provision.create import create
@@ -83,7 +84,10 @@ class Run:
         _, run, _ = self._session.pull()
         certificates = home.authority.read_bytes()
         self._grid = GuardedGrid(
-            home.private_address(), token=self._task.token, root_certificates=certificates
+            home.private_address(),
+            Shelf(home.bulk, run.run_id),
+            token=self._task.token,
+            root_certificates=certificates,
         )
         self._grid.set_run(run)
 

@@ -72,7 +72,7 @@ def test_more_than_an_order_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(messages, "MOST_OBJECTS", len(objects) - 1)
     with pytest.raises(WireError, match="more parts"):
         _ = header.objects
-    monkeypatch.setattr(messages, "LARGEST_ORDER_BYTES", sum(map(len, objects.values())) - 1)
+    monkeypatch.setattr(messages, "LARGEST_MESSAGE_BYTES", sum(map(len, objects.values())) - 1)
     fetched = messages.Fetched()
     with pytest.raises(WireError, match="larger than an order may be"):
         for content in objects.values():
@@ -82,7 +82,7 @@ def test_more_than_an_order_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> N
 def test_one_chunk_named_many_times_does_not_take_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     header, objects = announced(20 * 2**20)  # 80 MB in chunks that are all the same
     stored = sum(map(len, objects.values()))
-    monkeypatch.setattr(messages, "LARGEST_ORDER_BYTES", 2 * stored)
+    monkeypatch.setattr(messages, "LARGEST_MESSAGE_BYTES", 2 * stored)
     assert stored < 40e6
     with pytest.raises(WireError, match="larger than an order may be"):
         inflate(header, objects)

@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_answered(
     coordinator: Any, here: _Here, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = coordinator.run(experiment)
-    for limit, value in (("LARGEST_ORDER_BYTES", 100), ("MOST_OBJECTS", 1)):
+    for limit, value in (("LARGEST_MESSAGE_BYTES", 100), ("MOST_OBJECTS", 1)):
         asked = run.ask(here.home.path.name)
         with monkeypatch.context() as patch:
             patch.setattr(messages, limit, value)

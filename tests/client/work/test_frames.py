@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from flwr.common.serde import message_to_proto
 from fedmed_client.work import frames
 from fedmed_common.errors import WireError
 
+HERE = Path(__file__).parent
 Ask = Callable[..., Message]
 
 
@@ -33,11 +35,11 @@ def message(ask: Ask) -> Message:
 
 
 def test_a_message_in_pieces_is_the_message(message: Message) -> None:
-    first, *rest = frames.pieces(message, order="x")
+    first, *rest = frames.pieces(message, HERE, order="x")
     announced = frames.read_head(first)
     assert announced["order"] == "x"
     assert max(map(len, rest)) <= 1 << 20 < sum(map(len, rest))
-    again = frames.joined(announced, iter(rest))
+    again = frames.joined(announced, iter(rest), HERE)
     assert _bytes(again) == _bytes(message)
     assert list(again.content["parameters"]) == ["large", "scalar", "none"]
     assert list(again.content) == list(message.content)
@@ -45,17 +47,17 @@ def test_a_message_in_pieces_is_the_message(message: Message) -> None:
 
 def test_a_message_of_an_error_alone_passes(message: Message) -> None:
     failed = Message(Error(code=3), reply_to=message)
-    first, *rest = frames.pieces(failed)
-    assert _bytes(frames.joined(frames.read_head(first), rest)) == _bytes(failed)
+    first, *rest = frames.pieces(failed, HERE)
+    assert _bytes(frames.joined(frames.read_head(first), rest, HERE)) == _bytes(failed)
 
 
 @pytest.mark.parametrize("change", [lambda rest: rest[:-1], lambda rest: rest[1:], lambda rest: [b"", *rest]])
 def test_a_message_with_bytes_missing_is_none(
     message: Message, change: Callable[[list[bytes]], list[bytes]]
 ) -> None:
-    first, *rest = frames.pieces(message)
+    first, *rest = frames.pieces(message, HERE)
     with pytest.raises(WireError):
-        frames.joined(frames.read_head(first), change(rest))
+        frames.joined(frames.read_head(first), change(rest), HERE)
 
 
 @pytest.mark.parametrize("frame", [b"", b"[]", b"\xff", b"{"])

@@ -125,7 +125,7 @@ def test_an_order_is_finished_though_the_link_is_gone(served: Path, ask: Ask, ex
     message = ask(run="left alone")
     with grpc.insecure_channel(frames.address(SiteFolder(served).worker_socket)) as connection:
         call = connection.stream_stream(frames.CARRY)(
-            frames.pieces(message, order="left"), wait_for_ready=True
+            frames.pieces(message, SiteFolder(served).received, order="left"), wait_for_ready=True
         )
         next(iter(call))
         call.cancel()
@@ -141,7 +141,7 @@ def test_what_a_link_that_is_gone_asked_is_left_for_the_next_one(
         message, channel = ask(run=by, experiment=long_experiment), WorkerChannel(served)
         with grpc.insecure_channel(frames.address(SiteFolder(served).worker_socket)) as connection:
             call = connection.stream_stream(frames.CARRY)(
-                frames.pieces(message, order="left"), wait_for_ready=True
+                frames.pieces(message, SiteFolder(served).received, order="left"), wait_for_ready=True
             )
             while frames.read_head(next(call)).get("step", 0) < 1:
                 pass

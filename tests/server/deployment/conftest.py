@@ -154,7 +154,7 @@ class Server:
         (listener / "sitecustomize.py").write_text(AUDIT)
         environment = {
             **os.environ,
-            "PYTHONPATH": str(listener),
+            "PYTHONPATH": os.pathsep.join([str(listener), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "CONTACTED": str(self.folder.path / "contacted"),
             "OMP_NUM_THREADS": "1",
         }

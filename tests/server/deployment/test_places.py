@@ -6,12 +6,14 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
 from fedmed_common.signed_requests import INTERVAL_HEADER, REFUSAL_HEADER
+from fedmed_server.deployment.bulk import Bulk
 from fedmed_server.deployment.guard import FLEET_PATHS, Guard
 from fedmed_server.deployment.places import (
     BEGINNINGS,
@@ -95,7 +97,7 @@ async def _ask(guard: Guard, path: str) -> tuple[int, dict[bytes, bytes]]:
     return said[0]["status"], dict(said[0]["headers"])
 
 
-def test_sites_are_told_to_ask_later_while_so_many_requests_are_at_work() -> None:
+def test_sites_are_told_to_ask_later_while_so_many_requests_are_at_work(tmp_path: Path) -> None:
     async def play() -> None:
         go_on, answered = asyncio.Event(), {"type": "http.response.start", "status": 200, "headers": []}
 
@@ -103,7 +105,7 @@ def test_sites_are_told_to_ask_later_while_so_many_requests_are_at_work() -> Non
             await go_on.wait()
             await send(answered)
 
-        guard = Guard(app, cast(Any, _Everyone()), body_bytes=10)
+        guard = Guard(app, cast(Any, _Everyone()), Bulk(tmp_path), body_bytes=10)
         half = [asyncio.create_task(_ask(guard, PULL)) for _ in range(MOST // 2)]
         await asyncio.sleep(0)
         status, headers = await _ask(guard, PULL)
