@@ -75,16 +75,19 @@ class SuperLink:
     beside: Callable[[str, Path], None] = lambda _site, _folder: None
     is_beside: Callable[[str], bool] = lambda _site: True
     root: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="fedmed-shelf-")))
+    shelf: Shelf | None = None
 
     def __post_init__(self) -> None:
         weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
 
     def grid(self) -> GuardedGrid:
-        """A run's grid on this server."""
+        """A run's grid on this server; the one before it, if there was one, is gone as with its process."""
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-        shelf = Shelf(self.root, 1)
-        weakref.finalize(self, shelf.close)
-        grid = GuardedGrid("superlink", shelf, token="x", insecure=True)  # noqa: S106
+        if self.shelf is not None:
+            self.shelf.close()
+        self.shelf = Shelf(self.root, 1)
+        weakref.finalize(self, self.shelf.close)
+        grid = GuardedGrid("superlink", self.shelf, token="x", insecure=True)  # noqa: S106
         grid.set_run(Run.create_empty(1))
         client = grid._runtime_client
         client._client.close()
