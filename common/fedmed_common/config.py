@@ -190,6 +190,11 @@ class Simulation(Model):
     gpus_per_site: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="of a site at work on the engines process and ray: 0.5 puts two on a GPU"
     )
+    regions: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="the sites, in the order of their names, are dealt to so many regions, which answer the centre for them; "
+        "0: there are none",
+    )
     pace_spread: Annotated[float, Field(ge=0.0, le=3.0)] = Field(
         0.0,
         description="how unequal sites' speeds are: deviation of the logarithm of a step's time; 0: all are equally fast",
@@ -260,11 +265,37 @@ class Experiment(Model):
             )
         if self.simulation is not None and self.simulation.partition is not None:
             self.simulation.partition.check_classes(self.task)
+        if self.simulation is not None and self.simulation.regions:
+            self._check_regions(self.simulation)
         if self.federation.evaluate_every > self.rounds:
             raise ValueError(
                 f"federation.evaluate_every ({self.federation.evaluate_every}) is more than rounds ({self.rounds})"
             )
         return self
+
+    def _check_regions(self, simulation: Simulation) -> None:
+        """A region's answer is a mean over its sites: what needs each site's own is not to be had."""
+        federation = self.federation
+        in_the_way = {
+            "privacy": self.privacy is not None,
+            "secure_aggregation": self.secure_aggregation is not None,
+            "compression": self.compression is not None,
+            "federation.fraction": federation.fraction < 1.0,
+            "federation.sites_per_round": federation.sites_per_round is not None,
+            "federation.evaluation_sites": federation.evaluation_sites is not None,
+            "simulation.pace_spread": simulation.pace_spread > 0,
+        }
+        for name, is_set in in_the_way.items():
+            if is_set:
+                raise ValueError(
+                    f"simulation.regions: a region answers for all of its sites at once, and {name} is about each site; leave "
+                    "one of them out"
+                )
+        if simulation.regions < max(2, federation.minimum_sites):
+            raise ValueError(
+                f"simulation.regions: {simulation.regions} are too few for the centre, which counts regions as its sites; it "
+                f"needs {max(2, federation.minimum_sites)}"
+            )
 
     def _check_batch_norm(self) -> None:
         at_once = self.train.batch_size // (self.train.accumulate * self.train.processes)

@@ -25,7 +25,7 @@ from fedmed_common.wire_arrays import ENCODED, FLOAT32, Types, matched, packed, 
 from fedmed_common.wire_files import Filed
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-VERSION = 7
+VERSION = 8
 DECISION = "decision"
 """Below this name an order of evaluation holds how the model's predictions are decided on: ``tasks.Decision``."""
 NO_BASE = "base"
@@ -42,7 +42,7 @@ _ORDER, _REPLY, _PARAMETERS, _DOWN, _FACTS, _COUNTS = (
     "patients",
 )
 _SUMS, _SCALARS, _METRICS, _SECONDS, _PRIVACY = "sums", "scalars", "metrics", "seconds", "privacy"
-_RECEIPT, _SECURE, _MASKED, _ENCODED = "receipt", "secure", "masked", "encoded"
+_RECEIPT, _SECURE, _MASKED, _ENCODED, _REGION = "receipt", "secure", "masked", "encoded", "region"
 _REPLY_RECORDS = frozenset(
     {
         _REPLY,
@@ -57,8 +57,10 @@ _REPLY_RECORDS = frozenset(
         _RECEIPT,
         _SECURE,
         _MASKED,
+        _REGION,
     }
 )
+_REGION_FIELDS = frozenset({"asked", "missed", "patients"})
 _REPLY_FIELDS = frozenset({"version", "site", "run", "round", "attempt", "code", "rule", "incident"})
 
 
@@ -114,6 +116,16 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """What a region says of the sites behind its answer: how many were asked, how many of them are missing in it, and how many
+    patients those have who are not."""
+
+    asked: int
+    missed: int
+    patients: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """A site's answer. ``code`` is empty when it did what was asked.
 
@@ -122,7 +134,7 @@ class Reply:
     ``epsilon_spent``: of private training, what the run has cost each of the site's patients so far, at the experiment's delta;
     ``receipt``: of the ledger that counts it.
     ``masked``: in the place of ``delta`` and ``sums``, the site's part of a secure sum, ``(length,)``; ``secure``:
-    ``secure.circle.Given`` as text."""
+    ``secure.circle.Given`` as text. ``region``: of a region, which answers for sites; a hospital has none."""
 
     site: str
     run: str
@@ -141,6 +153,7 @@ class Reply:
     receipt: Receipt | None = None
     masked: NDArray[np.uint32] | None = field(default=None, repr=False)
     secure: str = ""
+    region: Region | None = None
 
 
 def pack_order(
@@ -250,6 +263,8 @@ def pack_reply(reply: Reply) -> RecordDict:
         record[_SECURE] = ConfigRecord({"text": reply.secure})
     if reply.masked is not None:
         record[_MASKED] = packed_alone(_MASKED, reply.masked)
+    if reply.region is not None:
+        record[_REGION] = ConfigRecord({name: getattr(reply.region, name) for name in _REGION_FIELDS})
     return record
 
 
@@ -299,6 +314,7 @@ def unpack_reply(
         receipt=_receipt(record),
         masked=_masked(record, masked),
         secure=_secure(record),
+        region=_region(record),
     )
 
 
@@ -382,6 +398,15 @@ def _receipt(record: RecordDict) -> Receipt | None:
     if fields.keys() != {"sequence", "mac"}:
         raise WireError("undeclared field")
     return Receipt(sequence=_integer(fields, "sequence"), mac=_text(fields, "mac"))
+
+
+def _region(record: RecordDict) -> Region | None:
+    if _REGION not in record:
+        return None
+    fields = _config(record, _REGION)
+    if fields.keys() != _REGION_FIELDS:
+        raise WireError("undeclared field")
+    return Region(**{name: _integer(fields, name) for name in _REGION_FIELDS})
 
 
 def _config(record: RecordDict, name: str) -> dict[str, Any]:

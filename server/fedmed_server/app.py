@@ -54,7 +54,7 @@ class RunRequest:
     such a run is interrupted, for sites come back; a simulation has failed. ``is_revoked(site)``: as in :class:`Channel`.
     ``on_state``: given each round's state once its checkpoint is written, before the history knows of it.
     ``evaluated``: the rounds after which the model is measured; None: as the experiment says.
-    ``receipts``: of the sites' privacy ledgers, over all runs.
+    ``receipts``: of the sites' privacy ledgers, over all runs. ``regional``: its sites are regions.
     ``on_loaded``: told what became of the file that the weights start from, and how much of the network is trained.
     """
 
@@ -70,6 +70,7 @@ class RunRequest:
     on_state: Callable[[RunState], None] = lambda _state: None
     on_loaded: Callable[[Sequence[str]], None] = lambda _sentences: None
     receipts: Receipts = field(default_factory=Receipts)
+    regional: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -131,6 +132,7 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
         evaluated=request.evaluated,
         receipts=request.receipts,
         folder=request.folder,
+        regional=request.regional,
     )
     _heal_history(file, state)
     roll = call_roll(channel, request.sites)

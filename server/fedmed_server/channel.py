@@ -75,7 +75,7 @@ class Channel:
     ``trained``: names of the arrays that a site's update holds; None: all. ``layers``, ``model``: what is known of the network,
     and one of its kind, whose own values do not matter. ``evaluated``: the rounds after which the model is measured; None: as the
     experiment says. ``receipts``: of the sites' privacy ledgers. ``has``: by site, the name of the model that it has
-    (``agreement``). ``folder``: the run's."""
+    (``agreement``). ``folder``: the run's. ``regional``: its sites are regions, which answer for sites."""
 
     grid: Grid
     experiment: Experiment
@@ -92,6 +92,7 @@ class Channel:
     receipts: Receipts = field(default_factory=Receipts)
     has: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
+    regional: bool = False
 
     def evaluates(self, number: int) -> bool:
         """Whether the model is measured after the round."""

@@ -160,6 +160,7 @@ def _ask(channel: Channel, nodes: dict[str, int]) -> Roll:
                 version=reply.facts.version,
                 withdrawn_from=reply.facts.withdrawn_from,
                 held_out=reply.facts.held_out,
+                sites=0 if reply.region is None else reply.region.asked,
             )
             if facts.withdrawn_from:
                 _log.warning(

@@ -350,6 +350,9 @@ class Exchange:
         about = {"metrics": metrics, "seconds": reply.seconds, "bytes_up": size}
         if reply.epsilon_spent is not None:
             about["epsilon_spent"] = reply.epsilon_spent
+        if reply.region is not None:
+            region = reply.region
+            about |= {"asked": region.asked, "missed": region.missed, "patients": region.patients}
         return reply, self._blank(part).model_copy(update=about)
 
     def _expected(self, part: Part) -> gate.Expected:
@@ -374,6 +377,7 @@ class Exchange:
             norm_limit=self._channel.experiment.federation.update_norm_limit,
             private=self._private
             or (order.kind is wire.Kind.EVALUATE and part.member.facts.held_out == "noised"),
+            sites=None if unknown and self._channel.regional else part.member.facts.sites,
         )
 
 

@@ -102,8 +102,9 @@ class Federation:
         assert answer.reply is not None  # noqa: S101
         reply = answer.reply
         loss = reply.metrics.get("loss")
+        site = self.sites[answer.member.name]
         return pieces.Answer(
-            site=self.sites[answer.member.name],
+            site=site if reply.region is None else replace(site, patients=reply.region.patients),
             delta=reply.delta,
             sums=reply.sums,
             scalars=reply.scalars,
@@ -157,9 +158,9 @@ def gather(channel: Channel, recipe: Recipe, roster: Sequence[Member], state: Ru
     for statistic in recipe.gathered():
         if statistic.with_model or any(name.startswith(f"{statistic.name}/") for name in state.memory):
             continue
-        by_site, results = _ask(channel, statistic, roster, state.parameters, state.round)
+        by_site, results = ask(channel, statistic, roster, state.parameters, state.round)
         check_quorum(channel.experiment.federation, results, f"the statistic '{statistic.name}'")
-        kept = statistic.kept(_total(by_site))
+        kept = statistic.kept(total(by_site))
         if statistic.of_each_site:
             for site, sums in by_site.items():
                 kept |= under(f"site/{site}/{statistic.name}", sums)
@@ -174,12 +175,12 @@ def apply_stages(channel: Channel, recipe: Recipe, roster: Sequence[Member], sta
     for stage in due:
         statistic = stage.statistic
         assert isinstance(statistic, Statistic) and channel.model is not None  # noqa: S101
-        by_site, results = _ask(channel, statistic, roster, state.model, state.round)
+        by_site, results = ask(channel, statistic, roster, state.model, state.round)
         check_quorum(
             channel.experiment.federation, results, f"the statistic '{statistic.name}' of round {state.round}"
         )
         scene = scene_of(channel, roster, state, state.round)
-        released, decision = stage.apply(state.model, _total(by_site), scene, channel.model)
+        released, decision = stage.apply(state.model, total(by_site), scene, channel.model)
         state = replace(
             state,
             released=released,
@@ -194,10 +195,10 @@ def stages_began(recipe: Recipe, best: int, number: int, rounds: int) -> bool:
     return any(best < stage.begins(rounds) <= number for stage in recipe.stages)
 
 
-def _ask(
+def ask(
     channel: Channel, statistic: Statistic, roster: Sequence[Member], parameters: Parameters, number: int
 ) -> tuple[dict[str, Parameters], list[SiteResult]]:
-    """By site that answered, its sums."""
+    """A statistic in round ``number``: by site that answered, its sums, and how all answered."""
     from fedmed_strategies.layers import sizes_of
 
     order = wire.Order(
@@ -260,12 +261,12 @@ def _ask_in_secret(
     return {_ALL_SITES: own(sums, order.statistic)}, results
 
 
-def _total(by_site: dict[str, Parameters]) -> Parameters:
+def total(by_site: Mapping[str, Parameters]) -> Parameters:
     """The sum over sites, in the roster's order."""
-    total: Parameters = {}
+    added: Parameters = {}
     for sums in by_site.values():
-        add_up(total, sums)
-    return total
+        add_up(added, sums)
+    return added
 
 
 def _sites(roster: Sequence[Member], memory: Memory) -> tuple[Site, ...]:

@@ -46,7 +46,8 @@ class Expected:
 
     ``patients``: how many the roster says the site has of what was asked, ``steps``: how many it was asked to take; no metric
     may claim more (``None``: not known yet). ``sums``, ``scalars``, ``masked``: see :class:`fedmed_server.exchange.Extras`.
-    ``private``: the work is to be differentially private."""
+    ``private``: the work is to be differentially private. ``sites``: of a region, how many sites it has said that it has; 0: it
+    is a hospital; None: not known yet."""
 
     site: str | None
     run: str
@@ -65,6 +66,7 @@ class Expected:
     scalars: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     masked: int = 0
     private: bool = False
+    sites: int | None = 0
 
 
 def allowed_metrics(kind: wire.Kind, task: Task) -> frozenset[str]:
@@ -98,10 +100,11 @@ def admit(content: RecordDict, expected: Expected) -> wire.Reply:
     _check_seconds(reply.seconds)
     if reply.code:
         results = (reply.delta, reply.sums, reply.scalars, reply.metrics, reply.facts, reply.secure)
-        others = (reply.epsilon_spent, reply.receipt, reply.masked)
+        others = (reply.epsilon_spent, reply.receipt, reply.masked, reply.region)
         if any(results) or any(other is not None for other in others):
             raise RejectedReply("a refusal that carries results")
         return reply
+    _check_region(reply.region, expected)
     _check_metrics(reply.metrics, expected)
     _check_privacy(reply, expected)
     if expected.kind is wire.Kind.FACTS:
@@ -146,6 +149,22 @@ def _check_seconds(seconds: Mapping[str, float]) -> None:
         raise RejectedReply("seconds")
 
 
+def _check_region(region: wire.Region | None, expected: Expected) -> None:
+    """A region answers for no more sites and patients than it has said that it has, and nobody else is one."""
+    if expected.sites is None and region is None:
+        return
+    if (region is not None) != (expected.sites != 0):
+        raise RejectedReply(
+            "no word on the region's sites" if region is None else "a site that says it is a region"
+        )
+    if region is None:
+        return
+    sites = _LARGEST_COUNT if expected.sites is None else expected.sites
+    patients = _LARGEST_COUNT if expected.patients is None else expected.patients
+    if not region.missed < region.asked <= sites or region.patients > patients:
+        raise RejectedReply("the region's sites")
+
+
 def _check_metrics(metrics: Metrics, expected: Expected) -> None:
     """What is there must be possible. That there is less, or nothing, is no reason to refuse a reply, also of a site that has
     patients: its policy keeps back metrics over few patients and those that it does not permit, and does not say which.
@@ -157,7 +176,9 @@ def _check_metrics(metrics: Metrics, expected: Expected) -> None:
             math.isfinite(mean.total) and math.isfinite(mean.weight) and 0 < mean.weight <= _LARGEST_COUNT
         ):
             raise RejectedReply("metric value")
-        most = expected.steps if expected.kind is wire.Kind.TRAIN else expected.patients
+        most = expected.patients
+        if expected.kind is wire.Kind.TRAIN and expected.steps is not None:
+            most = expected.steps * max(expected.sites or 0, 1)
         if most is not None and mean.weight > most:
             raise RejectedReply("metric over more than the site was asked for")
         score = score_called(name)

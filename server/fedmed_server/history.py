@@ -43,6 +43,7 @@ class SiteFacts(BaseModel):
     held_out: HeldOut = Field(
         "measured", description="what leaves of metrics of validation and test patients"
     )
+    sites: int = Field(0, description="of a region: how many sites it answers for; 0: it is a hospital")
 
 
 class SiteResult(BaseModel):
@@ -67,6 +68,8 @@ class SiteResult(BaseModel):
     bytes_down: int = 0
     bytes_up: int = 0
     staleness: int = Field(0, description="steps that the server took while the site trained")
+    asked: int = Field(0, description="of a region: how many of its sites it asked")
+    missed: int = Field(0, description="of a region: how many of those are missing in its answer")
 
     def reason(self) -> str:
         """What went wrong, for the coordinator."""
@@ -143,11 +146,13 @@ def append(file: Path, record: RunStarted | RoundDone | RunEnded) -> None:
 
 
 def missed(results: Iterable[SiteResult], what: str) -> tuple[str, ...]:
-    """One sentence for each site that did not do its part."""
+    """One sentence for each site that did not do its part, and for each region in whose answer sites are missing."""
     return tuple(
         f"{result.site} missed the {what} ({result.outcome}: {result.code})"
-        for result in results
         if result.outcome != "ok"
+        else f"{result.missed} of the {result.asked} sites of {result.site} missed the {what}"
+        for result in results
+        if result.outcome != "ok" or result.missed
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from fedmed_client.workbench import COHORTS, SiteHome
@@ -17,6 +18,7 @@ from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
 from fedmed_common.processes import cores
 from fedmed_server.app import RunRequest, run_federation
+from fedmed_server.region import Region, app_of_regions
 from fedmed_simulations.grid import FIRST_NODE, LocalGrid, app_of
 from fedmed_simulations.resources import ANY, Engine, Resources
 from fedmed_simulations.workers.grid import Settings, WorkersGrid
@@ -27,8 +29,46 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def run_inline(homes: Sequence[SiteHome], request: RunRequest, resources: Resources = ANY) -> None:
-    """All sites in this process, one after the other; model and mapped data stay warm."""
-    run_federation(LocalGrid(app_of(homes), len(homes)), request)
+    """All sites in this process, one after the other; model and mapped data stay warm. They may be dealt to regions.
+
+    Raises:
+        ConfigError: too few sites for so many regions.
+    """
+    simulation = request.experiment.simulation
+    if simulation is not None and simulation.regions:
+        regions = deal(homes, simulation.regions, request)
+        request = replace(request, sites=len(regions), regional=True)
+        run_federation(LocalGrid(app_of_regions(regions), len(regions)), request)
+    else:
+        run_federation(LocalGrid(app_of(homes), len(homes)), request)
+
+
+def deal(homes: Sequence[SiteHome], regions: int, request: RunRequest) -> list[Region]:
+    """So many regions, each with as many of the sites, in the order of their names, as the others, or one less.
+
+    Raises:
+        ConfigError: a region has fewer than ``federation.minimum_sites``.
+    """
+    by_name = sorted(homes, key=lambda home: home.site.name)
+    ends = [len(by_name) * number // regions for number in range(regions + 1)]
+    groups = [by_name[begin:end] for begin, end in pairwise(ends)]
+    fewest, wanted = min(map(len, groups)), request.experiment.federation.minimum_sites
+    if fewest < wanted:
+        raise ConfigError(
+            f"{len(homes)} sites in {regions} regions leave {fewest} in one, and federation.minimum_sites is {wanted}",
+            field="simulation.regions",
+            fix="ask for fewer regions",
+        )
+    return [
+        Region(
+            name=f"region-{number:0{len(str(regions))}}",
+            grid=LocalGrid(app_of(group), len(group)),
+            sites=len(group),
+            watch=request.watch,
+            stop=request.stop,
+        )
+        for number, group in enumerate(groups, 1)
+    ]
 
 
 def run_process(homes: Sequence[SiteHome], request: RunRequest, resources: Resources = ANY) -> None:
@@ -46,6 +86,7 @@ def process_grid(homes: Sequence[SiteHome], request: RunRequest, resources: Reso
     from fedmed_simulations.workers.processes import ProcessCrew
 
     experiment = request.experiment
+    _refuse_regions(experiment)
     gpus = _gpus_here(experiment)
     by_cores = cores() // max(experiment.train.threads, experiment.train.processes)
     fit = int(len(gpus) / _gpus_of_a_site(experiment)) if gpus else by_cores
@@ -65,6 +106,7 @@ def run_ray(homes: Sequence[SiteHome], request: RunRequest, resources: Resources
         ConfigError: Ray is not installed, the cluster cannot be reached, or none of its machines has what a site takes.
         WorkerLost: an order has cost several workers, or none can be started.
     """
+    _refuse_regions(request.experiment)
     with _cluster(resources.address) as ray:
         from fedmed_simulations.workers.ray_actors import RayCrew
 
@@ -89,6 +131,15 @@ ENGINES: dict[Engine, Callable[[Sequence[SiteHome], RunRequest, Resources], None
     "process": run_process,
     "ray": run_ray,
 }
+
+
+def _refuse_regions(experiment: Experiment) -> None:
+    if experiment.simulation is not None and experiment.simulation.regions:
+        raise ConfigError(
+            "regions answer one after the other, in one process",
+            field="simulation.regions",
+            fix="use the engine inline, or leave it out",
+        )
 
 
 def _settings(homes: Sequence[SiteHome], request: RunRequest, workers: int) -> Settings:

@@ -137,12 +137,12 @@ class Sites:
 
     def carry_out(self, message: Message) -> Message:
         """The reply of the message's node."""
-        node = message.metadata.dst_node_id
+        node, before = message.metadata.dst_node_id, TaskIdentity.node_id
         TaskIdentity.node_id = node
         try:
             reply = self._app(message, self._contexts[node])
         finally:
-            TaskIdentity.node_id = _SERVER_NODE
+            TaskIdentity.node_id = before
         reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
         return reply
 

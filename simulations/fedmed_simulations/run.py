@@ -152,7 +152,10 @@ def _with_one_trainer(experiment: Experiment) -> Experiment:
     federation = experiment.federation.model_copy(update={"minimum_sites": 1})
     settings = {name: of for name, of in experiment.recipe.settings.items() if name != Buffered.name}
     recipe = experiment.recipe.model_copy(update={"settings": settings})
-    return experiment.model_copy(update={"federation": federation, "recipe": recipe})
+    simulation = experiment.simulation and experiment.simulation.model_copy(update={"regions": 0})
+    return experiment.model_copy(
+        update={"federation": federation, "recipe": recipe, "simulation": simulation}
+    )
 
 
 def _run_or_say_how_to_resume(

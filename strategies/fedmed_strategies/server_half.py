@@ -121,9 +121,14 @@ class Round:
         return parameters, memory
 
     def _step(self) -> Arrays:
-        return self._noisy(self._combined())
+        return self._noisy(self.combined())
 
-    def _combined(self) -> Arrays:
+    def combined(self) -> Arrays:
+        """The answers as one update: their weighted mean, or what the recipe's rules make of them.
+
+        Raises:
+            QuorumError: too few are there for a robust rule.
+        """
         total = self._weigher.total()
         if not self.recipe.filters:
             return self._gathering.result(total)

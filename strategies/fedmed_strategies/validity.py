@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedmed_common.config import Experiment
 from fedmed_common.errors import ConfigError
 from fedmed_common.params import is_statistic
@@ -55,6 +57,17 @@ def _all(condition: bool, pieces: list[Piece]) -> list[Piece]:
 
 def _buffer(recipe: Recipe) -> list[Piece]:
     return [] if recipe.buffered is None else [recipe.buffered]
+
+
+def _needs_each_site(recipe: Recipe) -> list[Piece]:
+    """Pieces for which a region's mean over its sites will not do."""
+    weights = [] if recipe.weights.name == "by_patients" else [recipe.weights]
+    aggregator = [] if recipe.aggregator.name == "mean" else [recipe.aggregator]
+    privacy = [] if recipe.central_privacy is None else [recipe.central_privacy]
+    template = {"x": np.zeros(1, np.float32)}
+    telling = [piece for piece in recipe.pieces() if piece.scalars or piece.sums(template)]
+    statistics = [statistic for statistic in recipe.gathered() if statistic.of_each_site or statistic.epsilon]
+    return [*weights, *recipe.filters, *aggregator, *privacy, *_buffer(recipe), *telling, *statistics]
 
 
 def _servers_own(recipe: Recipe) -> list[Piece]:
@@ -476,6 +489,13 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
         field="train.steps",
         why="all sites take the same number of steps, so that it would be FedAvg by another name",
         fix="set train.epochs in the place of train.steps",
+    ),
+    ExperimentRule(
+        what="regions x what needs each site's answer",
+        offends=lambda r, e: _all(e.simulation is not None and e.simulation.regions > 0, _needs_each_site(r)),
+        field="simulation.regions",
+        why="a region answers with the mean of its sites by their patients, and this needs what each of them says",
+        fix="leave simulation.regions out, or the piece",
     ),
 )
 
