@@ -66,7 +66,7 @@ def _needs_each_site(recipe: Recipe) -> list[Piece]:
     privacy = [] if recipe.central_privacy is None else [recipe.central_privacy]
     template = {"x": np.zeros(1, np.float32)}
     telling = [piece for piece in recipe.pieces() if piece.scalars or piece.sums(template)]
-    statistics = [statistic for statistic in recipe.gathered() if statistic.of_each_site or statistic.epsilon]
+    statistics = [statistic for statistic in recipe.gathered() if not statistic.told_to_sites]
     return [*weights, *recipe.filters, *aggregator, *privacy, *_buffer(recipe), *telling, *statistics]
 
 

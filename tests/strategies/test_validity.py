@@ -45,6 +45,7 @@ from fedmed_strategies.weights.nova import Nova
 
 Make = Callable[[], Recipe]
 CLIPPED = CentralPrivacy()
+REGIONS = {"simulation": {"federation": "hospitals", "regions": 2}}
 DYN = {"weights": Equal(), "corrections": (Dyn(),)}
 
 PIECES: list[tuple[str, Make, Make]] = [
@@ -271,6 +272,18 @@ EXPERIMENTS: list[Case] = [
         PRIVATE,
         RECIPES["class_balanced"].with_settings(NOISED),
         PRIVATE,
+    ),
+    *(
+        ("regions x what needs each site's answer", RECIPES[wrong], REGIONS, RECIPES[right], REGIONS)
+        for wrong, right in (
+            ("equal", "fedavg"),
+            ("median", "fedadam"),
+            ("krum", "fedbn"),
+            ("fedce", "class_balanced"),
+            ("central_privacy", "head_retraining"),
+            ("fedbuff", "fedsam"),
+            ("fedrdn", "ditto"),
+        )
     ),
     ("q-FFL x Adam", RECIPES["qffl"], {}, RECIPES["qffl"], {"train": {"optimizer": "sgd"}}),
     ("privacy x losses in the clear", RECIPES["feddg_ga"], PRIVATE, RECIPES["equal"], PRIVATE),
