@@ -3,18 +3,18 @@
     python benchmarks/aggregation.py --sites 64 --parameters 120000000 --repeats 5
 
 A real round (`rounds.run_round`) with scripted sites, whose own seconds are taken off: what is left is the server's, from the
-packed reply to the new parameters, through the gate. Memory is the process's peak above what it had before there was a model, in
-models of float32; the reply that is looked at is one of them. `--sites 8 64` shows that the
-number of sites does not matter.
+reply, whose numbers lie in a file as those that come to a deployed server do, to the new parameters, through the gate. Memory is
+the process's peak above what it had before there was a model, in models of float32; the reply that is looked at is one of them.
+`--sites 8 64` shows that the number of sites does not matter.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -28,6 +28,7 @@ from fedmed_common import wire
 from fedmed_common.config import Experiment
 from fedmed_common.metrics import Mean
 from fedmed_common.wire_arrays import layout, matched, shelved
+from fedmed_common.wire_files import FILED, Filed
 from fedmed_server.channel import Channel, Member
 from fedmed_server.history import SiteFacts
 from fedmed_server.rounds import run_round
@@ -58,7 +59,8 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help="measure in this process, and print the line")
     arguments = parser.parse_args()
     if arguments.one:
-        print(measured(arguments.sites[0], arguments.parameters[0], arguments.repeats))
+        with tempfile.TemporaryDirectory() as folder:
+            print(measured(arguments.sites[0], arguments.parameters[0], arguments.repeats, Path(folder)))
         return
     lines = [
         "# Replies at the server",
@@ -80,11 +82,11 @@ def main() -> None:
     pages.write(pages.dated("aggregation"), [*lines, ""])
 
 
-def measured(sites: int, parameters: int, repeats: int) -> str:
+def measured(sites: int, parameters: int, repeats: int, folder: Path) -> str:
     """A line of the table."""
     before = _memory("VmRSS")
     state = RunState(round=0, parameters=shelved(_arrays(parameters, 0)))
-    site = Site(parameters)
+    site = Site(parameters, folder)
     members, grid = _roster(sites), LocalGrid(site.app(), sites)
     channel = Channel(
         grid=grid,
@@ -139,10 +141,13 @@ def _name(number: int) -> str:
 class Site:
     """Answers each training order with an update of its own memory. ``seconds``: what that took."""
 
-    def __init__(self, parameters: int) -> None:
+    def __init__(self, parameters: int, folder: Path) -> None:
         some = np.random.default_rng(1).normal(0, 1e-3, PATTERN).astype(np.float32)
-        self.pattern, self.parameters, self.seconds = some.tobytes(), parameters, 0.0
-        self.layout = layout(_arrays(parameters, 0))
+        self.parameters, self.seconds, self.file = parameters, 0.0, folder / "update"
+        self.layout, pattern = layout(_arrays(parameters, 0)), some.tobytes()
+        with self.file.open("wb") as file:
+            file.writelines([pattern] * (parameters // PATTERN))
+            file.write(pattern[: 4 * (parameters % PATTERN)])
 
     def app(self) -> ClientApp:
         """All sites' side of Flower."""
@@ -151,14 +156,11 @@ class Site:
         return app
 
     def update(self) -> ArrayRecord:
-        """As a site sends it."""
-        whole = io.BytesIO()
-        form = {"descr": "<f4", "fortran_order": False, "shape": (self.parameters,)}
-        np.lib.format.write_array_header_1_0(whole, form)
-        whole.writelines([self.pattern] * (self.parameters // PATTERN))
-        whole.write(self.pattern[: 4 * (self.parameters % PATTERN)])
-        row = Array(dtype="float32", shape=(self.parameters,), stype="numpy.ndarray", data=whole.getvalue())
-        return ArrayRecord({self.layout: row})
+        """As the server has it, once it has come: with a mapping of its own."""
+        filed = Filed.open(self.file, "0" * 64, 4 * self.parameters)
+        return ArrayRecord(
+            {self.layout: Array(dtype="float32", shape=(self.parameters,), stype=FILED, data=filed)}
+        )
 
     def _answer(self, message: Message, context: Context) -> Message:
         began = time.perf_counter()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +20,7 @@ Parameters = dict[str, NDArray[np.float32]]
 """Every floating-point tensor of a model's state, by name. Integer buffers (BatchNorm's step counter) stay where they are."""
 
 _MEAN, _VARIANCE = "running_mean", "running_var"
-_BLOCK = 1 << 15
+_BLOCK, _CHUNK = 1 << 15, 1 << 20
 
 
 def from_model(model: torch.nn.Module) -> Parameters:
@@ -102,17 +104,36 @@ def norm(parameters: Mapping[str, NDArray[np.float32]]) -> float:
 
 
 def rough_norm(parameters: Mapping[str, NDArray[np.float32]]) -> float:
-    """The same to about one part in a million, in a third of the time: to compare with a limit. Infinite above 1e19."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.sqrt(sum(float(np.einsum("i,i->", block, block)) for block in _blocks(parameters)))
+    """The same to about one part in a hundred thousand, as fast as memory is read, to compare with a limit. Infinite above
+    1e19."""
+    import torch
+
+    _use_read_only()
+    squares = 0.0
+    for chunk in _blocks(parameters, _CHUNK):
+        numbers = torch.from_numpy(chunk)
+        squares += float(torch.dot(numbers, numbers))
+    return math.sqrt(squares)
 
 
-def _blocks(parameters: Mapping[str, NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """All numbers in pieces that a core's cache holds."""
+@cache
+def _use_read_only() -> None:
+    """Have PyTorch's warning of read-only arrays, which comes once in a process, here and unseen."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.from_numpy(np.frombuffer(bytes(4), np.float32))
+
+
+def _blocks(
+    parameters: Mapping[str, NDArray[np.float32]], size: int = _BLOCK
+) -> Iterator[NDArray[np.float32]]:
+    """All numbers in pieces of at most so many."""
     for array in parameters.values():
         flat = array.reshape(-1)
-        for first in range(0, flat.size, _BLOCK):
-            yield flat[first : first + _BLOCK]
+        for first in range(0, flat.size, size):
+            yield flat[first : first + size]
 
 
 def count(parameters: Mapping[str, NDArray[np.float32]]) -> int:
