@@ -61,7 +61,8 @@ bench: bench-overhead bench-simulators bench-round bench-real
 	$(BIN)/python benchmarks/results.py
 
 bench-overhead: $(INSTALLED)
-	$(BIN)/python benchmarks/simulation_overhead.py --sites 8 100 --rounds 5 1 --steps 15 10 --repeats 5 --ray
+	$(BIN)/python benchmarks/simulation_overhead.py --mlflow --sites 8 10 1000 8 --models small small small large \
+	  --rounds 5 5 1 2 --steps 15 10 10 4
 
 bench-engines: $(INSTALLED)
 	$(BIN)/python benchmarks/engines.py --workers 2

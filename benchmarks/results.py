@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pages
 
@@ -53,13 +54,18 @@ def lines(found: Mapping[str, Path]) -> Iterator[str]:
             )
 
 
-def _overhead(results: Sequence[Mapping[str, dict[str, float]]]) -> Iterator[str]:
+def _overhead(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """The ratios, which have no page of their own."""
     yield from ("## A simulated run over a bare PyTorch loop of the same steps", "")
-    yield from ("| sites | inline | inline, with MLflow |", "|---|---|---|")
-    for result in results:
-        ratios = [result[name]["median_ratio_to_bare"] for name in ("inline", "inline_mlflow")]
-        yield f"| {result['sites']} | {' | '.join(f'{ratio:.3f}' for ratio in ratios)} |"
+    yield "| sites | parameters | rounds x steps | inline | inline, with MLflow | peak memory, MB |"
+    yield "|---|---|---|---|---|---|"
+    for one in results:
+        ratios = [
+            f"{one[name]['median_ratio_to_bare']:.3f}" if name in one else "not run"
+            for name in ("inline", "inline_mlflow")
+        ]
+        size = f"{one['sites']} | {one['parameters']:,} | {one['rounds']} x {one['steps']}"
+        yield f"| {size} | {' | '.join(ratios)} | {one['peak_memory_mb']:.0f} |"
     yield ""
 
 

@@ -1,24 +1,27 @@
 """Wall time of a simulated federation over a bare PyTorch loop that takes the same steps and averages.
 
 Both train the same U-Net on the same drawn sites; their weights are compared. The inline run is timed whole: orders, the
-gate, checkpoints and history; and once more with MLflow following it in its thread. Beside them, the same work on the
-ray engine.
+gate, checkpoints and history; with --mlflow once more with MLflow following it in its thread, and with --ray on the ray engine.
+Each case has a process of its own, whose peak memory is told.
 
-    python benchmarks/simulation_overhead.py --sites 8 100 --rounds 5 1 --steps 15 10 --repeats 5 --ray
+    python benchmarks/simulation_overhead.py --sites 8 1000 --models small large --rounds 5 1 --steps 15 2
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -50,13 +53,14 @@ seed = 1
 classes = ["disc"]
 dimensions = 2
 [data]
-patch = [96, 96]
+patch = {patch}
 splits = {{ validation = 0.0, test = 0.0 }}
 [model]
-channels = [16, 32, 64, 128]
+channels = {channels}
 [train]
 steps = {steps}
-batch_size = 4
+batch_size = {batch}
+threads = 1
 [simulation]
 partition = {{ kind = "even", sites = {sites} }}
 [[simulation.sites]]
@@ -64,6 +68,12 @@ name = "pool"
 labels = {{ disc = ["1"] }}
 data = {{ format = "images", root = "{root}" }}
 """
+
+MODELS = {
+    "small": {"channels": [24, 48, 96], "patch": [96, 96], "batch": 4},
+    "large": {"channels": [96, 192, 384, 768, 1536], "patch": [32, 32], "batch": 1},
+}
+"""About 0.1 and 30 million parameters; the large one on patches so small that a thousand sites can be waited for."""
 
 
 def write_pictures(root: Path, number: int) -> None:
@@ -136,25 +146,29 @@ def rounds_seconds(folder: Path) -> float:
     return sum(record.seconds["total"] for record in records if isinstance(record, RoundDone))
 
 
-def measure(
-    sites: int, rounds: int, steps: int, options: argparse.Namespace, work: Path
-) -> dict[str, object]:
-    """Alternate the bare loop and the inline engine, without and with MLflow; then the Ray engine once."""
+def measure(case: tuple[int, str, int, int], options: argparse.Namespace, work: Path) -> dict[str, object]:
+    """Alternate the bare loop and the inline engine, without and with MLflow; then the Ray engine once.
+
+    ``case``: sites, model, rounds, steps.
+    """
+    sites, model, rounds, steps = case
+    write_pictures(work / "data", 4 * sites)
     file = work / f"overhead-{sites}.toml"
     root = json.dumps(str(work / "data"))[1:-1]
-    file.write_text(EXPERIMENT.format(sites=sites, rounds=rounds, steps=steps, root=root))
+    file.write_text(EXPERIMENT.format(sites=sites, rounds=rounds, steps=steps, root=root, **MODELS[model]))
     experiment = load_experiment(file)
     homes = make_homes(experiment, check_experiment(experiment, file), work / "sites")
     for home in homes:
         COHORTS.get(home, experiment.order_text())
     start = params.from_model(bench_for(experiment.order_text()).model)
-    seconds: dict[str, list[float]] = {"bare": [], "inline": [], "inline_mlflow": []}
+    ways = (("inline", False), ("inline_mlflow", True))[: 1 + options.mlflow]
+    seconds: dict[str, list[float]] = {name: [] for name in ("bare", *(name for name, _ in ways))}
     for repeat in range(options.repeats + 1):
         params.to_model(start, bench_for(experiment.order_text()).model)
         before = time.perf_counter()
         expected = bare_loop(experiment, homes)
         timed = {"bare": time.perf_counter() - before}
-        for name, tracked in (("inline", False), ("inline_mlflow", True)):
+        for name, tracked in ways:
             folder = work / f"{name}-{sites}-{repeat}"
             timed[name], found = engine_run("inline", experiment, homes, folder, tracked=tracked)
             for tensor in expected:
@@ -167,7 +181,8 @@ def measure(
                 ", ".join(f"{name} {value:.2f} s" for name, value in timed.items()),
                 flush=True,
             )
-    result: dict[str, object] = {"sites": sites, "rounds": rounds, "steps": steps, "weights": "bit-identical"}
+    result: dict[str, object] = {"sites": sites, "model": model, "parameters": params.count(start)}
+    result |= {"rounds": rounds, "steps": steps, "weights": "bit-identical"}
     for name, values in seconds.items():
         ratios = [value / bare for value, bare in zip(values, seconds["bare"], strict=True)]
         result[name] = {
@@ -185,6 +200,7 @@ def measure(
             "weights_equal": equal,
         }
         print(f"{sites} sites: ray {result['ray']}", flush=True)
+    result["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result
 
 
@@ -198,16 +214,18 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, nargs="+", default=[15, 10], help="of a site in a round, likewise"
     )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["small", "small"], help="likewise")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--mlflow", action="store_true")
     parser.add_argument("--ray", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        write_pictures(work / "data", 4 * max(options.sites))
-        results = [
-            measure(sites, rounds, steps, options, work)
-            for sites, rounds, steps in zip(options.sites, options.rounds, options.steps, strict=True)
-        ]
+    results = []
+    for case in zip(options.sites, options.models, options.rounds, options.steps, strict=True):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+        ):
+            results.append(pool.submit(measure, case, options, Path(folder)).result())
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", "benchmarks/simulation_overhead.py", *sys.argv[1:]]),
