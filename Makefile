@@ -13,7 +13,7 @@ ifneq ($(FEDMED_DATA),)
 export FEDMED_DATA
 endif
 
-.PHONY: demo rehearse install test test-models test-faults test-hostile lint format bench bench-overhead bench-engines bench-real bench-simulators bench-round bench-load bench-models bench-published clean
+.PHONY: demo rehearse install test test-models test-faults test-hostile lint format bench bench-overhead bench-scale bench-engines bench-real bench-simulators bench-round bench-load bench-models bench-published clean
 
 demo: $(INSTALLED)
 	$(BIN)/fedmed phantom demo/federation --sites 4 --seed 1
@@ -63,6 +63,10 @@ bench: bench-overhead bench-simulators bench-round bench-real
 bench-overhead: $(INSTALLED)
 	$(BIN)/python benchmarks/simulation_overhead.py --mlflow --sites 8 10 1000 8 --models small small small large \
 	  --rounds 5 5 1 2 --steps 15 10 10 4
+
+bench-scale: $(INSTALLED)
+	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/aggregation.py
 
 bench-engines: $(INSTALLED)
 	$(BIN)/python benchmarks/engines.py --workers 2

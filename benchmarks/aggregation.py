@@ -17,6 +17,8 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from flwr.clientapp import ClientApp
 from fedmed_common import wire
 from fedmed_common.config import Experiment
 from fedmed_common.metrics import Mean
+from fedmed_common.params import Parameters, count
 from fedmed_common.wire_arrays import layout, matched, shelved
 from fedmed_common.wire_files import FILED, Filed
 from fedmed_server.channel import Channel, Member
@@ -86,7 +89,7 @@ def measured(sites: int, parameters: int, repeats: int, folder: Path) -> str:
     """A line of the table."""
     before = _memory("VmRSS")
     state = RunState(round=0, parameters=shelved(_arrays(parameters, 0)))
-    site = Site(parameters, folder)
+    site = Site(state.parameters, folder)
     members, grid = _roster(sites), LocalGrid(site.app(), sites)
     channel = Channel(
         grid=grid,
@@ -139,19 +142,20 @@ def _name(number: int) -> str:
 
 
 class Site:
-    """Answers each training order with an update of its own memory. ``seconds``: what that took."""
+    """Answers each training order with the same update, whose numbers lie in a file. ``seconds``: what its answers took."""
 
-    def __init__(self, parameters: int, folder: Path) -> None:
+    def __init__(self, template: Parameters, folder: Path) -> None:
         some = np.random.default_rng(1).normal(0, 1e-3, PATTERN).astype(np.float32)
-        self.parameters, self.seconds, self.file = parameters, 0.0, folder / "update"
-        self.layout, pattern = layout(_arrays(parameters, 0)), some.tobytes()
+        self.parameters, self.seconds, self.file = count(template), 0.0, folder / "update"
+        self.layout, pattern = layout(template), some.tobytes()
         with self.file.open("wb") as file:
-            file.writelines([pattern] * (parameters // PATTERN))
-            file.write(pattern[: 4 * (parameters % PATTERN)])
+            file.writelines([pattern] * (self.parameters // PATTERN))
+            file.write(pattern[: 4 * (self.parameters % PATTERN)])
 
     def app(self) -> ClientApp:
         """All sites' side of Flower."""
         app = ClientApp()
+        app.query("facts")(self._tell)
         app.train()(self._answer)
         return app
 
@@ -162,20 +166,27 @@ class Site:
             {self.layout: Array(dtype="float32", shape=(self.parameters,), stype=FILED, data=filed)}
         )
 
+    def _tell(self, message: Message, context: Context) -> Message:
+        patients = dict.fromkeys(("train", "validation", "test"), 10)
+        facts = wire.Facts(patients=patients, presence={}, version=version("fedmed"))
+        return Message(wire.pack_reply(replace(_reply(message, context), facts=facts)), reply_to=message)
+
     def _answer(self, message: Message, context: Context) -> Message:
         began = time.perf_counter()
-        fields = message.content.config_records["order"]
-        reply = wire.Reply(
-            site=_name(context.node_id - 100),
-            run=str(fields["run"]),
-            round=int(fields["round"]),  # type: ignore[arg-type]
-            attempt=int(fields["attempt"]),  # type: ignore[arg-type]
-            metrics={"loss": Mean(1.0, 1.0)},
-        )
-        record = wire.pack_reply(reply)
+        record = wire.pack_reply(replace(_reply(message, context), metrics={"loss": Mean(1.0, 1.0)}))
         record["parameters"] = self.update()
         self.seconds += time.perf_counter() - began
         return Message(record, reply_to=message)
+
+
+def _reply(message: Message, context: Context) -> wire.Reply:
+    fields = message.content["order"]
+    return wire.Reply(
+        site=_name(context.node_id - 100),
+        run=str(fields["run"]),
+        round=int(fields["round"]),  # type: ignore[arg-type]
+        attempt=int(fields["attempt"]),  # type: ignore[arg-type]
+    )
 
 
 def _copy_seconds(parameters: int, repeats: int) -> float:

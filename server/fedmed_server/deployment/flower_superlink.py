@@ -9,22 +9,27 @@ import hmac
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from flwr.common.constant import ACCESS_TOKEN_KEY, ISOLATION_MODE_PROCESS, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.common.constant import TRANSPORT_TYPE_GRPC_RERE as FLEET_API_TYPE
 from flwr.proto.fleet_pb2 import PushMessagesRequest
-from flwr.server.superlink.linkstate import SqlLinkState
+from flwr.server.superlink.linkstate import LinkStateFactory, SqlLinkState
 from flwr.supercore import constant, sql_mixin
 from flwr.supercore.auth.typing import AccountInfo
 from flwr.supercore.constant import NodeStatus
+from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.supercore.http_logging import get_uvicorn_log_config as log_config
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.supercore.routers.runtime.tracing import RuntimeTracingMiddleware
 from flwr.supercore.state.schema.corestate_models import ObjectPushSessionRoot
 from flwr.supercore.state.schema.linkstate_models import MessageIns
 from flwr.supercore.state.schema.linkstate_models import Node as NodeModel
+from flwr.superlink import config_loader
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
@@ -33,12 +38,14 @@ from flwr.superlink.routers.control import middlewares as control
 from flwr.superlink.routers.fleet.middlewares import FleetEventLogMiddleware
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from sqlalchemy import select, update
+from sqlalchemy import create_engine, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fedmed_common.errors import ConfigError
 from fedmed_server.deployment.admission import Claims
 from fedmed_server.deployment.flower_fleet import FleetCalls
 from fedmed_server.deployment.home import PRIVATE_HOST, ServerHome, read_secret
@@ -70,6 +77,8 @@ class TokenAuthentication(NoOpControlAuthnPlugin):
 def build(home: ServerHome) -> tuple[ASGIApp, FleetCalls, FlowerNodes]:
     """Flower's whole SuperLink over the home's database, what of it sites reach, and the sites."""
     make_database_patient()
+    if home.settings().state.database:
+        permit_postgresql()
     app = flower_app(home)
     app.user_middleware = [
         _only_where_meant(layer) for layer in app.user_middleware if layer.cls not in _IDLE
@@ -118,7 +127,8 @@ def flower_app(home: ServerHome) -> Starlette:
         ssl_ca_certfile=str(home.authority),
         ssl_certfile=str(home.certificate),
         ssl_keyfile=str(home.key),
-        database=str(home.database),
+        database=settings.state.database.replace("postgresql:", f"{_DIALECT}+psycopg:", 1)
+        or str(home.database),
         isolation=ISOLATION_MODE_PROCESS,
         runtime_dependency_install=False,
     )
@@ -239,6 +249,33 @@ def make_database_patient() -> None:
     sql_mixin.SqlMixin.session = _session_in_turn  # type: ignore[method-assign, assignment]
 
 
+def permit_postgresql() -> None:
+    """Let Flower keep its state in PostgreSQL. Its statements and its schema are for both; its open edition takes SQLite alone.
+
+    Raises:
+        ConfigError: the driver is not installed.
+    """
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "PostgreSQL needs its driver", field="state.database", fix="pip install 'fedmed[postgresql]'"
+        ) from None
+    both: Any = frozenset({"sqlite", _DIALECT})
+    for kind in (sql_mixin.SqlMixin, SqlCoreState):
+        kind.allowed_dialects = both
+        kind.dialect_insert = _insert_of_its_dialect  # type: ignore[method-assign, assignment]
+    config_loader.get_ee_objectstore_factory = ObjectStoreFactory  # type: ignore[attr-defined]
+    config_loader.get_ee_linkstate_factory = LinkStateFactory  # type: ignore[attr-defined]
+    sql_mixin.create_engine = partial(create_engine, pool_pre_ping=True)  # type: ignore[attr-defined]
+
+
+def _insert_of_its_dialect(state: sql_mixin.SqlMixin, table: Any) -> Any:
+    insert = postgresql.insert if state.database_backend == _DIALECT else sqlite.insert
+    return insert(table)
+
+
+_DIALECT = "postgresql"
 _turn = threading.Lock()
 _flower_session = sql_mixin.SqlMixin.session
 

@@ -6,8 +6,9 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedmed_common.fields import Model
 from fedmed_common.files import write_atomically
@@ -48,6 +49,29 @@ class RequestLimits(Model):
     skew_seconds: Annotated[int, Field(ge=1, le=300)] = Field(60, description="how far two clocks may differ")
 
 
+class State(Model):
+    """Where Flower keeps nodes, runs, and the messages that are on their way."""
+
+    database: str = Field(
+        "",
+        description="a PostgreSQL database as postgresql://user@host/name, without its password; empty: a SQLite file in state/",
+    )
+
+    @field_validator("database")
+    @classmethod
+    def _postgresql_without_a_password(cls, database: str) -> str:
+        if not database:
+            return database
+        parts = urlsplit(database)
+        if parts.scheme != "postgresql" or not parts.path.strip("/"):
+            raise ValueError("it is no address of a PostgreSQL database, as postgresql://user@host/name")
+        if parts.password is not None or "password" in parse_qs(parts.query):
+            raise ValueError(
+                "this file holds no passwords: put it into ~/.pgpass of the server's user, or the file that PGPASSFILE names"
+            )
+        return database
+
+
 class Tracking(Model):
     """MLflow."""
 
@@ -62,6 +86,7 @@ class ServerSettings(Model):
     private: Private = Private()
     health: Health = Health()
     limits: RequestLimits = RequestLimits()
+    state: State = State()
     tracking: Tracking = Tracking()
 
 

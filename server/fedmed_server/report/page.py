@@ -71,6 +71,9 @@ REPLY_TOLD: dict[tuple[str, ...], str] = {
     (
         "secure",
     ): "for such a sum: public keys, signatures, shares that only other sites can read, and what unmasks the sum alone",
+    (
+        "region",
+    ): "never of a hospital: where regions answer for sites, how many were asked and are missing, and the others' patients",
 }
 """Fields of the wire's Facts and Reply, in words."""
 

@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from pydantic import ValidationError
+
+from fedmed_server.deployment.home import State
+
 PROGRAM = """
 import sys, threading
 from fedmed_server.deployment import flower_superlink
@@ -51,3 +56,23 @@ def test_forty_threads_take_turns(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.strip().splitlines()[-1] == "[] 1 40 60000"
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("sqlite:///flower.db", "it is no address of a PostgreSQL database"),
+        ("postgresql://fedmed@db.example.org/", "it is no address of a PostgreSQL database"),
+        ("postgresql://fedmed:hush@db.example.org/fedmed", "this file holds no passwords"),
+        ("postgresql://fedmed@db.example.org/fedmed?password=hush", "this file holds no passwords"),
+    ],
+)
+def test_an_address_that_will_not_do_is_refused(address: str, told: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        State(database=address)
+    assert told in str(caught.value.errors()[0]["msg"])
+
+
+def test_an_address_of_postgresql_is_taken() -> None:
+    address = "postgresql://fedmed@db.example.org:5433/fedmed?sslmode=verify-full"
+    assert State(database=address).database == address
