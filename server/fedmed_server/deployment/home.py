@@ -54,6 +54,7 @@ class State(Model):
 
     database: str = Field(
         "",
+        repr=False,
         description="a PostgreSQL database as postgresql://user@host/name, without its password; empty: a SQLite file in state/",
     )
 

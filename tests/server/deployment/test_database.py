@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
-from fedmed_server.deployment.home import State
+from fedmed_common.errors import ConfigError
+from fedmed_server.deployment.home import State, load_server
 
 PROGRAM = """
 import sys, threading
@@ -67,10 +67,15 @@ def test_forty_threads_take_turns(tmp_path: Path) -> None:
         ("postgresql://fedmed@db.example.org/fedmed?password=hush", "this file holds no passwords"),
     ],
 )
-def test_an_address_that_will_not_do_is_refused(address: str, told: str) -> None:
-    with pytest.raises(ValidationError) as caught:
-        State(database=address)
-    assert told in str(caught.value.errors()[0]["msg"])
+def test_an_address_that_will_not_do_is_refused_without_being_repeated(
+    address: str, told: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(f'name = "x"\n[state]\ndatabase = "{address}"\n')
+    with pytest.raises(ConfigError, match=told) as caught:
+        load_server(file)
+    assert caught.value.field == "state.database"
+    assert "hush" not in str(caught.value)
 
 
 def test_an_address_of_postgresql_is_taken() -> None:
