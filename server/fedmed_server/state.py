@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from fedmed_common import failpoints
 from fedmed_common.errors import CheckpointError
@@ -103,7 +102,7 @@ def save_state(folder: Path, state: RunState) -> None:
     }
     write_atomically(
         folder / CHECKPOINT,
-        save(tensors, metadata={"state": json.dumps(fields)}),
+        _in_pieces(tensors, {"state": json.dumps(fields)}),
         before_rename=lambda: failpoints.reach("writing-checkpoint", round=state.round),
     )
 
@@ -165,7 +164,28 @@ def save_parameters(
 ) -> None:
     """Write a model's parameters as safetensors, with ``about`` in its header."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(dict(parameters), metadata=dict(about)))
+    write_atomically(path, _in_pieces(parameters, about))
+
+
+def _in_pieces(
+    tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    """A file of safetensors, array by array: the library's own writer has all of it in memory once more, or chooses the file.
+
+    Format: huggingface/safetensors, README, "Format". Wide types come first, so that each array is aligned.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array in ordered:
+        begin, end = end, end + array.nbytes
+        kind = array.dtype.kind.upper() + str(8 * array.dtype.itemsize)
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, array in ordered:
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def decision_of(path: Path) -> Memory:

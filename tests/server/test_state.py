@@ -9,15 +9,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from fedmed_common.errors import CheckpointError
-from fedmed_server.state import CHECKPOINT, RunState, load_state, save_state
+from fedmed_server.state import CHECKPOINT, RunState, load_state, save_parameters, save_state
 from fedmed_server.state import best_round as best_round_of
 
 PARAMETERS = {
     "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
     "a.bias": np.array([0.1, -0.0], np.float32),
 }
+
+
+def test_a_model_is_written_as_the_library_reads_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {
+        "none": np.zeros((0, 3), np.float32),
+        "one": np.float32(2.5).reshape(()),
+        **{
+            f"of {kind}": rng.integers(0, 100, (3, 5)).astype(kind)
+            for kind in ("i1", "f8", "u2", "f4", "u4", "u1", "i8", "f2")
+        },
+        "turned": rng.random((4, 6), np.float32).T,
+    }
+    about = {"run": "r-1", "said": 'with "marks" and ü'}
+    save_parameters(tmp_path / "model.safetensors", arrays, about)
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(found[name], array)
+    with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
+        assert file.metadata() == about
 
 
 def test_no_checkpoint_is_no_state(tmp_path: Path) -> None:
