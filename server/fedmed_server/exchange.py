@@ -282,6 +282,8 @@ class Exchange:
 
     def _packed(self, arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
         record = packed(arrays)
+        if not record:
+            return record
         return self._grid.shelve(record) if isinstance(self._grid, Guarded) else record
 
     def _collect(self, part: Part, over: bool) -> None:

@@ -241,8 +241,18 @@ def _check_delta(delta: params.Parameters, expected: Expected) -> None:
     length = params.rough_norm(delta)
     if not math.isfinite(length):
         raise RejectedReply("non-finite parameters")
+    if expected.sites:
+        length = _regional_length(delta)
     if length > expected.norm_limit:
         raise RejectedReply("update too large")
     for name, start in (expected.template or {}).items():
         if params.is_variance(name) and float((start + delta[name]).min(initial=0.0)) < 0:
             raise RejectedReply("negative variance")
+
+
+def _regional_length(delta: params.Parameters) -> float:
+    """The length of a region's update, in which running variances are those of its sites together: what their means are apart
+    counts there squared, and so does its root here."""
+    variances = {name: array for name, array in delta.items() if params.is_variance(name)}
+    others = {name: array for name, array in delta.items() if name not in variances}
+    return max(params.rough_norm(others), math.sqrt(params.rough_norm(variances)))

@@ -71,6 +71,11 @@ class SiteResult(BaseModel):
     asked: int = Field(0, description="of a region: how many of its sites it asked")
     missed: int = Field(0, description="of a region: how many of those are missing in its answer")
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds the answer of all whom it is of."""
+        return self.outcome == "ok" and not self.missed
+
     def reason(self) -> str:
         """What went wrong, for the coordinator."""
         incident = f", incident {self.incident}" if self.incident else ""
@@ -152,7 +157,7 @@ def missed(results: Iterable[SiteResult], what: str) -> tuple[str, ...]:
         if result.outcome != "ok"
         else f"{result.missed} of the {result.asked} sites of {result.site} missed the {what}"
         for result in results
-        if result.outcome != "ok" or result.missed
+        if not result.is_whole
     )
 
 

@@ -195,8 +195,8 @@ def _is_better(channel: Channel, evaluation: Sequence[SiteResult], state: RunSta
     if not state.best_record:
         return True
     before = RoundDone.model_validate_json(state.best_record).evaluation
-    both = {result.site for result in evaluation if result.outcome == "ok"}
-    both &= {result.site for result in before if result.outcome == "ok"}
+    both = {result.site for result in evaluation if result.is_whole}
+    both &= {result.site for result in before if result.is_whole}
     value, best = (
         _criterion(channel, [result for result in results if result.site in both])
         for results in (evaluation, before)

@@ -52,6 +52,13 @@ def deal(homes: Sequence[SiteHome], regions: int, request: RunRequest) -> list[R
     by_name = sorted(homes, key=lambda home: home.site.name)
     ends = [len(by_name) * number // regions for number in range(regions + 1)]
     groups = [by_name[begin:end] for begin, end in pairwise(ends)]
+    noised = next((home.site.name for home in by_name if home.site.policy.held_out == "noised"), None)
+    if noised is not None:
+        raise ConfigError(
+            f"site '{noised}' puts noise on what it measures (policy.held_out), which has no place in its region's sum",
+            field="simulation.regions",
+            fix="set the policy to 'measured' or 'kept', or leave simulation.regions out",
+        )
     fewest, wanted = min(map(len, groups)), request.experiment.federation.minimum_sites
     if fewest < wanted:
         raise ConfigError(

@@ -11,6 +11,7 @@ from fedmed_client.data.cohort import Cohort, open_cohort, pool, regroup
 from fedmed_client.workbench import SiteHome
 from fedmed_common.config import Experiment, Partition, Policy, Site
 from fedmed_simulations.partition import Drawn, draw_sites
+from fedmed_strategies.buffered import Buffered
 
 _DRAWN: dict[str, Drawn] = {}
 
@@ -49,6 +50,17 @@ def pooled_homes(homes: Sequence[SiteHome]) -> list[SiteHome]:
         open=partial(_open_pooled, everyone, name),
     )
     return [trainer, *(replace(home, open=partial(_open_held_out, home)) for home in homes)]
+
+
+def with_one_trainer(experiment: Experiment) -> Experiment:
+    """The experiment of a baseline, in which one site trains however many the federation asks for."""
+    federation = experiment.federation.model_copy(update={"minimum_sites": 1})
+    settings = {name: of for name, of in experiment.recipe.settings.items() if name != Buffered.name}
+    recipe = experiment.recipe.model_copy(update={"settings": settings})
+    simulation = experiment.simulation and experiment.simulation.model_copy(update={"regions": 0})
+    return experiment.model_copy(
+        update={"federation": federation, "recipe": recipe, "simulation": simulation}
+    )
 
 
 def forget() -> None:

@@ -38,11 +38,10 @@ from fedmed_simulations.display import (
     privacy_sentence,
 )
 from fedmed_simulations.engines import ENGINES
-from fedmed_simulations.federation import drawing, make_homes, pooled_homes
+from fedmed_simulations.federation import drawing, make_homes, pooled_homes, with_one_trainer
 from fedmed_simulations.overlays import draw_overlays
 from fedmed_simulations.partition.counts import Counts
 from fedmed_simulations.partition.picture import split_figure
-from fedmed_strategies.buffered import Buffered
 
 SITES = ".sites"
 
@@ -119,7 +118,7 @@ def carry_out_baseline(folder: Path, baseline: str, console: Console) -> Metrics
     for kind in ["pooled"] if baseline == "pooled" else [f"local:{name}" for name in names]:
         own = folder.with_name(f"{folder.name}.{kind.replace(':', '.')}")
         if not own.exists():
-            runfolder.create(own, _with_one_trainer(experiment), replace(plan, baseline=kind, baselines=()))
+            runfolder.create(own, with_one_trainer(experiment), replace(plan, baseline=kind, baselines=()))
         ended.append(carry_out(own, console))
     return tested_metrics(ended)
 
@@ -145,17 +144,6 @@ def carry_out_with_baselines(folder: Path, console: Console) -> None:
 def tested_metrics(ended: Sequence[RunEnded]) -> Metrics:
     """The test metrics of one run, or of several that tested disjoint sites, with each run's best model."""
     return merge(all_sites(run.test.get("best", run.test.get("last", ()))) for run in ended)
-
-
-def _with_one_trainer(experiment: Experiment) -> Experiment:
-    """The experiment of a baseline, in which one site trains however many the federation asks for."""
-    federation = experiment.federation.model_copy(update={"minimum_sites": 1})
-    settings = {name: of for name, of in experiment.recipe.settings.items() if name != Buffered.name}
-    recipe = experiment.recipe.model_copy(update={"settings": settings})
-    simulation = experiment.simulation and experiment.simulation.model_copy(update={"regions": 0})
-    return experiment.model_copy(
-        update={"federation": federation, "recipe": recipe, "simulation": simulation}
-    )
 
 
 def _run_or_say_how_to_resume(

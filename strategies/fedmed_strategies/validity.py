@@ -20,6 +20,7 @@ from fedmed_strategies.flower import Flower
 from fedmed_strategies.personal.layers import OwnHead
 from fedmed_strategies.pieces import Piece
 from fedmed_strategies.server_optimizers.momentum import Momentum
+from fedmed_strategies.statistics.base import Statistic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,8 +67,13 @@ def _needs_each_site(recipe: Recipe) -> list[Piece]:
     privacy = [] if recipe.central_privacy is None else [recipe.central_privacy]
     template = {"x": np.zeros(1, np.float32)}
     telling = [piece for piece in recipe.pieces() if piece.scalars or piece.sums(template)]
-    statistics = [statistic for statistic in recipe.gathered() if not statistic.told_to_sites]
+    statistics = [one for one in _statistics(recipe) if not one.told_to_sites or one.epsilon is not None]
     return [*weights, *recipe.filters, *aggregator, *privacy, *_buffer(recipe), *telling, *statistics]
+
+
+def _statistics(recipe: Recipe) -> list[Statistic]:
+    staged = [stage.statistic for stage in recipe.stages if isinstance(stage.statistic, Statistic)]
+    return [*recipe.gathered(), *staged]
 
 
 def _servers_own(recipe: Recipe) -> list[Piece]:

@@ -53,6 +53,12 @@ def test_what_regions_cannot_do_is_refused_before_anything_is_written(
         assert said.returncode != 0
         assert told in " ".join(said.stderr.split()), said.stderr
         assert "simulation.regions" in said.stderr
+    noised = 'least_patients = 1, held_out = "noised"'
+    said = fedmed(
+        *("simulate", write_experiment(sites=4, extra=REGIONS, policy=noised), "--runs", tmp_path / "runs"),
+        check=False,
+    )
+    assert "site 'site-0' puts noise on what it measures" in " ".join(said.stderr.split()), said.stderr
     said = fedmed(
         *("simulate", write_experiment(sites=4, extra=REGIONS), "--runs", tmp_path / "runs"),
         *("--engine", "process"),

@@ -95,6 +95,39 @@ def test_a_site_that_a_region_lost_is_said_and_weighs_nothing(tmp_path: Path) ->
         np.testing.assert_allclose(found[name], array, rtol=0, atol=2e-6 * max(1.0, float(abs(array).max())))
 
 
+def test_a_round_without_its_hard_site_is_not_compared(tmp_path: Path) -> None:
+    """That a hard site was away from its region is no merit of the model."""
+
+    def dice(site: str, number: int) -> float | None:
+        if site == "d":
+            return None if number == 2 else 0.1
+        return 0.5 - 0.01 * number
+
+    flat = Sites(PATIENTS, dice=dice)
+    wanted = run_federation(flat.grid(), make_request(tmp_path / "flat", flat, quorum=0.5))
+    ended = regional(dealt((3, 3), dice=dice), tmp_path / "regions", quorum=0.5)
+    assert (wanted.best_round, ended.best_round) == (1, 1)
+    assert "1 of the 3 sites of region-2 missed the evaluation of round 2" in ended.status
+
+
+def test_how_far_apart_a_regions_sites_are_is_no_length_of_its_update() -> None:
+    """Its running variance is that of all of its sites' values together."""
+    mean, variance = (np.zeros(64, np.float32) for _ in range(2))
+    template = {"norm.running_mean": mean, "norm.running_var": variance}
+    expected = replace(EXPECTED, kind=wire.Kind.TRAIN, template=template, norm_limit=1e4)
+
+    def admit(spread: float, sites: int) -> wire.Reply:
+        delta = {"norm.running_mean": mean, "norm.running_var": variance + np.float32(spread**2)}
+        region = wire.Region(asked=2, missed=0, patients=20) if sites else None
+        reply = wire.pack_reply(replace(REPLY, delta=delta, region=region))
+        return gate.admit(reply, replace(expected, sites=sites))
+
+    admit(40.0, 4)
+    for spread, sites in ((40.0, 0), (4000.0, 4)):
+        with pytest.raises(RejectedReply, match="update too large"):
+            admit(spread, sites)
+
+
 def test_a_region_below_the_quorum_has_failed(tmp_path: Path) -> None:
     def trains(site: str, number: int) -> float | None:
         return None if site in {"d", "e"} and number == 2 else 1.0

@@ -285,6 +285,20 @@ EXPERIMENTS: list[Case] = [
             ("fedrdn", "ditto"),
         )
     ),
+    *(
+        (
+            "regions x what needs each site's answer",
+            RECIPES[name].with_settings({statistic: {"epsilon": 1.0}}),
+            REGIONS,
+            RECIPES[name],
+            REGIONS,
+        )
+        for name, statistic in (
+            ("class_balanced", "counts"),
+            ("operating_point", "operating_points"),
+            ("head_retraining", "moments"),
+        )
+    ),
     ("q-FFL x Adam", RECIPES["qffl"], {}, RECIPES["qffl"], {"train": {"optimizer": "sgd"}}),
     ("privacy x losses in the clear", RECIPES["feddg_ga"], PRIVATE, RECIPES["equal"], PRIVATE),
     (

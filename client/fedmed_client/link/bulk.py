@@ -45,7 +45,9 @@ class Bulk:
         end = min(begin + UP_BYTES, part.size)
         length = {"content-length": str(end - begin)}
         with self._asked("PUT", part.path(begin, end), numbers.chunks(begin, end), length) as answer:
-            return self._told(answer, part)
+            if self._told(answer, part) != end:
+                raise TransportAway("the coordinator's server has another part of the numbers")
+        return end
 
     def close(self) -> None:
         """End the connections."""

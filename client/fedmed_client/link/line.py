@@ -151,8 +151,15 @@ class Line:
         Raises:
             RunOver: they are not to be had any more.
         """
+
+        def once() -> None:
+            before = incoming.size
+            self._bulk.read(part, before, incoming.take)
+            if incoming.size == before:
+                raise TransportAway("the coordinator's server sends nothing of the numbers")
+
         while incoming.size < part.size:
-            self._through(lambda: self._bulk.read(part, incoming.size, incoming.take))
+            self._through(once)
 
     def push(self, reply: Message) -> None:
         """Send a reply, the numbers in files before the message that refers to them; while the network is away, it is kept.

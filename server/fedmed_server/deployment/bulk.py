@@ -14,7 +14,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,7 +106,13 @@ class Bulk:
             os.close(descriptor)
 
     async def _tell(self, _order: Asked, piece: _Piece, how: tuple[Scope, Receive, Send]) -> None:
-        await _answer_held(how[2], self._held(piece.part))
+        """What of the array is here. All of it is not before it was compared, which a crash may have left undone."""
+        whole, held = shelf.reply_file(self._root, piece.part), self._held(piece.part)
+        if held == piece.part.size and not whole.exists():
+            with self._alone(whole):
+                growing = whole.with_name(f"{whole.name}.part")
+                await self._in_thread(partial(_finish, growing, whole, piece.part))
+        await _answer_held(how[2], held)
 
     async def _take(self, order: Asked, piece: _Piece, how: tuple[Scope, Receive, Send]) -> None:
         scope, receive, send = how
@@ -119,8 +125,9 @@ class Bulk:
             raise RequestRefused("too-large")
         whole = shelf.reply_file(self._root, part)
         with self._alone(whole):
-            if piece.begin != self._held(part):
-                await _answer_held(send, self._held(part), status=409)
+            held = self._held(part)
+            if piece.begin != held or whole.exists():
+                await _answer_held(send, held, status=200 if piece.begin == held else 409)
                 return
             growing = whole.with_name(f"{whole.name}.part")
             descriptor = os.open(growing, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -170,7 +177,15 @@ class Bulk:
             self._growing.discard(path)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        """What the call gives. Who gives up meanwhile waits for its end all the same: it uses files that are closed next."""
+        running = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            while not running.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({running})
+            raise
 
 
 class _Piece:

@@ -3,6 +3,7 @@
 The ServerApp writes an array once, for all the sites that are sent it, and for each order says in a file which site may fetch
 what, and how much that site may send back. The SuperLink writes what comes, and the ServerApp reads and deletes it::
 
+    turn                        held by who takes or deletes a lock
     RUN.lock                    held by the run's ServerApp while it lives; whose lock nobody holds is swept away
     RUN/models/DIGEST           what goes out
     RUN/MESSAGE/order.json      an order that is out
@@ -19,7 +20,8 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,7 +31,8 @@ from fedmed_common.errors import WireError
 from fedmed_common.wire_arrays import numbers
 from fedmed_common.wire_files import FILED, LEAST_BYTES, Filed, Part, digest_of, filed_in
 
-_ORDER, _MODELS = "order.json", "models"
+_ORDER, _MODELS, _GONE = "order.json", "models", ".gone"
+_TURN = "turn"
 _NEWEST = 4
 """So many records stay ready that no order names at the moment: what is measured in one round is trained in the next."""
 
@@ -90,8 +93,10 @@ class Shelf:
         self._newest: deque[Collection[str]] = deque(maxlen=_NEWEST)
         self._out: dict[str, tuple[float, frozenset[str]]] = {}
         self._last_of: dict[tuple[int, str], str] = {}
-        sweep(root)
-        self._lock = _held(root, str(run))
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _one_at_a_time(root):
+            _sweep(root)
+            self._lock = _held(root, str(run))
         if self._lock is None:
             raise RuntimeError("another process carries out the same Flower run")
         self._models.mkdir(mode=0o700, parents=True)
@@ -104,7 +109,8 @@ class Shelf:
         """
         self._make_room()
         kept = ArrayRecord({name: self._kept(array) for name, array in record.items()})
-        self._newest.append(frozenset(filed_in(RecordDict({_MODELS: kept}))))
+        if named := frozenset(filed_in(RecordDict({_MODELS: kept}))):
+            self._newest.append(named)
         return kept
 
     def ask(self, name: str, order: Message, limit: Limit) -> None:
@@ -136,15 +142,21 @@ class Shelf:
 
     def forget(self, message: str) -> None:
         """The order is done, or there is another in its place. What is in use of it here stays until it is let go of."""
-        if self._out.pop(message, None) is not None:
-            shutil.rmtree(order_folder(self._root, self._run, message), ignore_errors=True)
+        if self._out.pop(message, None) is None:
+            return
+        folder = order_folder(self._root, self._run, message)
+        gone = folder.with_name(f"{message}{_GONE}")
+        with suppress(OSError):
+            folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def close(self) -> None:
         """The run is done."""
         shutil.rmtree(self._models.parent, ignore_errors=True)
         if self._lock is not None:
-            (self._root / f"{self._run}.lock").unlink(missing_ok=True)
-            os.close(self._lock)
+            with _one_at_a_time(self._root):
+                (self._root / f"{self._run}.lock").unlink(missing_ok=True)
+                os.close(self._lock)
             self._lock = None
 
     @property
@@ -191,12 +203,28 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 def sweep(root: Path) -> None:
     """Delete what ServerApps that are gone left."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in {entry.name.removesuffix(".lock") for entry in root.iterdir()}:
+    with _one_at_a_time(root):
+        _sweep(root)
+
+
+def _sweep(root: Path) -> None:
+    for name in {entry.name.removesuffix(".lock") for entry in root.iterdir()} - {_TURN}:
         lock = _held(root, name)
         if lock is not None:
             shutil.rmtree(root / name, ignore_errors=True)
             (root / f"{name}.lock").unlink(missing_ok=True)
             os.close(lock)
+
+
+@contextmanager
+def _one_at_a_time(root: Path) -> Iterator[None]:
+    """Nobody else takes or deletes a lock meanwhile: one that is being taken looks like one that nobody holds."""
+    turn = os.open(root / _TURN, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(turn)
 
 
 def _held(root: Path, name: str) -> int | None:

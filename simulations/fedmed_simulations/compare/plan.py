@@ -8,6 +8,7 @@ from typing import Any
 
 from fedmed_common.config import Experiment
 from fedmed_simulations.compare.settings import POOLED, Kind
+from fedmed_simulations.federation import with_one_trainer
 
 LAST = 5
 """The estimator: the mean of so many evaluation rounds, the last ones. It is no setting, so that nobody picks it afterwards."""
@@ -57,9 +58,8 @@ class Arm:
         experiment = configuration.experiment.model_copy(update={"seed": seed})
         if not self.baseline:
             return experiment
-        changes: dict[str, Any] = {
-            "federation": experiment.federation.model_copy(update={"minimum_sites": 1})
-        }
+        experiment = with_one_trainer(experiment)
+        changes: dict[str, Any] = {}
         if self.baseline == POOLED:
             changes["train"] = experiment.train.model_copy(update={"steps": experiment.train.steps * times})
         return experiment.model_copy(update=changes)

@@ -146,9 +146,10 @@ class Runner:
     def _digest(self, experiment: Experiment, baseline: str, *, final: bool) -> str:
         """Of all that decides on the result: the experiment, the seed in it, what the sites hold and permit, and the program."""
         surveyed = self.sites.survey(experiment)
-        weights = experiment.transfer.weights
+        weights, simulation = experiment.transfer.weights, experiment.simulation
         what = {
             "experiment": experiment.order_text(),
+            "simulated": None if simulation is None else [simulation.regions, simulation.pace_spread],
             "recipe": recipe_of(experiment).model_dump(mode="json"),
             "weights": "" if weights is None else _content(weights),
             "baseline": baseline,

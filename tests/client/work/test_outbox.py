@@ -43,7 +43,7 @@ def reply() -> wire.Reply:
 
 
 def test_all_that_a_reply_can_hold_is_sealed(tmp_path: Path, order: wire.Order, reply: wire.Reply) -> None:
-    """But for refusals and facts, which are never sealed."""
+    """But for refusals and facts, which are never sealed, and what a region says, which no hospital does."""
     whole = replace(
         reply,
         sums={"c": np.ones(2, np.float32)},
@@ -57,7 +57,7 @@ def test_all_that_a_reply_can_hold_is_sealed(tmp_path: Path, order: wire.Order, 
     same = {
         field.name for field in fields(wire.Reply) if getattr(whole, field.name) is getattr(blank, field.name)
     }
-    assert same - {"attempt"} == {"code", "rule", "incident", "facts"}
+    assert same - {"attempt"} == {"code", "rule", "incident", "facts", "region"}
     Outbox(folder=tmp_path).seal(order, whole)
     found = Outbox(folder=tmp_path).find(order)
     assert found is not None

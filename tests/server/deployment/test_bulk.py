@@ -247,7 +247,7 @@ def test_the_shelf_keeps_what_orders_name_and_little_else(tmp_path: Path) -> Non
     (name,) = filed_in(RecordDict({"p": first}))
     assert (models / name).read_bytes() == bytes(2**20)
     own.close()
-    assert list(tmp_path.iterdir()) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["turn"]
 
 
 def test_what_a_killed_server_left_is_swept_away_and_no_other(tmp_path: Path) -> None:
@@ -255,5 +255,5 @@ def test_what_a_killed_server_left_is_swept_away_and_no_other(tmp_path: Path) ->
     (tmp_path / "2" / "models").mkdir(parents=True)
     (tmp_path / "2" / "models" / "x").write_bytes(b"left")
     shelf.sweep(tmp_path)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "1.lock"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "1.lock", "turn"]
     own.close()

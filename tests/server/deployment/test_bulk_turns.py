@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from fedmed_common.errors import RequestRefused
 from fedmed_common.wire_files import Part
 from fedmed_server.deployment import bodies, bulk
+from fedmed_server.deployment import shelf as shelves
 from fedmed_server.deployment.bulk import AT_ONCE, AT_ONCE_OF_A_SITE, Bulk, Busy
 from fedmed_server.deployment.shelf import Shelf, order_folder, reply_file
 
@@ -119,6 +123,79 @@ def test_a_site_sends_a_piece_once_at_a_time(
 
     assert asyncio.run(play()) == (Busy, {Busy}, 200)
     assert reply_file(tmp_path, _part(0)).read_bytes() == b"x" * SIZE
+
+
+def test_a_write_that_outlasts_its_piece_reaches_no_other_file(
+    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of a file that is closed is soon another file's."""
+    write, slow = os.write, threading.Event()
+
+    def slow_write(descriptor: int, content: bytes) -> int:
+        if not slow.is_set():
+            slow.set()
+            time.sleep(1.0)
+        return write(descriptor, content[: SIZE // 2])
+
+    monkeypatch.setattr(bulk.os, "write", slow_write)
+
+    async def play() -> tuple[Any, Any]:
+        where = Bulk(tmp_path)
+        late = asyncio.create_task(_refused(_Site(where, 0).put()))
+        while not slow.is_set():
+            await asyncio.sleep(0.01)
+        others = await asyncio.gather(*(_refused(_Site(where, node).put()) for node in range(1, 4)))
+        return await late, set(others)
+
+    assert asyncio.run(play()) == (Busy, {None})
+    for node in range(1, 4):
+        assert reply_file(tmp_path, _part(node)).read_bytes() == b"x" * SIZE
+
+
+def test_what_came_whole_is_compared_before_it_is_told(tmp_path: Path, shelf: Shelf) -> None:
+    """A server that was killed between the last byte and the comparison."""
+    whole = reply_file(tmp_path, _part(0))
+    for content, end in ((b"x" * SIZE, None), (b"y" * SIZE, RequestRefused)):
+        whole.unlink(missing_ok=True)
+        whole.with_name(f"{whole.name}.part").write_bytes(content)
+        scope = {"method": "HEAD", "path": _part(0).path(0, SIZE), "headers": []}
+        site = _Site(Bulk(tmp_path), 0)
+        assert asyncio.run(_refused(site._where.serve("site-0", 0, scope, site._receive, site._send))) is end
+        assert whole.exists() == (end is None)
+        assert not whole.with_name(f"{whole.name}.part").exists()
+
+
+def test_a_site_may_say_again_that_it_has_sent_all(tmp_path: Path, shelf: Shelf) -> None:
+    where = Bulk(tmp_path)
+    assert asyncio.run(_Site(where, 0).put()) == 200
+    scope = {"method": "PUT", "path": _part(0).path(SIZE, SIZE), "headers": [(b"content-length", b"0")]}
+    again = _Site(where, 0)
+    assert asyncio.run(_refused(where.serve("site-0", 0, scope, again._receive, again._send))) is None
+    assert again.said[0]["status"] == 200
+    assert [file.name for file in order_folder(tmp_path, 1, _order(0)).iterdir() if "part" in file.name] == []
+
+
+def test_a_run_that_begins_is_not_swept_away_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that is being taken looks, to who sweeps, like one that nobody holds."""
+    held, began, swept = shelves._held, threading.Event(), list[float]()
+
+    def taken(root: Path, name: str) -> int | None:
+        if name == "7" and not began.is_set():
+            began.set()
+            time.sleep(0.5)
+        return held(root, name)
+
+    monkeypatch.setattr(shelves, "_held", taken)
+    sweeper = threading.Thread(target=lambda: (began.wait(), shelves.sweep(tmp_path), swept.append(1.0)))
+    sweeper.start()
+    own = Shelf(tmp_path, 7)
+    sweeper.join()
+    shelves.sweep(tmp_path)
+    assert swept
+    assert (tmp_path / "7" / "models").is_dir()
+    own.close()
 
 
 @pytest.mark.parametrize("gone", [lambda shelf: shelf.forget(_order(0)), lambda shelf: shelf.close()])
