@@ -96,8 +96,9 @@ def measure(options: argparse.Namespace, work: Path) -> tuple[dict[str, list[dic
     write_pictures(work / "data", 4 * options.sites)
     file = work / "engines.toml"
     root = json.dumps(str(work / "data"))[1:-1]
-    text = EXPERIMENT.format(sites=options.sites, rounds=options.rounds, steps=options.steps, root=root)
-    file.write_text(text.replace("[train]", "[train]\nthreads = 1"))
+    size = {"channels": [16, 32, 64, 128], "patch": [96, 96], "batch": 4}
+    asked = {"sites": options.sites, "rounds": options.rounds, "steps": options.steps}
+    file.write_text(EXPERIMENT.format(root=root, **asked, **size))
     experiment = load_experiment(file)
     homes = make_homes(experiment, check_experiment(experiment, file), work / "sites")
     for home in homes:

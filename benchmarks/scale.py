@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pages
 from aggregation import EXPERIMENT, Site
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 
 from fedmed_common import params
 from fedmed_common.config import Experiment
@@ -88,20 +91,12 @@ def measured(model: str, sites: int, regions: int, repeats: int) -> dict[str, An
     layers = layers_of(network, experiment.model.head, experiment.plan.outputs)
     with tempfile.TemporaryDirectory() as folder:
         site = Site({name: parameters[name] for name in shared(recipe, layers)}, Path(folder))
-        grid, nodes = LocalGrid(site.app(), sites), sites
+        own = Timed(site.app())
+        asked, nodes = own, sites
         if regions:
-            ends = [sites * number // regions for number in range(regions + 1)]
-            groups = [
-                Region(
-                    name=f"region-{number}",
-                    grid=LocalGrid(site.app(), ends[number + 1] - ends[number]),
-                    sites=ends[number + 1] - ends[number],
-                )
-                for number in range(regions)
-            ]
-            grid, nodes = LocalGrid(app_of_regions(groups), regions), regions
+            asked, nodes = Timed(app_of_regions(_regions(own, sites, regions))), regions
         channel = Channel(
-            grid=grid,
+            grid=LocalGrid(asked, nodes),  # type: ignore[arg-type]
             experiment=experiment,
             run="run",
             watch=lambda _site, _phase: None,
@@ -116,12 +111,11 @@ def measured(model: str, sites: int, regions: int, repeats: int) -> dict[str, An
         state = RunState(round=0, parameters=parameters)
         centre, region = [], []
         for _ in range(repeats + 1):
-            site.seconds, began = 0.0, time.perf_counter()
+            own.seconds = asked.seconds = 0.0
+            began = time.perf_counter()
             result = run_round(channel, recipe, members, state)
-            took = time.perf_counter() - began
-            inside = sum(one.seconds["site"] for one in result.record.train) if regions else site.seconds
-            centre.append(took - inside)
-            region.append((inside - site.seconds) / max(regions, 1))
+            centre.append(time.perf_counter() - began - asked.seconds)
+            region.append((asked.seconds - own.seconds) / nodes)
     train = result.record.train
     return {
         "model": model,
@@ -134,6 +128,27 @@ def measured(model: str, sites: int, regions: int, repeats: int) -> dict[str, An
         "megabytes_up": sum(one.bytes_up for one in train) / 1e6,
         "megabytes_down": sum(one.bytes_down for one in train) / 1e6,
     }
+
+
+class Timed:
+    """A ClientApp, and the seconds that it takes."""
+
+    def __init__(self, app: ClientApp) -> None:
+        self.seconds, self._app = 0.0, app
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        began = time.perf_counter()
+        reply = self._app(message, context)
+        self.seconds += time.perf_counter() - began
+        return reply
+
+
+def _regions(app: Timed, sites: int, regions: int) -> list[Region]:
+    ends = [sites * number // regions for number in range(regions + 1)]
+    return [
+        Region(name=f"region-{number}", grid=LocalGrid(app, size), sites=size)  # type: ignore[arg-type]
+        for number, size in enumerate(end - begin for begin, end in pairwise(ends))
+    ]
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
