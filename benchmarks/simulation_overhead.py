@@ -200,8 +200,17 @@ def measure(case: tuple[int, str, int, int], options: argparse.Namespace, work: 
             "weights_equal": equal,
         }
         print(f"{sites} sites: ray {result['ray']}", flush=True)
+    result["anonymous_memory_mb"] = _anonymous_megabytes()
     result["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result
+
+
+def _anonymous_megabytes() -> float:
+    """Of this process at this moment, without what is mapped from files, as the sites' images are."""
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")
+    )
+    return int(line.split()[1]) / 1024
 
 
 def main() -> None:

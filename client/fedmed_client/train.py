@@ -27,6 +27,7 @@ from fedmed_common.metrics import Mean
 from fedmed_common.params import Parameters
 from fedmed_common.tasks import PLAIN, Shaping
 from fedmed_common.tasks.losses import Loss
+from fedmed_common.wire_arrays import row_like
 from fedmed_strategies.pieces import SiteHalf
 
 _log = logging.getLogger(__name__)
@@ -97,7 +98,9 @@ def train(
     if not math.isfinite(total):
         raise FloatingPointError(f"the training loss of round {course.round} is not finite")
     _tell_skipped(count, done, course.round)
-    delta = params.delta(team.whole(bench.model), start, bench.layers.trained)
+    names = bench.layers.trained
+    row = row_like({name: start[name] for name in names})
+    delta = params.delta(team.whole(bench.model), start, names, row)
     return Update(delta=delta, loss=Mean(total, done), waited=batches.waited)
 
 

@@ -79,12 +79,18 @@ def is_variance(name: str) -> bool:
 
 
 def delta(
-    model: torch.nn.Module, start: Mapping[str, NDArray[np.float32]], names: Sequence[str] | None = None
+    model: torch.nn.Module,
+    start: Mapping[str, NDArray[np.float32]],
+    names: Sequence[str] | None = None,
+    out: Parameters | None = None,
 ) -> Parameters:
-    """What training changed: the ``trained`` part of the model's state minus ``start``. ``names``: of that part, where known."""
+    """What training changed: the ``trained`` part of the model's state minus ``start``. ``names``: of that part, where known;
+    ``out``: arrays like those, to be written to."""
     state = model.state_dict()
     return {
-        name: state[name].detach().float().cpu().numpy() - start[name]
+        name: np.subtract(
+            state[name].detach().float().cpu().numpy(), start[name], out=None if out is None else out[name]
+        )
         for name in (trained(model) if names is None else names)
     }
 

@@ -40,7 +40,10 @@ def packed(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
 
     What already lies as it travels, in a file or in memory, is not copied.
     """
-    return ArrayRecord({name: _carried(named, shape) for name, (shape, named) in rows(arrays).items()})
+    record = ArrayRecord()
+    for name, (shape, named) in rows(arrays).items():
+        record[name] = _carried(named, shape)
+    return record
 
 
 def rows(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[tuple[int, ...], Arrays]]:
@@ -70,6 +73,16 @@ def shelved(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.f
     if not _size(arrays):
         return dict(arrays)
     return _split(_read(_array_of(arrays.values(), (_size(arrays),)), FLOAT32), _shapes(arrays))
+
+
+def row_like(template: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Arrays of these shapes, of any numbers, to be written to before they are packed: they lie as they travel, and are not
+    copied then."""
+    size = _size(template)
+    header = _npy_header(np.dtype(np.float32), (size,))
+    whole = np.empty(len(header) + 4 * size, np.uint8)
+    whole[: len(header)] = np.frombuffer(header, np.uint8)
+    return _split(whole[len(header) :].view(np.float32), _shapes(template))
 
 
 def matched(arrays: Mapping[str, Array], template: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -168,11 +181,15 @@ def _split(row: NDArray[Any], shapes: Shapes) -> dict[str, NDArray[Any]]:
 def _array_of(parts: Iterable[NDArray[Any]], shape: tuple[int, ...]) -> Array:
     """The parts' numbers behind each other, as ``numpy.save`` lays them out, with one copy of them."""
     parts = list(parts)
-    header = io.BytesIO()
-    form = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, form)
     numbers = (np.ascontiguousarray(part).reshape(-1).view(np.uint8).data for part in parts)
-    return _flower(parts[0].dtype, shape, b"".join((header.getvalue(), *numbers)))
+    return _flower(parts[0].dtype, shape, b"".join((_npy_header(parts[0].dtype, shape), *numbers)))
+
+
+def _npy_header(kind: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    form = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, form)
+    return header.getvalue()
 
 
 def _carried(arrays: Arrays, shape: tuple[int, ...]) -> Array:
@@ -183,24 +200,41 @@ def _carried(arrays: Arrays, shape: tuple[int, ...]) -> Array:
     return _flower(next(iter(arrays.values())).dtype, shape, behind)
 
 
-def _flower(kind: Any, shape: tuple[int, ...], data: bytes) -> Array:
+def _flower(kind: Any, shape: tuple[int, ...], data: bytes | memoryview) -> Array:
+    """Flower's constructor refuses data that are not bytes; what it does with them later takes both."""
     stype = FILED if isinstance(data, Filed) else _NPY
-    return Array(dtype=str(np.dtype(kind)), shape=shape, stype=stype, data=data)
+    array = Array(dtype=str(np.dtype(kind)), shape=shape, stype=stype, data=b"")
+    array.data = data  # type: ignore[assignment]
+    return array
 
 
-def _row_behind(arrays: Arrays) -> bytes | None:
+def _row_behind(arrays: Arrays) -> bytes | memoryview | None:
     """The NPY buffer, or the numbers in a file, of which the arrays are one part after the other, and all, where there is one."""
     filled = [array for array in arrays.values() if array.size]
-    row = _whole_behind(filled[0]) if filled else None
-    data = None if row is None else _data_behind(row)
-    if row is None or data is None or row.dtype != filled[0].dtype or row.size != _size(arrays):
+    whole = _whole_behind(filled[0]) if filled else None
+    row, data = (None, None) if whole is None else _row_and_data(whole, filled[0].dtype)
+    if row is None or row.dtype != filled[0].dtype or row.size != _size(arrays):
         return None
     place = _address(row)
     for array in filled:
-        if not array.flags.c_contiguous or _address(array) != place or _whole_behind(array) is not row:
+        if not array.flags.c_contiguous or _address(array) != place or _whole_behind(array) is not whole:
             return None
         place += array.nbytes
     return data
+
+
+def _row_and_data(
+    whole: NDArray[Any], kind: np.dtype[Any]
+) -> tuple[NDArray[Any], bytes | memoryview] | tuple[None, None]:
+    """The row that an array at the bottom of others is, or is laid out in, and what it travels as."""
+    if whole.base is None and whole.dtype == np.uint8 and kind == np.float32:
+        data = whole.data.toreadonly()
+        try:
+            return _read(_flower(kind, (), data), FLOAT32), data
+        except WireError:
+            return None, None
+    behind = _data_behind(whole)
+    return (None, None) if behind is None else (whole, behind)
 
 
 def _whole_behind(array: NDArray[Any]) -> NDArray[Any]:
