@@ -157,10 +157,12 @@ def measure(case: tuple[int, str, int, int], options: argparse.Namespace, work: 
     root = json.dumps(str(work / "data"))[1:-1]
     file.write_text(EXPERIMENT.format(sites=sites, rounds=rounds, steps=steps, root=root, **MODELS[model]))
     experiment = load_experiment(file)
+    start = params.from_model(bench_for(experiment.order_text()).model)
+    before_sites = _anonymous_megabytes()
     homes = make_homes(experiment, check_experiment(experiment, file), work / "sites")
     for home in homes:
         COHORTS.get(home, experiment.order_text())
-    start = params.from_model(bench_for(experiment.order_text()).model)
+    index = _anonymous_megabytes() - before_sites
     ways = (("inline", False), ("inline_mlflow", True))[: 1 + options.mlflow]
     seconds: dict[str, list[float]] = {name: [] for name in ("bare", *(name for name, _ in ways))}
     for repeat in range(options.repeats + 1):
@@ -200,7 +202,7 @@ def measure(case: tuple[int, str, int, int], options: argparse.Namespace, work: 
             "weights_equal": equal,
         }
         print(f"{sites} sites: ray {result['ray']}", flush=True)
-    result["anonymous_memory_mb"] = _anonymous_megabytes()
+    result["anonymous_memory_mb"], result["index_of_sites_mb"] = _anonymous_megabytes(), index
     result["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result
 
