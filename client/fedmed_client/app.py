@@ -66,7 +66,6 @@ from fedmed_strategies.pieces import SiteHalf, under
 from fedmed_strategies.presets import recipe_of
 from fedmed_strategies.secure import statistic_layout
 from fedmed_strategies.server_half import shared
-from fedmed_strategies.statistics.base import Statistic
 
 INCIDENTS = "incidents.log"
 HOME_VARIABLE = "FEDMED_HOME"
@@ -313,9 +312,8 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
     cohort, sampler = COHORTS.get(home, order.experiment)
     bench = _bench(home, order)
     recipe = recipe_of(bench.experiment)
-    asked = {one.name: one for one in (*recipe.gathered(), *(stage.statistic for stage in recipe.stages))}
-    statistic = asked.get(order.statistic)
-    if not isinstance(statistic, Statistic) or sampler is None:
+    statistic = next((one for one in recipe.asked() if one.name == order.statistic), None)
+    if statistic is None or sampler is None:
         raise PolicyRefusal("statistics", f"'{order.statistic}' is not what the recipe asks of this site")
     policy.check_statistics(home.site.policy, statistic.name)
     policy.check_patients(home.site.policy, cohort.patients("train"))

@@ -369,7 +369,8 @@ class Exchange:
             classes=task.classes,
             metrics=gate.allowed_metrics(order.kind, task),
             patients=None if unknown else _patients(part.member, order),
-            steps=self._channel.experiment.train.steps_of(_patients(part.member, order)),
+            steps=self._channel.experiment.train.steps_of(_patients(part.member, order))
+            * max(part.member.facts.sites, 1),
             template=self._template,
             codec=self._codec,
             sums=self._extras.sums,

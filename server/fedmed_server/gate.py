@@ -176,9 +176,7 @@ def _check_metrics(metrics: Metrics, expected: Expected) -> None:
             math.isfinite(mean.total) and math.isfinite(mean.weight) and 0 < mean.weight <= _LARGEST_COUNT
         ):
             raise RejectedReply("metric value")
-        most = expected.patients
-        if expected.kind is wire.Kind.TRAIN and expected.steps is not None:
-            most = expected.steps * max(expected.sites or 0, 1)
+        most = expected.steps if expected.kind is wire.Kind.TRAIN else expected.patients
         if most is not None and mean.weight > most:
             raise RejectedReply("metric over more than the site was asked for")
         score = score_called(name)

@@ -173,9 +173,8 @@ def _presence(sites: Sequence[SiteFacts]) -> dict[str, int]:
 
 
 def _statistic(recipe: Recipe, name: str) -> Statistic:
-    known = [*recipe.gathered(), *(stage.statistic for stage in recipe.stages)]
-    found = next((one for one in known if one.name == name), None)
-    if not isinstance(found, Statistic):
+    found = next((one for one in recipe.asked() if one.name == name), None)
+    if found is None:
         raise ConfigError(
             f"the recipe has no statistic '{name}'", field="recipe", fix="use one version everywhere"
         )

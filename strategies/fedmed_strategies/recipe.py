@@ -84,6 +84,11 @@ class Recipe(Model):
                 wanted.setdefault(statistic.name, statistic)
         return tuple(wanted.values())
 
+    def asked(self) -> tuple[Statistic, ...]:
+        """All statistics that sites are asked for: before training, and by stages."""
+        staged = [stage.statistic for stage in self.stages]
+        return (*self.gathered(), *(one for one in staged if isinstance(one, Statistic)))
+
     def spent(self, experiment: Experiment) -> tuple[Spent, ...]:
         """What its statistics cost each patient of a site over a run, with those that a crash may have asked for twice."""
         rounds = experiment.rounds

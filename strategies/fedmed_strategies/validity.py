@@ -20,7 +20,6 @@ from fedmed_strategies.flower import Flower
 from fedmed_strategies.personal.layers import OwnHead
 from fedmed_strategies.pieces import Piece
 from fedmed_strategies.server_optimizers.momentum import Momentum
-from fedmed_strategies.statistics.base import Statistic
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,13 +66,8 @@ def _needs_each_site(recipe: Recipe) -> list[Piece]:
     privacy = [] if recipe.central_privacy is None else [recipe.central_privacy]
     template = {"x": np.zeros(1, np.float32)}
     telling = [piece for piece in recipe.pieces() if piece.scalars or piece.sums(template)]
-    statistics = [one for one in _statistics(recipe) if not one.told_to_sites or one.epsilon is not None]
+    statistics = [one for one in recipe.asked() if not one.told_to_sites or one.epsilon is not None]
     return [*weights, *recipe.filters, *aggregator, *privacy, *_buffer(recipe), *telling, *statistics]
-
-
-def _statistics(recipe: Recipe) -> list[Statistic]:
-    staged = [stage.statistic for stage in recipe.stages if isinstance(stage.statistic, Statistic)]
-    return [*recipe.gathered(), *staged]
 
 
 def _servers_own(recipe: Recipe) -> list[Piece]:
@@ -260,8 +254,7 @@ def _presence(recipe: Recipe, experiment: Experiment) -> list[Piece]:
 
 
 def _silent_statistics(recipe: Recipe, experiment: Experiment) -> list[Piece]:
-    asked = [*recipe.gathered(), *(stage.statistic for stage in recipe.stages)]
-    return _all(experiment.privacy is not None, [s for s in asked if getattr(s, "epsilon", None) is None])
+    return _all(experiment.privacy is not None, [s for s in recipe.asked() if s.epsilon is None])
 
 
 def _in_the_clear(recipe: Recipe, experiment: Experiment) -> list[Piece]:
