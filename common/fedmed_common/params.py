@@ -169,9 +169,11 @@ class WeightedMean:
         """
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError(f"weight {weight} is not positive")
-        blocks = _blocks({name: update[name] for name in self._sum})
-        for total, block in zip(_blocks(self._sum), blocks, strict=True):
-            np.add(total, block * np.float32(weight), out=total)
+        import torch
+
+        _use_read_only()
+        for name, total in self._sum.items():
+            torch.from_numpy(total).add_(torch.from_numpy(update[name]), alpha=weight)
         for name in self._squares:
             mean = name.removesuffix(_VARIANCE) + _MEAN
             self._squares[name] += weight * np.square(update[mean], dtype=np.float64)

@@ -116,20 +116,18 @@ def test_lengths_in_pieces_are_those_of_the_whole() -> None:
         assert not np.isfinite(params.rough_norm({**parameters, "bad": np.array([value], np.float32)}))
 
 
-def test_a_mean_in_pieces_is_that_of_whole_arrays() -> None:
+def test_a_mean_is_that_of_double_precision_and_no_number_depends_on_its_neighbours() -> None:
     rng = np.random.default_rng(4)
-    updates = [
-        {
-            "long": rng.normal(0, 1, (3, 50_000)).astype(np.float32),
-            "short": rng.normal(0, 1, 3).astype(np.float32),
-        }
-        for _ in range(3)
-    ]
-    mean = WeightedMean(updates[0])
-    expected = {name: np.zeros_like(array) for name, array in updates[0].items()}
-    for update, weight in zip(updates, (1.0, 0.3, 7.0), strict=True):
-        mean.add(update, weight)
-        for name in expected:
-            expected[name] += update[name] * np.float32(weight)
-    for name, array in mean.mean().items():
-        assert array.tobytes() == (expected[name] / np.float32(1.0 + 0.3 + 7.0)).tobytes()
+    updates = [rng.normal(0, 1, 150_001).astype(np.float32) for _ in range(3)]
+    weights = (1.0, 0.3, 7.0)
+    whole, parts = (
+        WeightedMean({"a": updates[0]}),
+        WeightedMean({"a": updates[0][:777], "b": updates[0][777:]}),
+    )
+    for update, weight in zip(updates, weights, strict=True):
+        whole.add({"a": update}, weight)
+        parts.add({"a": update[:777], "b": update[777:]}, weight)
+    expected = np.average(np.stack(updates).astype(np.float64), axis=0, weights=weights)
+    mean = whole.mean()["a"]
+    np.testing.assert_allclose(mean, expected, atol=1e-6)
+    assert mean.tobytes() == b"".join(array.tobytes() for array in parts.mean().values())
