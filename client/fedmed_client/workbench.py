@@ -23,7 +23,7 @@ from fedmed_common.config import Experiment, Site
 from fedmed_common.errors import ConfigError
 from fedmed_common.loading import experiment_from_order
 from fedmed_common.models import build_model
-from fedmed_common.processes import allow_many_open_files, cores
+from fedmed_common.processes import allow_many_open_files, cores, keep_freed_memory
 from fedmed_common.tasks import Task, build_task
 from fedmed_strategies.layers import layers_of
 from fedmed_strategies.pieces import Layers
@@ -122,6 +122,8 @@ def bench_for(order_text: str, *, gpu: bool = True) -> Bench:
     """
     experiment = experiment_of(order_text)
     device = pick_device(experiment.train.device, gpu=gpu)
+    if device.type == "cpu":
+        keep_freed_memory()
     model = build_model(experiment).to(device)
     if experiment.train.channels_last:
         lay_channels_last(model)

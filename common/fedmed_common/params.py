@@ -20,7 +20,7 @@ Parameters = dict[str, NDArray[np.float32]]
 """Every floating-point tensor of a model's state, by name. Integer buffers (BatchNorm's step counter) stay where they are."""
 
 _MEAN, _VARIANCE = "running_mean", "running_var"
-_BLOCK, _CHUNK = 1 << 15, 1 << 20
+_BLOCK, _CHUNK = 1 << 15, 1 << 22
 
 
 def from_model(model: torch.nn.Module) -> Parameters:
@@ -187,9 +187,11 @@ class WeightedMean:
         """
         if not self._weight:
             raise ZeroDivisionError("the mean of no update")
+        import torch
+
         means, self._sum = self._sum, {}
-        for total in _blocks(means):
-            np.divide(total, np.float32(self._weight), out=total)
+        for total in means.values():
+            torch.from_numpy(total).div_(self._weight)
         for name, squares in self._squares.items():
             shift = means[name.removesuffix(_VARIANCE) + _MEAN].astype(np.float64)
             spread = np.maximum(squares / self._weight - np.square(shift), 0.0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import resource
 import signal
 import threading
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_NEVER, _LARGEST_KEPT = 2**31 - 1, 2**25
 _FILES_ON_MACOS = 10_240
 """What macOS permits where it says 'unlimited'."""
 
@@ -36,3 +39,15 @@ def allow_many_open_files() -> None:
     most = _FILES_ON_MACOS if hard == resource.RLIM_INFINITY else hard
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep blocks of up to 32 MB that it frees, for the next ones, where its C library is glibc.
+
+    Training frees and takes the same sizes in every step. Given back to the system meanwhile, their pages have to be made anew,
+    which takes a fifth of a small network's step on a CPU. See mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, _NEVER)
+        mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
