@@ -88,6 +88,33 @@ def load_series(series: Series) -> Volume:
         return _volume(frames, stack, read)
 
 
+def depths_of(series: Series) -> dict[int, int]:
+    """At which depth of ``load_series``'s volume each image lies, by its number: that of the file in ``series.files``, or, of a
+    single file, that of the frame. A slice that repeats another one is left out.
+
+    Raises GeometryError and UnreadableFile as ``load_series`` does.
+    """
+    source = f"series {printable(series.uid)}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frames = [
+            frame
+            for file, path in enumerate(series.files)
+            for frame in _frames(_open(path, pixels=False), file, path)
+        ]
+    planes = [frame.plane for frame in frames if frame.plane is not None]
+    if not planes:
+        return {0: 0}
+    if len(planes) < len(frames):
+        raise GeometryError(f"{source}: {len(frames) - len(planes)} of {len(frames)} images have no position")
+    stack = stack_planes(planes, source=source)
+    alone = len(series.files) == 1
+    return {
+        frames[place].number if alone else frames[place].file: depth
+        for depth, place in enumerate(stack.order)
+    }
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Whatever a broken file raises becomes an UnreadableFile that names it."""
@@ -100,9 +127,9 @@ def _reading(path: Path) -> Iterator[None]:
         raise UnreadableFile(f"{printable(str(path))}: {detail}") from error
 
 
-def _open(path: Path) -> Dataset:
+def _open(path: Path, *, pixels: bool = True) -> Dataset:
     with _reading(path):
-        return dcmread(path, force=True)
+        return dcmread(path, force=True, stop_before_pixels=not pixels)
 
 
 def _frames(dataset: Dataset, file: int, path: Path) -> list[_Frame]:
