@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +88,18 @@ def load_series(series: Series) -> Volume:
         return _volume(frames, stack, read)
 
 
-def depths_of(series: Series) -> dict[int, int]:
-    """At which depth of ``load_series``'s volume each image lies, by its number: that of the file in ``series.files``, or, of a
-    single file, that of the frame. A slice that repeats another one is left out.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Where the images of a series lie in ``load_series``'s volume. ``depths``: by an image's number, which is that of the file
+    in ``series.files``, or, of a single file, that of the frame; a slice that repeats another one is left out. ``is_picture``:
+    it has no place, and the volume is ``(C, rows, columns, 1)``."""
+
+    depths: Mapping[int, int]
+    is_picture: bool = False
+
+
+def depths_of(series: Series) -> Placed:
+    """Where each image lies.
 
     Raises GeometryError and UnreadableFile as ``load_series`` does.
     """
@@ -104,15 +113,17 @@ def depths_of(series: Series) -> dict[int, int]:
         ]
     planes = [frame.plane for frame in frames if frame.plane is not None]
     if not planes:
-        return {0: 0}
+        return Placed(depths={0: 0}, is_picture=True)
     if len(planes) < len(frames):
         raise GeometryError(f"{source}: {len(frames) - len(planes)} of {len(frames)} images have no position")
     stack = stack_planes(planes, source=source)
     alone = len(series.files) == 1
-    return {
-        frames[place].number if alone else frames[place].file: depth
-        for depth, place in enumerate(stack.order)
-    }
+    return Placed(
+        depths={
+            frames[place].number if alone else frames[place].file: depth
+            for depth, place in enumerate(stack.order)
+        }
+    )
 
 
 @contextmanager

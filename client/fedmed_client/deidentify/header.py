@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -15,7 +15,7 @@ from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, RTStructureSetStorage, 
 
 from fedmed_client.data.text import normalise, normalise_patient, printable
 from fedmed_client.deidentify.secret import SiteSecret
-from fedmed_client.deidentify.table import TEMPORAL, TEXT, UNREADABLE, Action, Options, actions
+from fedmed_client.deidentify.table import BYTES, TEMPORAL, TEXT, UNREADABLE, Action, Options, actions
 from fedmed_client.deidentify.words import Identifiers, cleaned
 from fedmed_common.errors import DataError
 
@@ -30,6 +30,16 @@ _STRUCTURAL = frozenset(
         "RescaleType",
     }
 )
+_TERMS = """
+CodeValue CodingSchemeDesignator CodingSchemeVersion ConvolutionKernel FilterType Manufacturer ManufacturerModelName RescaleType
+SegmentLabel SequenceName UnitsOfMeasure
+"""
+"""Texts that are terms and not sentences: they stay, unless one of the file's identifiers is in them."""
+_STRICT = TEMPORAL | {"PN", "SQ", "UI"}
+"""Kinds that are treated by kind, so that an attribute of another one may not be of these, nor the other way round."""
+_PIXELS = (
+    "PixelData FloatPixelData DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths ICCProfile"
+)
 _DUMMIES: dict[str, object] = {
     "AE": "ANONYMIZED",
     "AS": "000Y",
@@ -40,7 +50,6 @@ _DUMMIES: dict[str, object] = {
     "DS": "0",
     "IS": "0",
     "PN": "ANONYMIZED",
-    "OB": b"\0\0",
     "FD": 0.0,
     "FL": 0.0,
     "SL": 0,
@@ -55,7 +64,8 @@ _PUBLIC_SCHEMES = frozenset(
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})", re.ASCII)
 _TIME = re.compile(r"(\d{2}):?(?:(\d{2}):?(?:(\d{2})(\.\d{1,6})?)?)?", re.ASCII)
 _DATE_TIME = re.compile(r"(\d{8})(\d{2}(?:\d{2}(?:\d{2}(?:\.\d{1,6})?)?)?)?([+-]\d{4})?", re.ASCII)
-_LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")
+LABEL_CLASSES = frozenset({SegmentationStorage, RTStructureSetStorage, UID("1.2.840.10008.5.1.4.1.1.66.7")})
+"""Segmentations, label maps among them, and structure sets: what has no pixels in which somebody writes."""
 _ANNEX_E = (("113100", "Basic Application Confidentiality Profile"),)
 _MODIFIED_DATES = ("113107", "Retain Longitudinal Temporal Information Modified Dates Option")
 _CLEAN_PIXELS = ("113101", "Clean Pixel Data Option")
@@ -82,6 +92,9 @@ def protect(dataset: Dataset, secret: SiteSecret, options: Options) -> Identifie
         NotDeidentified: the object is of a kind that tells more than an image or a label, or it has no patient.
     """
     _check_kind(dataset)
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        if not str(dataset.get(keyword) or ""):
+            raise NotDeidentified(f"{keyword} is missing or empty")
     identifiers = Identifiers.of(dataset)
     number = str(dataset.get("PatientID") or "")
     if not normalise(number):
@@ -106,7 +119,7 @@ def say_pixels_were_looked_at(dataset: Dataset) -> None:
 def _check_kind(dataset: Dataset) -> None:
     sop_class = UID(str(dataset.get("SOPClassUID") or ""))
     name = printable(sop_class.name) if sop_class else "an object without SOPClassUID"
-    if sop_class in (SegmentationStorage, _LABEL_MAP, RTStructureSetStorage):
+    if sop_class in LABEL_CLASSES:
         return
     if "Image Storage" in name or "Parametric Map" in name:
         return
@@ -130,7 +143,7 @@ class _Walk:
         table = actions(self.options)
         for element in _parsed(dataset):
             action = table.get(int(element.tag))
-            if action is Action.REMOVED or element.VR in UNREADABLE:
+            if action is Action.REMOVED or not _is_known(element):
                 del dataset[element.tag]
             elif element.VR == "SQ":
                 if action is Action.EMPTIED:
@@ -141,20 +154,19 @@ class _Walk:
                 element.value = _each(element, self.secret.uid)
             elif element.VR in TEMPORAL:
                 self._date(dataset, element, action)
-            elif element.VR == "PN" and action is None:
-                element.value = ""
             else:
                 self._other(element, action)
 
     def _code_of_the_house(self, item: Dataset) -> None:
         """A code of no public scheme is a hospital's own text; where it is a label of the site, its value stays."""
-        scheme, value = str(item.CodingSchemeDesignator), str(item.get("CodeValue") or "")
+        scheme = str(item.CodingSchemeDesignator)
         if scheme.upper() in _PUBLIC_SCHEMES:
             return
-        if normalise(f"{scheme}:{value}") not in self.options.labels:
-            item.CodeValue, item.CodingSchemeDesignator = "0", "99LOCAL"
-        if item.get("CodeMeaning"):
-            item.CodeMeaning = self._clean(str(item.CodeMeaning))
+        for keyword in ("CodeValue", "LongCodeValue", "URNCodeValue"):
+            value = str(item.get(keyword) or "")
+            if value and normalise(f"{scheme}:{value}") not in self.options.labels:
+                del item[keyword]
+                item.CodeValue, item.CodingSchemeDesignator = "0", "99LOCAL"
 
     def _date(self, dataset: Dataset, element: DataElement, action: Action | None) -> None:
         """One of a pair of date and time is shifted before."""
@@ -167,32 +179,63 @@ class _Walk:
             element.value = ""
 
     def _other(self, element: DataElement, action: Action | None) -> None:
-        if action is Action.EMPTIED:
+        is_free_text = element.VR in TEXT and element.keyword not in _TERMS.split()
+        if action is Action.PSEUDONYM:
+            element.value = self.person.pseudonym
+        elif action is Action.EMPTIED or (action is None and element.VR == "PN"):
             element.value = None
         elif action is Action.REPLACED:
             element.value = _DUMMIES.get(element.VR, "ANONYMIZED")
-        elif action is Action.CLEANED:
+        elif action is Action.CLEANED or (action is None and is_free_text):
             element.value = _each(element, self._clean)
-        elif action is None and self._identifies(element):
+        elif action is not None:
+            raise NotDeidentified(f"{element.keyword} is of the kind {element.VR}, which it may not be")
+        elif self._identifies(element):
             element.value = None
 
     def _identifies(self, element: DataElement) -> bool:
-        """Whether a text that the profile leaves alone holds one of the file's identifiers."""
-        is_text = element.VR in _STRINGS and element.keyword not in _STRUCTURAL
-        return is_text and self.identifiers.are_in(" ".join(_strings(element)))
+        """Whether a text that the profile leaves alone holds one of the file's identifiers. Numbers are measures."""
+        if element.VR not in _STRINGS or element.keyword in _STRUCTURAL:
+            return False
+        return any(
+            self.identifiers.are_in(text) for text in _strings(element) if not _is_number(element.VR, text)
+        )
 
     def _clean(self, text: str) -> str:
         return (cleaned(text, self.identifiers, self.options.labels) or "ANONYMIZED") if text.strip() else ""
 
 
+def _is_known(element: DataElement) -> bool:
+    """Whether the standard's dictionary has the attribute, of this kind, and it is none whose bytes nobody looks into."""
+    try:
+        kinds = dictionary_VR(element.tag).split(" or ")
+    except KeyError:
+        return False
+    if element.VR in UNREADABLE:
+        return False
+    if element.VR in BYTES:
+        return element.keyword in _PIXELS.split() or element.keyword.endswith(("LookupTableData", "LUTData"))
+    return element.VR in kinds or not {element.VR, *kinds} & _STRICT
+
+
+def _is_number(vr: str, text: str) -> bool:
+    if vr not in ("DS", "IS"):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _drop_groups(dataset: Dataset) -> None:
-    """Private attributes, commands, directories, curves, overlays."""
+    """Private attributes, commands, directories, curves, waveforms, overlays."""
     for tag in list(dataset.keys()):
         group = tag.group
         if (
             tag.is_private
             or group in (0x0000, 0x0004)
-            or 0x5000 <= group <= 0x50FF
+            or 0x5000 <= group <= 0x54FF
             or 0x6000 <= group <= 0x60FF
         ):
             del dataset[tag]

@@ -29,8 +29,9 @@ _GROUPS = {
     "X/Z/U*": edition.X_Z_U_STAR_TAGS,
 }
 TEMPORAL = frozenset({"DA", "DT", "TM"})
+BYTES = frozenset({"OB", "OD", "OF", "OL", "OV", "OW"})
 UNREADABLE = frozenset({"UN", "UR"})
-"""Kinds that are never kept: what nobody can look into, and addresses."""
+"""Kinds that are never kept: what nobody can look into, and addresses; of bytes none but pixels."""
 TEXT = frozenset({"LO", "LT", "SH", "ST", "UC", "UT"})
 _BIRTH = re.compile(r"PatientBirth(Date|Time)")
 _DESCRIPTOR = re.compile(r"(Description|Comments|Label|Notes|ROIName|ProtocolName|ContrastBolusAgent)$")
@@ -109,8 +110,8 @@ def _basics() -> dict[BaseTag, str]:
 def _action(keyword: str, vr: str, basic: str, options: Options) -> Action:
     if keyword in PSEUDONYMS:
         return Action.PSEUDONYM
-    if vr in UNREADABLE or basic in _ALWAYS:
-        return Action.REMOVED if vr in UNREADABLE else _ALWAYS[basic]
+    if vr in UNREADABLE | BYTES or basic in _ALWAYS:
+        return _ALWAYS.get(basic, Action.REMOVED)
     if vr in TEMPORAL and options.dates == "shifted" and not _BIRTH.match(keyword):
         return Action.SHIFTED
     if vr in TEXT and options.descriptors == "cleaned" and _DESCRIPTOR.search(keyword):

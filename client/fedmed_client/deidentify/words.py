@@ -11,6 +11,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from fedmed_client.data.text import normalise
+from fedmed_client.deidentify.table import TEXT
 
 _WORD = re.compile(r"[^\W_]+")
 _CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -25,12 +26,12 @@ wb weighted window with without
 """
 """How acquisitions are named, where the standard's terms do not say so."""
 _NUMBERS = re.compile(r"\d{1,2}mm|b\d{1,4}|te\d{1,3}|tr\d{1,4}", re.ASCII)
-_PERSON = re.compile(r"(Name|Address|Telephone\w*|TelecomInformation|Location|Residence|PhoneNumber)$")
+_PLACE = re.compile(r"(Name|Address|Telephone\w*|TelecomInformation|Location|Residence|PhoneNumber)$")
 _IDENTIFIER = re.compile(
     r"(PatientID|PatientIDs|AccessionNumber|AdmissionID|SubjectID|ReadingID|EpisodeID|MedicalRecordLocator|OrderNumber\w*)$"
 )
-_LEAST_NAME, _LEAST_NUMBER, _LONG = 3, 4, 6
-_NOT_PERSONS = frozenset(
+_LEAST_NUMBER, _LONG = 4, 6
+_NOT_PLACES = frozenset(
     {
         "ProtocolName",
         "SequenceName",
@@ -41,11 +42,14 @@ _NOT_PERSONS = frozenset(
         "TemplateName",
     }
 )
+_NOBODY = frozenset({"anonymous", "anonymized", "none", "unknown", "patient", "test"})
+_GENERIC = "hospital clinic medical center centre department university institute radiology street road suite"
+"""Words of places that name no place."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Identifiers:
-    """Of one file: the words by which it names people, places and numbers, all in lower case."""
+    """Of one file: the words by which it names people, places and numbers, in the form in which texts are compared."""
 
     words: frozenset[str]
 
@@ -54,34 +58,49 @@ class Identifiers:
         """All that the file's own attributes say, at any depth; private ones and what cannot be read are passed over."""
         words: set[str] = set()
         for element in _elements(dataset):
-            if element.VR == "PN" or (
-                _PERSON.search(element.keyword) and element.keyword not in _NOT_PERSONS
-            ):
-                words.update(
-                    word for word in split(_text(element)) if len(word) >= _LEAST_NAME or not word.isascii()
-                )
+            parts = split(_text(element))
+            if element.VR == "PN":
+                words.update(word for word in parts if len(word) > 1)
+            elif element.VR in TEXT and _PLACE.search(element.keyword) and element.keyword not in _NOT_PLACES:
+                words.update(word for word in parts if _names_a_place(word))
             elif _IDENTIFIER.search(element.keyword):
-                parts = split(_text(element))
                 words.update(word for word in (*parts, "".join(parts)) if len(word) >= _LEAST_NUMBER)
             elif element.keyword == "PatientBirthDate":
                 words.update(_spellings(_text(element)))
-        return cls(frozenset(words - {"anonymous", "anonymized", "none", "unknown"}))
+        return cls(frozenset(words - _NOBODY))
 
     def are_in(self, text: str) -> bool:
-        """Whether one of them is a word of the text, or, where it is long, anywhere in it."""
-        found = normalise(text)
-        return not self.words.isdisjoint(split(found)) or any(
-            word in found for word in self.words if len(word) >= 6
-        )
+        """Whether one of them is a word of the text, or, where it is long or not of Latin letters, anywhere in it; also with
+        other signs between its letters and figures, or none."""
+        found = split(text)
+        if not self.words.isdisjoint(found):
+            return True
+        together = "".join(found)
+        return any(word in together for word in self.words if len(word) >= _LONG or not word.isascii())
 
     def bytes_in(self, content: bytes) -> bool:
         """Whether one of the long ones stands in a file's bytes, in any case of letters."""
         lower = content.lower()
-        return any(word.encode() in lower for word in self.words if len(word) >= _LONG and word.isascii())
+        return any(
+            word.encode(coding, "ignore") in lower
+            for word in self.words
+            for coding in (
+                "utf-8",
+                *(() if word.isascii() else ("iso2022_jp", "euc_kr", "gb18030", "latin-1")),
+            )
+            if len(word.encode(coding, "ignore")) >= _LONG
+        )
+
+
+def _names_a_place(word: str) -> bool:
+    """Not a house number, and no word of anatomy or of any hospital."""
+    if word.isdecimal():
+        return len(word) >= _LONG
+    return (len(word) > 2 or not word.isascii()) and word not in _GENERIC.split() and word not in vocabulary()
 
 
 def cleaned(text: str, identifiers: Identifiers, labels: Iterable[str] = ()) -> str:
-    """The words of a descriptor that are anatomy, acquisition or geometry, and none of the file's identifiers.
+    """The words of a text that are anatomy, acquisition or geometry, and none of the file's identifiers.
 
     A text that is one of ``labels`` stays as it is.
     """
@@ -90,15 +109,18 @@ def cleaned(text: str, identifiers: Identifiers, labels: Iterable[str] = ()) -> 
     kept = [
         word
         for word in _WORD.findall(text)
-        if (word.casefold() in vocabulary() or _NUMBERS.fullmatch(word.casefold()))
-        and word.casefold() not in identifiers.words
+        if _is_harmless(word.casefold()) and word.casefold() not in identifiers.words
     ]
     return " ".join(kept)
 
 
+def _is_harmless(word: str) -> bool:
+    return word in vocabulary() or _NUMBERS.fullmatch(word) is not None
+
+
 def split(text: str) -> list[str]:
-    """The words of a text, in lower case."""
-    return [word.casefold() for word in _WORD.findall(text)]
+    """The words of a text as they are compared: whatever the width, the case and the way in which accents are written."""
+    return _WORD.findall(normalise(text))
 
 
 @cache
@@ -133,7 +155,7 @@ def _text(element: DataElement) -> str:
 
 
 def _spellings(date: str) -> set[str]:
-    """A birth date as it is also written."""
+    """A birth date as it is also written, signs left out."""
     match = re.fullmatch(r"(\d{4})\.?(\d{2})\.?(\d{2})", date.strip())
     if match is None:
         return set()

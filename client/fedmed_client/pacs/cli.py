@@ -109,7 +109,7 @@ def fetch_command(  # noqa: PLR0913, PLR0917  each is an option of its own
     )
     _tell_refused(incoming, console)
     for problem in short:
-        console.print(problem, style="yellow", highlight=False, soft_wrap=True)
+        console.print(problem, style="yellow", highlight=False, soft_wrap=True, markup=False)
     if short:
         raise typer.Exit(1)
 
@@ -118,21 +118,29 @@ def fetch(archive: Archive, series: FoundSeries, incoming: Incoming) -> str:
     """Fetch a series. What is wrong with it, for the person at this machine; empty: all came."""
     from fedmed_client.data.text import printable
     from fedmed_client.pacs.query import ArchiveError
+    from fedmed_common.errors import DataError
 
     name = printable(f"{series.modality} series of {series.day} '{series.description}'")
-    came = 0
+    came: set[str] = set()
+    lost = 0
 
     def keep(content: bytes) -> None:
-        nonlocal came
-        incoming.keep(content)
-        came += 1
+        nonlocal lost
+        try:
+            came.add(incoming.keep(content, series.series))
+        except ArchiveError:
+            raise
+        except DataError:
+            lost += 1
 
     try:
         archive.fetch(series, keep)
     except ArchiveError as error:
         return f"{name}: {error}"
-    if not came or (series.images is not None and came < series.images):
-        return f"{name}: {came} of {series.images or '?'} images came"
+    if lost:
+        return f"{name}: {lost} of {lost + len(came)} images were not kept"
+    if not came or (series.images is not None and len(came) < series.images):
+        return f"{name}: {len(came)} of {series.images or '?'} images came"
     incoming.note_fetched(series)
     return ""
 
@@ -168,6 +176,8 @@ def receive_command(
     receiver.stop()
     console.print(f"stopped; {incoming.kept} images came", highlight=False)
     _tell_refused(incoming, console)
+    if receiver.problem:
+        console.print(receiver.problem, style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
 def send_command(
@@ -282,19 +292,23 @@ def _incoming(folder: Path, site: Site, deidentify: bool, secret: Path | None, p
     from fedmed_client.deidentify.table import Options
     from fedmed_client.pacs.keeping import Deidentifying, Incoming
 
-    folder.mkdir(parents=True, exist_ok=True)
     deidentifying = None
     if deidentify:
         options = Options(labels=label_names(site))
         deidentifying = Deidentifying(SiteSecret.open(secret or default_secret()), options)
-    return Incoming(
+    incoming = Incoming(
         folder.absolute(),
         least_free_gb=site.limits.least_free_gb,
         per_second=per_second,
         deidentifying=deidentifying,
     )
+    incoming.open()
+    return incoming
 
 
 def _tell_refused(incoming: Incoming, console: Console) -> None:
-    for code, count in sorted(incoming.refused.items()):
-        console.print(f"{count} images were not kept: {code}", style="yellow", highlight=False)
+    from fedmed_client.data.text import printable
+
+    for code, (count, reason) in sorted(incoming.refused.items()):
+        said = f"{count} images were not kept ({code}), the first because: {printable(reason)}"
+        console.print(said, style="yellow", highlight=False, soft_wrap=True, markup=False)

@@ -14,12 +14,13 @@ import requests
 from dicomweb_client.web import DICOMwebClient
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from retrying import RetryError
 
-from fedmed_client.pacs.query import ArchiveError, FoundSeries, Keep, Query
+from fedmed_client.pacs.query import ArchiveError, FoundSeries, Keep, Query, is_uid
 from fedmed_common.errors import ConfigError
 from fedmed_common.site_config import Pacs
 
-_PAGE = 200
+_PAGE, _MOST_PAGES = 200, 500
 _SECONDS = (10.0, 300.0)
 _STUDY_FIELDS = ["StudyInstanceUID", "StudyDate"]
 _SERIES_FIELDS = ["SeriesInstanceUID", "Modality", "SeriesDescription", "NumberOfSeriesRelatedInstances"]
@@ -40,6 +41,7 @@ class DicomWeb:
             ConfigError: a variable that the file names is not set.
         """
         session = requests.Session()
+        session.trust_env = False
         if pacs.ca is not None:
             session.verify = str(pacs.ca)
         if pacs.certificate is not None and pacs.key is not None:
@@ -61,23 +63,31 @@ class DicomWeb:
 
     def find(self, query: Query) -> Iterator[FoundSeries]:
         """The series that fit."""
+        told: set[str] = set()
         for accession in query.accessions or ("",):
             filters = {"StudyDate": query.days, "AccessionNumber": accession}
             for study in self._pages(None, {key: value for key, value in filters.items() if value}):
-                for series in self._pages(str(study.get("StudyInstanceUID") or ""), {}):
+                uid = str(study.get("StudyInstanceUID") or "")
+                for series in self._pages(uid, {}) if is_uid(uid) else ():
                     found = FoundSeries.of(study, series)
-                    if found is not None and query.fits(found):
+                    if found is not None and found.series not in told and query.fits(found):
+                        told.add(found.series)
                         yield found
 
     def fetch(self, series: FoundSeries, keep: Keep) -> None:
         """All instances, in the transfer syntax in which the archive has them."""
         with self._speaking():
-            for dataset in self.client.iter_series(
+            instances = self.client.iter_series(
                 series.study, series.series, media_types=(("application/dicom", "*"),)
-            ):
+            )
+        while True:
+            with self._speaking():
+                dataset = next(instances, None)
+                if dataset is None:
+                    return
                 stream = io.BytesIO()
                 dataset.save_as(stream, enforce_file_format=True)
-                keep(stream.getvalue())
+            keep(stream.getvalue())
 
     def send(self, files: Sequence[Path]) -> None:
         """Store files, one request each."""
@@ -90,8 +100,8 @@ class DicomWeb:
 
     def _pages(self, study: str | None, filters: dict[str, Any]) -> Iterator[Dataset]:
         """All answers, however few the archive gives at once; one that ignores the offset answers the same again."""
-        seen: set[str] = set()
-        while True:
+        keyword, seen = ("StudyInstanceUID" if study is None else "SeriesInstanceUID"), set[str]()
+        for _ in range(_MOST_PAGES):
             with self._speaking():
                 if study is None:
                     page = self.client.search_for_studies(
@@ -101,13 +111,16 @@ class DicomWeb:
                     page = self.client.search_for_series(
                         study, limit=_PAGE, offset=len(seen), fields=_SERIES_FIELDS, search_filters=filters
                     )
-            fresh = [Dataset.from_json(one) for one in page]
-            keyword = "StudyInstanceUID" if study is None else "SeriesInstanceUID"
-            fresh = [one for one in fresh if str(one.get(keyword) or "") not in seen]
+                answers = [Dataset.from_json(one) for one in page]
+                named = {str(one.get(keyword) or ""): one for one in answers}
+            fresh = [one for uid, one in named.items() if uid not in seen]
             if not fresh:
                 return
-            seen |= {str(one.get(keyword) or "") for one in fresh}
+            seen |= named.keys()
             yield from fresh
+        raise ArchiveError(
+            f"{self.url} finds more than {_MOST_PAGES * _PAGE}\n  fix: ask for fewer, as with --since"
+        )
 
     @contextmanager
     def _speaking(self) -> Iterator[None]:
@@ -120,11 +133,17 @@ class DicomWeb:
             raise ArchiveError(
                 f"{self.url}: its certificate is not trusted\n  fix: name the authority's file as pacs.ca"
             ) from error
-        except requests.RequestException as error:
+        except (requests.RequestException, RetryError) as error:
             raise ArchiveError(
                 f"{self.url} cannot be reached ({type(error).__name__})\n  fix: correct pacs.url, or open the firewall"
             ) from error
-        except (ValueError, KeyError, OSError) as error:
+        except FileNotFoundError as error:
+            raise ArchiveError(
+                f"{error.filename}: no such file\n  fix: correct pacs.ca, certificate or key"
+            ) from error
+        except OSError as error:
+            raise ArchiveError(f"{self.url}: {error}\n  fix: see to pacs.ca, certificate and key") from error
+        except Exception as error:
             raise ArchiveError(
                 f"{self.url} answers with what is no DICOMweb ({type(error).__name__})"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,18 @@ from typing import Any
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
+    JPEGLSNearLossless,
     RLELossless,
 )
 from pynetdicom import AE, Association, build_role, evt
@@ -31,7 +36,9 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
+from fedmed_client.deidentify.header import LABEL_CLASSES
 from fedmed_client.pacs.query import ArchiveError, FoundSeries, Keep, Query
+from fedmed_common.errors import ConfigError, DataError, FedmedError
 from fedmed_common.site_config import Pacs
 
 SYNTAXES = (
@@ -43,8 +50,13 @@ SYNTAXES = (
     JPEGLSLossless,
     JPEG2000Lossless,
     RLELossless,
+    JPEG2000,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLSNearLossless,
 )
-_LABELS = ("Segmentation Storage", "RT Structure Set Storage", "Label Map Segmentation Storage")
+_SOME_FAILED = 0xB000
+_HANDSHAKE_SECONDS = 10.0
 _PENDING = (0xFF00, 0xFF01)
 _MOST_CONTEXTS = 127
 _SECONDS = 60.0
@@ -53,19 +65,46 @@ _SECONDS = 60.0
 def storage_classes() -> list[UID]:
     """What is fetched and received: images, segmentations and structure sets."""
     found = [UID(str(context.abstract_syntax)) for context in AllStoragePresentationContexts]
-    return [uid for uid in found if "Image Storage" in uid.name or uid.name in _LABELS]
+    return [
+        *(uid for uid in found if "Image Storage" in uid.name and uid not in LABEL_CLASSES),
+        *sorted(LABEL_CLASSES),
+    ]
+
+
+class _Impatient(ssl.SSLContext):
+    """Gives a handshake up after a while: it is made in the thread that lets others in."""
+
+    def wrap_socket(self, sock: socket.socket, *arguments: Any, **settings: Any) -> ssl.SSLSocket:
+        sock.settimeout(_HANDSHAKE_SECONDS)
+        wrapped = super().wrap_socket(sock, *arguments, **settings)
+        wrapped.settimeout(None)
+        return wrapped
 
 
 def tls_context(pacs: Pacs, *, server: bool) -> ssl.SSLContext | None:
-    """By the site's file; None: no TLS."""
+    """By the site's file; None: no TLS.
+
+    Raises:
+        ConfigError: a file of it is missing or is none.
+    """
     if not pacs.tls:
         return None
-    context = ssl.create_default_context(
-        ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH,
-        cafile=str(pacs.ca) if pacs.ca else None,
-    )
-    if pacs.certificate is not None and pacs.key is not None:
-        context.load_cert_chain(pacs.certificate, pacs.key)
+    if server and pacs.certificate is None:
+        raise ConfigError(
+            "is missing", field="pacs.certificate", fix="with tls, who listens shows a certificate"
+        )
+    try:
+        context = _Impatient(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        if pacs.ca is not None:
+            context.load_verify_locations(str(pacs.ca))
+        elif not server:
+            context.load_default_certs()
+        if pacs.certificate is not None and pacs.key is not None:
+            context.load_cert_chain(pacs.certificate, pacs.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"cannot be read: {error}", field="pacs", fix="correct pacs.ca, pacs.certificate and pacs.key"
+        ) from error
     if server and pacs.ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
     return context
@@ -94,12 +133,16 @@ class Dimse:
         entity = self._entity()
         entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
         with self._associated(entity) as association:
+            told: set[str] = set()
             for accession in query.accessions or ("",):
                 wanted = _identifier(
                     "STUDY", StudyDate=query.days, AccessionNumber=accession, StudyInstanceUID=""
                 )
                 for study in list(self._found(association, wanted)):
-                    yield from self._series(association, study, query)
+                    for found in self._series(association, study, query):
+                        if found.series not in told:
+                            told.add(found.series)
+                            yield found
 
     def fetch(self, series: FoundSeries, keep: Keep) -> None:
         """C-GET, or C-MOVE to a port of this machine where the file says so."""
@@ -141,36 +184,52 @@ class Dimse:
     def _get(self, series: FoundSeries, keep: Keep) -> None:
         entity = self._entity()
         entity.add_requested_context(StudyRootQueryRetrieveInformationModelGet)
-        classes = storage_classes()[:_MOST_CONTEXTS]
+        classes = storage_classes()[-_MOST_CONTEXTS:]
         entity.requested_contexts = [*entity.requested_contexts, *(storage_context(uid) for uid in classes)]
-        roles = [build_role(uid, scp_role=True) for uid in classes]
-        with self._associated(entity, roles, [(evt.EVT_C_STORE, storing(keep))]) as association:
+        roles, storing = [build_role(uid, scp_role=True) for uid in classes], Storing(keep)
+        with self._associated(entity, roles, [(evt.EVT_C_STORE, storing)]) as association:
             answers = association.send_c_get(_of(series), StudyRootQueryRetrieveInformationModelGet)
-            for status, _ in answers:
-                if status.get("Status") not in _PENDING:
-                    self._check(status)
+            self._retrieved(answers, storing)
 
     def _move(self, series: FoundSeries, keep: Keep) -> None:
-        entity = self._entity()
+        entity, storing = self._entity(), Storing(keep)
         entity.add_requested_context(StudyRootQueryRetrieveInformationModelMove)
+        entity.require_called_aet = True
         entity.supported_contexts = [storage_context(uid) for uid in storage_classes()]
-        server = entity.start_server(
-            (self.pacs.own_host, self.pacs.own_port),
-            block=False,
-            ssl_context=tls_context(self.pacs, server=True),
-            evt_handlers=[(evt.EVT_C_STORE, storing(keep))],
-        )
+        try:
+            server = entity.start_server(
+                (self.pacs.own_host, self.pacs.own_port),
+                block=False,
+                ssl_context=tls_context(self.pacs, server=True),
+                evt_handlers=[(evt.EVT_C_STORE, storing)],
+            )
+        except OSError as error:
+            raise ArchiveError(
+                f"{self.pacs.own_host}:{self.pacs.own_port} cannot be listened at: {error.strerror}\n"
+                "  fix: end what listens there, or name another pacs.own_port here and in the archive"
+            ) from error
         assert server is not None  # noqa: S101
         try:
             with self._associated(entity) as association:
                 answers = association.send_c_move(
                     _of(series), self.pacs.own_title, StudyRootQueryRetrieveInformationModelMove
                 )
-                for status, _ in answers:
-                    if status.get("Status") not in _PENDING:
-                        self._check(status)
+                self._retrieved(answers, storing)
         finally:
             server.shutdown()
+
+    def _retrieved(self, answers: Iterator[tuple[Dataset, Dataset | None]], storing: Storing) -> None:
+        """Wait for the end; what went wrong here comes before what the archive says of it."""
+        for status, _ in answers:
+            if status.get("Status") not in _PENDING:
+                if storing.problem is not None:
+                    raise storing.problem
+                if status.get("Status") == _SOME_FAILED:
+                    failed = status.get("NumberOfFailedSuboperations") or "some"
+                    raise ArchiveError(
+                        f"{self.name} could not send {failed} images, or they were not kept here"
+                    )
+                self._check(status)
 
     def _entity(self) -> AE:
         entity = AE(ae_title=self.pacs.own_title)
@@ -199,6 +258,11 @@ class Dimse:
             )
         try:
             yield association
+        except (ValueError, RuntimeError) as error:
+            raise ArchiveError(
+                f"{self.name} does not offer what was asked ({error})\n"
+                "  fix: where it knows no C-GET, set pacs.move = true; else have the service permitted there"
+            ) from error
         finally:
             if association.is_established:
                 association.release()
@@ -211,17 +275,29 @@ class Dimse:
             raise ArchiveError(f"{self.name} answers with status 0x{code:04X}")
 
 
-def storing(keep: Callable[[bytes], object]) -> Callable[[evt.Event], int]:
-    """What answers a C-STORE: 0x0000 once it is kept, 0xA700 where it cannot be (PS3.4 B.2.3)."""
+class Storing:
+    """What answers a C-STORE: 0x0000 once it is kept, 0xC000 where it is refused for good, 0xA700 where there is no room
+    (PS3.4 B.2.3). ``problem``: the first one that is not the instance's own."""
 
-    def handle(event: evt.Event) -> int:
+    def __init__(self, keep: Callable[[bytes], object]) -> None:
+        self._keep = keep
+        self.problem: FedmedError | None = None
+
+    def __call__(self, event: evt.Event) -> int:
+        """Keep one."""
         try:
-            keep(event.encoded_dataset())
-        except Exception:
+            self._keep(event.encoded_dataset())
+        except ArchiveError as error:
+            self.problem = self.problem or error
+            return 0xA700
+        except DataError:
+            return 0xC000
+        except Exception as error:
+            self.problem = self.problem or ArchiveError(
+                f"an image cannot be kept ({type(error).__name__}: {error})"
+            )
             return 0xA700
         return 0x0000
-
-    return handle
 
 
 def storage_context(uid: UID) -> PresentationContext:

@@ -13,7 +13,10 @@ from pydicom.dataset import Dataset
 
 from fedmed_common.errors import DataError
 
-_UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)*", re.ASCII)
+
+
+_LONGEST_NUMBER = 10
 
 
 class ArchiveError(DataError):
@@ -72,7 +75,7 @@ class FoundSeries:
             modality=str(series.get("Modality") or ""),
             description=str(series.get("SeriesDescription") or ""),
             day=str(study.get("StudyDate") or ""),
-            images=int(number) if number.isdecimal() else None,
+            images=int(number) if number.isdecimal() and len(number) < _LONGEST_NUMBER else None,
         )
 
 

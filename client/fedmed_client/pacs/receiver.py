@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification
-from pynetdicom.transport import ThreadedAssociationServer
 
-from fedmed_client.pacs.dimse import storage_classes, storage_context, storing, tls_context
+from fedmed_client.pacs.dimse import Storing, storage_classes, storage_context, tls_context
 from fedmed_common.errors import ConfigError
 from fedmed_common.site_config import Pacs
 
@@ -24,13 +23,14 @@ class Receiver:
 
     pacs: Pacs
     keep: Callable[[bytes], object]
-    _server: ThreadedAssociationServer | None = None
+    _entity: AE | None = None
+    _storing: Storing | None = None
 
     def start(self) -> int:
         """Listen, and say on which port.
 
         Raises:
-            ConfigError: the port cannot be had.
+            ConfigError: the port cannot be had, or TLS lacks a file.
         """
         entity = AE(ae_title=self.pacs.own_title)
         entity.maximum_associations = _MOST_AT_ONCE
@@ -38,12 +38,14 @@ class Receiver:
         entity.require_called_aet = True
         entity.require_calling_aet = list(self.pacs.senders)
         entity.supported_contexts = [storage_context(uid) for uid in (*storage_classes(), UID(Verification))]
+        context = tls_context(self.pacs, server=True)
+        self._storing = Storing(self.keep)
         try:
-            self._server = entity.start_server(
+            server = entity.start_server(
                 (self.pacs.own_host, self.pacs.own_port),
                 block=False,
-                ssl_context=tls_context(self.pacs, server=True),
-                evt_handlers=[(evt.EVT_C_STORE, storing(self.keep))],
+                ssl_context=context,
+                evt_handlers=[(evt.EVT_C_STORE, self._storing)],
             )
         except OSError as error:
             raise ConfigError(
@@ -51,11 +53,17 @@ class Receiver:
                 field="pacs.own_port",
                 fix="name a free port above 1023",
             ) from error
-        assert self._server is not None  # noqa: S101
-        return int(self._server.server_address[1])
+        assert server is not None  # noqa: S101
+        self._entity = entity
+        return int(server.server_address[1])
+
+    @property
+    def problem(self) -> str:
+        """What went wrong here first, apart from single instances; empty: nothing."""
+        return "" if self._storing is None or self._storing.problem is None else str(self._storing.problem)
 
     def stop(self) -> None:
-        """Take no more, and end what is open."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server = None
+        """Take no more, and break off what is open: who was sending is told nothing, and sends again."""
+        if self._entity is not None:
+            self._entity.shutdown()
+            self._entity = None

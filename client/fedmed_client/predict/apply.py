@@ -16,10 +16,13 @@ from fedmed_client.predict.released import Released
 from fedmed_client.workbench import Bench, bench_for, numerics
 from fedmed_common import params
 from fedmed_common.errors import ConfigError
-from fedmed_common.tasks.segmentation import Segmentation
+from fedmed_common.site_config import Device
+from fedmed_common.tasks.segmentation import Segmentation, without_little
 from fedmed_strategies.presets import recipe_of
 
-_LEAST = 1e-12
+_LEAST = 1e-9
+ANY_DEVICE = Device()
+"""What a site without a file gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,45 +35,53 @@ class Prediction:
     looks: int
 
 
-def predict(models: Sequence[Released], volume: Volume, *, flips: bool = False) -> Prediction:
+def predict(
+    models: Sequence[Released], volume: Volume, *, flips: bool = False, device: Device = ANY_DEVICE
+) -> Prediction:
     """What the models make of a volume. ``flips``: each looks also at the image mirrored along each axis (test-time
-    augmentation).
+    augmentation). ``device``: what of the machine the site gives.
 
-    One model and one look is evaluation's own prediction, bit for bit, where the labels lie within the image's foreground.
+    One model and one look is evaluation's own prediction, bit for bit, where the labels lie within the image's foreground. What
+    the model's decision says of small pieces holds for the mean of several looks as well.
 
     Raises:
-        ConfigError: the models do not segment, or need what stays at a site.
+        ConfigError: the models do not segment, or need what stays at a site or a reference.
         DataError: the volume does not fit the experiment.
     """
     data = models[0].experiment.data
     prepared = prepare(volume, np.zeros(volume.shape, np.uint8), data)
     image = prepared.image
+    least = models[0].decision.get("least_mm3")
+    voxels = None if least is None else least / float(np.prod(prepared.spacing_mm))
     if len(models) == 1 and not flips:
-        with _ready(models[0]) as (bench, task):
-            least = models[0].decision.get("least_mm3")
-            voxels = None if least is None else least / float(np.prod(prepared.spacing_mm))
+        with _ready(models[0], device) as (bench, task):
             label = task.predict(bench.model, image, bench.device, None, voxels)
         return Prediction(label=restored(label, volume, data), doubt=None, looks=1)
-    total: NDArray[np.float64] | None = None
+    if any(model.experiment.task.crf is not None for model in models):
+        raise ConfigError(
+            "several looks cannot be averaged with task.crf", fix="predict with one model and one look"
+        )
+    mean: NDArray[np.float32] | None = None
     looks = 0
     for model in models:
-        with _ready(model) as (bench, task):
+        with _ready(model, device) as (bench, task):
             for axes in _mirrors(image) if flips else [()]:
                 seen = task.probabilities(
                     bench.model, np.ascontiguousarray(np.flip(image, axes)), bench.device
                 )
                 seen = np.flip(seen, axes)
-                total = seen.astype(np.float64) if total is None else total + seen
+                mean = np.array(seen, np.float32) if mean is None else np.add(mean, seen, out=mean)
                 looks += 1
-    assert total is not None  # noqa: S101
-    mean = total / looks
-    doubt = -(mean * np.log(np.maximum(mean, _LEAST))).sum(0) / np.log(len(mean))
+    assert mean is not None  # noqa: S101
+    mean /= looks
+    doubt = np.zeros(mean.shape[1:], np.float32)
+    for share in mean:
+        doubt -= share * np.log(np.maximum(share, _LEAST))
+    doubt /= np.log(len(mean))
     label = mean.argmax(0).astype(np.uint8)
-    return Prediction(
-        label=restored(label, volume, data),
-        doubt=restored(doubt.astype(np.float32), volume, data),
-        looks=looks,
-    )
+    if voxels is not None:
+        label = without_little(label, mean, voxels)
+    return Prediction(label=restored(label, volume, data), doubt=restored(doubt, volume, data), looks=looks)
 
 
 def _mirrors(image: Image) -> list[tuple[int, ...]]:
@@ -79,9 +90,9 @@ def _mirrors(image: Image) -> list[tuple[int, ...]]:
 
 
 @contextmanager
-def _ready(model: Released) -> Iterator[tuple[Bench, Segmentation]]:
+def _ready(model: Released, device: Device) -> Iterator[tuple[Bench, Segmentation]]:
     """The model on its device, in evaluation mode, with the arithmetic of its experiment."""
-    bench = bench_for(model.order_text)
+    bench = bench_for(model.order_text, gpu=device.gpu != "none")
     recipe = recipe_of(bench.experiment)
     if not isinstance(bench.task, Segmentation):
         raise ConfigError(
@@ -93,7 +104,13 @@ def _ready(model: Released) -> Iterator[tuple[Bench, Segmentation]]:
             file=model.file,
             fix="predict with a model whose recipe keeps nothing at the sites",
         )
-    with numerics(bench.experiment, bench.device), changed_inputs(bench.model, recipe, {}):
+    if hasattr(bench.model, "prompt"):
+        raise ConfigError(
+            f"'{bench.experiment.model.name}' is shown where to look by a reference, and a new study has none",
+            file=model.file,
+            fix="predict with a model that needs no prompt",
+        )
+    with numerics(bench.experiment, bench.device, device.threads), changed_inputs(bench.model, recipe, {}):
         params.to_model(model.parameters, bench.model)
         bench.model.eval()
         yield bench, bench.task

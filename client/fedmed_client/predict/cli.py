@@ -69,12 +69,14 @@ def predict_command(
     from fedmed_common.errors import ConfigError
     from fedmed_common.files import write_atomically
     from fedmed_common.loading import load_site
+    from fedmed_common.site_config import Device
 
     file = SiteFolder(home.absolute()).site_file
     site = load_site(file) if file.exists() or archive else None
     models = open_ensemble([model, *(also or ())])
     console, outcomes = Console(), []
-    for outcome in predict_study(study, models, to, site.data if site is not None else None, flips=mirrored):
+    wanted, device = (None, Device()) if site is None else (site.data, site.device)
+    for outcome in predict_study(study, models, to, wanted, flips=mirrored, device=device):
         outcomes.append(outcome)
         console.print(
             escape(_line(outcome)), highlight=False, soft_wrap=True, style="red" if outcome.problem else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ _TERMS = {
     "mass": Code("4147007", "SCT", "Mass"),
     "nodule": Code("27925004", "SCT", "Nodule"),
 }
+_ANATOMY = ("cid4", "cid7140", "cid7151", "cid4031")
+_LONGEST, _CODE = 64, 16
 _PLURALS = {"kidneys": "kidney", "lungs": "lung", "vertebrae": "vertebra"}
 
 
@@ -38,25 +41,35 @@ class Coding:
 
 def coded(name: str) -> Coding:
     """The coding of an experiment's class, as ``liver`` or ``kidney_cyst``."""
-    words = [_PLURALS.get(word, word) for word in re.split(r"[^a-z0-9]+", name.casefold()) if word]
+    words = [_singular(word) for word in re.split(r"[^a-z0-9]+", name.casefold()) if word]
     found = [word for word in words if word in _LESION_WORDS]
     if found:
         rest = [word for word in words if word not in _LESION_WORDS]
-        kind = _TERMS.get(found[-1], _LESION)
-        return Coding(category=_ABNORMAL, kind=kind, region=_anatomy(rest))
-    return Coding(category=_STRUCTURE, kind=_anatomy(words) or Code(_short(name), OWN_SCHEME, name[:64]))
+        return Coding(category=_ABNORMAL, kind=_TERMS.get(found[-1], _LESION), region=_anatomy(rest))
+    return Coding(
+        category=_STRUCTURE, kind=_anatomy(words) or Code(_short(name), OWN_SCHEME, name[:_LONGEST])
+    )
+
+
+def _singular(word: str) -> str:
+    return _PLURALS.get(word, word[:-1] if word.endswith("s") and word[:-1] in _LESION_WORDS else word)
 
 
 def _anatomy(words: list[str]) -> Code | None:
+    """Of the terms for regions and segmented structures that DICOM lists (PS3.16, CID 4, 7151 and those they include)."""
     from pydicom.sr.codedict import codes
 
     keyword = "".join(word.capitalize() for word in words)
-    for wanted in (keyword, f"{keyword}Structure"):
-        if wanted and wanted in set(codes.SCT.dir(wanted)):
-            code: Code = getattr(codes.SCT, wanted)
+    for listed in (getattr(codes, group) for group in _ANATOMY):
+        if keyword and keyword in listed.dir():
+            code: Code = getattr(listed, keyword)
             return Code(code.value, code.scheme_designator, code.meaning)
     return None
 
 
 def _short(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name)[:16].strip("-") or "class"
+    """A code of sixteen characters at most, another one for each name."""
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+    if readable == name and len(name) <= _CODE:
+        return name
+    return f"{readable[: _CODE - 7]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

@@ -25,6 +25,18 @@ from fedmed_common.errors import DataError
 _FAMILY = Code("123110", "DCM", "Artificial Intelligence")
 _SERIES_NUMBER = 9_001
 _LONGEST = 64
+_MAY_BE_EMPTY = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+"""Attributes of patient and study that have to be there (type 2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +61,7 @@ class Provenance:
 
 
 def write_segmentation(
-    label: NDArray[np.uint8], series: Series, provenance: Provenance, folder: Path, *, description: str = ""
+    label: NDArray[np.uint8], series: Series, provenance: Provenance, folder: Path
 ) -> Path | None:
     """Write the segmentation of a series into the folder, as ``<instance>.dcm``. None: no class is in it, and SEG cannot be
     empty.
@@ -63,20 +75,21 @@ def write_segmentation(
     shown = [number for number in range(1, len(classes) + 1) if (label == number).any()]
     if not shown:
         return None
-    sources, depths = _sources(series)
-    planes = label.transpose(2, 1, 0)[depths]
-    masks = np.stack([planes == number for number in shown], axis=-1)
+    renumbered = np.zeros(1 + len(classes), np.uint8)
+    renumbered[shown] = np.arange(1, len(shown) + 1)
+    first = provenance.models[0]
     algorithm = AlgorithmIdentificationSequence(
-        name=f"fedmed: {provenance.models[0].experiment.name}"[:_LONGEST],
+        name=f"fedmed: {first.experiment.name}"[:_LONGEST],
         family=_FAMILY,
-        version=provenance.models[0].digest[:16],
+        version=first.digest[:16],
         source=f"fedmed {version('fedmed')}",
-        parameters={name: text[:_LONGEST] for name, text in provenance.parameters.items()},
+        parameters=provenance.parameters,
     )
     try:
+        sources, planes = _on_sources(series, label)
         made = Segmentation(
             source_images=sources,
-            pixel_array=masks,
+            pixel_array=renumbered[planes],
             segmentation_type="BINARY",
             segment_descriptions=[
                 _described(place, classes[number - 1], algorithm)
@@ -89,28 +102,57 @@ def write_segmentation(
             manufacturer="fedmed",
             manufacturer_model_name="fedmed site predict",
             software_versions=version("fedmed"),
-            device_serial_number=provenance.models[0].digest[:16],
-            content_description=description[:_LONGEST] or "Automatic segmentation",
+            device_serial_number=first.digest[:16],
+            content_description="Automatic segmentation",
             content_label="SEGMENTATION",
-            series_description=f"fedmed {provenance.models[0].experiment.name}"[:_LONGEST],
+            series_description=f"fedmed {first.experiment.name}"[:_LONGEST],
+            specific_character_set="ISO_IR 192",
         )
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{made.SOPInstanceUID}.dcm"
+        made.save_as(path, enforce_file_format=True)
+    except (DataError, OSError):
+        raise
+    except Exception as error:
         raise DataError(f"its images cannot be referred to by a segmentation: {error}") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{made.SOPInstanceUID}.dcm"
-    made.save_as(path, enforce_file_format=True)
     return path
 
 
-def _sources(series: Series) -> tuple[list[Dataset], list[int]]:
-    """The images in the order in which a segmentation refers to them, and at which depth of the volume each lies."""
+def _on_sources(series: Series, label: NDArray[np.uint8]) -> tuple[list[Dataset], NDArray[np.uint8]]:
+    """The images as a segmentation refers to them, and the label map on each ``(images, rows, columns)``."""
     datasets = [dcmread(path, stop_before_pixels=True, force=True) for path in series.files]
-    depths = depths_of(series)
-    if len(datasets) == 1:
-        return datasets, [depths[number] for number in range(len(depths))]
-    kept = [file for file in range(len(datasets)) if file in depths]
-    ordered = sorted(kept, key=lambda file: depths[file])
-    return [datasets[file] for file in ordered], [depths[file] for file in ordered]
+    placed = depths_of(series)
+    if placed.is_picture:
+        return [_completed(datasets[0], datasets[0])], label.transpose(2, 0, 1)
+    planes = label.transpose(2, 1, 0)
+    if len(datasets) == 1 and int(datasets[0].get("NumberOfFrames") or 1) > 1:
+        if len(placed.depths) != int(datasets[0].NumberOfFrames):
+            raise DataError("some of its frames repeat others; a segmentation cannot refer to it")
+        return [_completed(datasets[0], datasets[0])], planes[
+            [placed.depths[number] for number in sorted(placed.depths)]
+        ]
+    files = sorted(placed.depths, key=lambda file: placed.depths[file])
+    return [_completed(datasets[file], datasets[files[0]]) for file in files], planes[
+        [placed.depths[file] for file in files]
+    ]
+
+
+def _completed(dataset: Dataset, first: Dataset) -> Dataset:
+    """A header, in memory, with what a segmentation copies from it: what may be empty is there, what all slices share is equal to
+    the last digit, and the distance between slices is what their positions say."""
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
+    if dataset.PatientSex not in ("", "F", "M", "O"):
+        dataset.PatientSex = ""
+    for keyword in ("ImageOrientationPatient", "PixelSpacing"):
+        if keyword in first and keyword in dataset:
+            setattr(dataset, keyword, first[keyword].value)
+    if "ImagePositionPatient" in dataset and not dataset.get("SliceThickness"):
+        dataset.SliceThickness = 1
+    if "SpacingBetweenSlices" in dataset:
+        del dataset.SpacingBetweenSlices
+    return dataset
 
 
 def _described(number: int, name: str, algorithm: AlgorithmIdentificationSequence) -> SegmentDescription:

@@ -14,12 +14,12 @@ from fedmed_client.data.index import Series
 from fedmed_client.data.scan import scan
 from fedmed_client.data.series import load_series
 from fedmed_client.data.text import printable
-from fedmed_client.predict.apply import predict
+from fedmed_client.predict.apply import ANY_DEVICE, predict
 from fedmed_client.predict.released import Released
 from fedmed_client.predict.segmentation import Provenance, write_segmentation
 from fedmed_client.preflight.thumbnails import montage
 from fedmed_common.errors import DataError
-from fedmed_common.site_config import SiteData
+from fedmed_common.site_config import Device, SiteData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,13 @@ class Outcome:
 
 
 def predict_study(
-    study: Path, models: Sequence[Released], folder: Path, wanted: SiteData | None, *, flips: bool = False
+    study: Path,
+    models: Sequence[Released],
+    folder: Path,
+    wanted: SiteData | None = None,
+    *,
+    flips: bool = False,
+    device: Device = ANY_DEVICE,
 ) -> Iterator[Outcome]:
     """Each series in ``study`` that is wanted: segmented, and its SEG written into ``folder``. ``wanted``: by the site's own
     file, which modality and description; None: all that fit the experiment's channels.
@@ -51,26 +57,28 @@ def predict_study(
     index = scan(study)
     for series in index.series:
         if wanted is None or is_wanted(series, wanted):
-            yield _outcome(series, models, folder, flips=flips)
+            yield _outcome(series, models, folder, flips=flips, device=device)
 
 
-def _outcome(series: Series, models: Sequence[Released], folder: Path, *, flips: bool) -> Outcome:
+def _outcome(
+    series: Series, models: Sequence[Released], folder: Path, *, flips: bool, device: Device
+) -> Outcome:
     classes = models[0].experiment.task.classes
     told = Outcome(
         series=series.uid, modality=printable(series.modality), description=printable(series.description)
     )
     try:
         volume = load_series(series)
-        found = predict(models, volume, flips=flips)
+        found = predict(models, volume, flips=flips, device=device)
         file = write_segmentation(found.label, series, Provenance(models=models, looks=found.looks), folder)
-    except DataError as error:
+    except (DataError, OSError) as error:
         return Outcome(
             series=told.series,
             modality=told.modality,
             description=told.description,
             problem=printable(str(error).replace("\n", "; ")),
         )
-    voxel = float(np.prod(volume.spacing_mm)) / 1000
+    voxel = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
     shown = {name: found.label == number for number, name in enumerate(classes, start=1)}
     return Outcome(
         series=told.series,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,8 @@ from fedmed_client.preflight.rules import Finding
 from fedmed_common.config import Experiment, Site
 
 _GB = 1e9
-_BYTES_PER_VOXEL = 5
 _LEAST_MEMORY_GB = 4.0
-_DECODERS = {"pylibjpeg": "JPEG and JPEG-LS", "openjpeg": "JPEG 2000", "gdcm": "the rest"}
+_DECODERS = {"libjpeg": "JPEG and JPEG-LS", "openjpeg": "JPEG 2000", "gdcm": "the rest"}
 
 
 def machine(home: Path, site: Site, experiment: Experiment, cases: Sequence[CaseFacts]) -> Iterator[Finding]:
@@ -30,7 +30,7 @@ def machine(home: Path, site: Site, experiment: Experiment, cases: Sequence[Case
 
 def _disk(home: Path, site: Site, experiment: Experiment, cases: Sequence[CaseFacts]) -> Finding:
     free, keep = shutil.disk_usage(home).free / _GB, site.limits.least_free_gb
-    needed = sum(_cached_voxels(case, experiment) for case in cases) * _BYTES_PER_VOXEL / _GB
+    needed = sum(_cached_bytes(case, experiment) for case in cases) / _GB
     what = f"{free:.1f} GB free; the prepared cases take about {needed:.1f}, and {keep:g} stay free"
     if free < needed + keep:
         return Finding(
@@ -39,12 +39,16 @@ def _disk(home: Path, site: Site, experiment: Experiment, cases: Sequence[CaseFa
     return Finding(level="pass", code="disk", what=what)
 
 
-def _cached_voxels(case: CaseFacts, experiment: Experiment) -> float:
+def _cached_bytes(case: CaseFacts, experiment: Experiment) -> float:
+    """Of the prepared image, float32 a channel, and its label."""
+    each = 4.0 * experiment.data.channels + 1
+    if experiment.task.name == "classification":
+        return each * math.prod(experiment.data.patch)
     voxels = float(case.shape[0] * case.shape[1] * case.shape[2])
     target = experiment.data.spacing_mm
     for own, new in zip(case.spacing_mm, target or case.spacing_mm, strict=True):
         voxels *= own / new
-    return voxels
+    return each * voxels
 
 
 def _memory(site: Site) -> Finding:

@@ -15,6 +15,7 @@ from fedmed_client.preflight.measures import CaseFacts
 from fedmed_client.preflight.run import Preflight
 
 _WIDTH, _HEIGHT, _BASE, _BINS = 220.0, 84.0, 66.0, 16
+_LEAST_WIDTH, _MOST_PICTURES = 1e-6, 400
 _INK, _BAR = "#5b6673", "#0b6e69"
 
 
@@ -25,10 +26,14 @@ def html(found: Preflight, root: Path) -> str:
 
     from fedmed_common.templates import environment
 
-    pictures = {case.path: base64.b64encode(case.thumbnail).decode("ascii") for case in found.cases}
+    odd = {finding.case for finding in found.findings}
+    wanted = [case for number, case in enumerate(found.cases) if number < _MOST_PICTURES or case.path in odd]
+    pictures = {case.path: base64.b64encode(case.thumbnail).decode("ascii") for case in wanted}
     pages = environment(PackageLoader("fedmed_client.preflight", "."))
     return pages.get_template("preflight.html").render(
         found=found,
+        more=max(0, len(found.cases) - _MOST_PICTURES),
+        cases=found.cases[:_MOST_PICTURES],
         level=found.level,
         pictures=pictures,
         plots=[(title, Markup(drawing)) for title, drawing in plots(found.cases)],  # noqa: S704
@@ -65,7 +70,8 @@ def plots(cases: Sequence[CaseFacts]) -> list[tuple[str, str]]:
 def histogram(values: Sequence[float]) -> str:
     """A distribution as SVG; its ends are named."""
     low, high = min(values), max(values)
-    counts, _ = np.histogram(values, bins=_BINS, range=(low, high if high > low else low + 1.0))
+    is_wide = high - low > _LEAST_WIDTH * max(abs(low), abs(high), 1.0)
+    counts, _ = np.histogram(values, bins=_BINS, range=(low, high if is_wide else low + 1.0))
     step, most = _WIDTH / _BINS, max(1, int(counts.max()))
     bars = "".join(
         f'<rect x="{k * step + 1:.1f}" y="{_BASE * (1 - count / most):.1f}" width="{step - 2:.1f}" '

@@ -16,7 +16,7 @@ from fedmed_client.data.text import printable
 from fedmed_client.data.workers import in_order
 from fedmed_client.preflight.machine import machine
 from fedmed_client.preflight.measures import CaseFacts, Unread, measure
-from fedmed_client.preflight.rules import Finding, look
+from fedmed_client.preflight.rules import Finding, few_patients, look
 from fedmed_common.config import Experiment, Site
 
 _OF_NO_INTEREST = frozenset({"not-dicom"})
@@ -50,17 +50,18 @@ def preflight(site: Site, experiment: Experiment, home: Path, *, progress: bool 
         LabelError: a label name is unmapped or ambiguous.
     """
     found = find_cases(site, experiment, progress=progress)
-    work = partial(measure, classes=experiment.task.classes, oriented=site.data.format != "images")
+    work = partial(measure, experiment=experiment, oriented=site.data.format != "images")
     outcomes = in_order(work, found.cases, _crashed, title="looking at cases", progress=progress)
     cases = [one for one in outcomes if isinstance(one, CaseFacts)]
     unread = [one for one in outcomes if isinstance(one, Unread)]
     skipped = [one for one in found.skipped if one.code not in _OF_NO_INTEREST]
+    splits = Counter(_splits(cases, experiment).values())
     findings = [
-        *look(cases, unread, site, experiment),
+        *look(cases, unread, site),
+        *few_patients(splits["train"], site),
         *_skipped(skipped),
         *machine(home, site, experiment, cases),
     ]
-    splits = _splits(cases, experiment)
     return Preflight(
         site=site.name,
         experiment=experiment.name,
@@ -68,9 +69,9 @@ def preflight(site: Site, experiment: Experiment, home: Path, *, progress: bool 
         unread=tuple(unread),
         skipped=tuple(skipped),
         findings=tuple(sorted(findings, key=lambda one: _ORDER.index(one.level))),
-        splits=dict(Counter(splits.values())),
+        splits={str(name): count for name, count in splits.items()},
         presence={
-            name: len({case.patient for case in cases if any(one.name == name for one in case.classes)})
+            name: len({case.patient for case in cases if name in case.shows})
             for name in experiment.task.classes
         },
     )
@@ -80,7 +81,7 @@ def _splits(cases: Sequence[CaseFacts], experiment: Experiment) -> dict[str, Spl
     number = {name: k for k, name in enumerate(experiment.task.classes)}
     shows: dict[str, set[int]] = {}
     for case in cases:
-        shows.setdefault(case.patient, set()).update(number[one.name] for one in case.classes)
+        shows.setdefault(case.patient, set()).update(number[name] for name in case.shows)
     return split_patients(shows, experiment.data.splits, experiment.seed) if shows else {}
 
 

@@ -19,6 +19,7 @@ from fedmed_client.deidentify.cli import table_lines
 from fedmed_client.deidentify.header import NotDeidentified, protect
 from fedmed_client.deidentify.secret import SiteSecret
 from fedmed_client.deidentify.table import Action, Options, rows
+from fedmed_client.deidentify.words import Identifiers
 from fedmed_common.errors import ConfigError
 
 SECRET = SiteSecret(bytes(range(32)))
@@ -190,7 +191,7 @@ def test_a_code_of_the_house_is_text_like_any_other() -> None:
 
     assert (coded("WARD").CodeValue, coded("WARD").CodeMeaning) == ("0", "Liver")
     assert coded("WARD", frozenset({"ward:ortho7"})).CodeValue == "ORTHO7"
-    assert (coded("SCT").CodeValue, coded("SCT").CodeMeaning) == ("ORTHO7", "Liver, ward Schmidt")
+    assert (coded("SCT").CodeValue, coded("SCT").CodeMeaning) == ("ORTHO7", "Liver")
 
 
 def test_the_meta_header_and_the_preamble_tell_nothing() -> None:
@@ -214,3 +215,62 @@ def test_the_secret_stays_the_same_and_is_nobody_elses_to_read(tmp_path: Path) -
 def test_the_documented_table_is_the_one_that_is_used() -> None:
     page = Path(__file__).parents[3] / "docs" / "deidentification.md"
     assert page.read_text().endswith("\n".join(table_lines(Options())) + "\n")
+
+
+def test_numbers_and_names_in_items_are_those_of_nobody() -> None:
+    item = Dataset()
+    item.PatientID, item.PatientName, item.IssuerOfPatientID = "N-9999", "Cousin^Bo", "WARD"
+    dataset = _image(SourcePatientGroupIdentificationSequence=Sequence([item]))
+    protect(dataset, SECRET, Options())
+    (after,) = dataset.SourcePatientGroupIdentificationSequence
+    assert after.PatientID == after.PatientName == dataset.PatientID
+    assert "IssuerOfPatientID" not in after
+
+
+def test_an_attribute_of_another_kind_than_the_standards_is_removed() -> None:
+    dataset = _image()
+    dataset.add_new(0x00080020, "LO", "Miller 1950")
+    dataset.add_new(0x0008114A, "LO", "1.2.3.4")
+    dataset.add_new(0x00189999, "LO", "new")
+    protect(dataset, SECRET, Options())
+    assert not {0x00080020, 0x0008114A, 0x00189999} & {int(tag) for tag in dataset.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("uid", ["..", "1.2.840.10008./../../x", "1.2.840.10008.MEIER", "1.2.3"])
+def test_only_registered_uids_stay(uid: str) -> None:
+    assert SECRET.uid(uid).startswith("2.25.")
+    assert SECRET.uid(CTImageStorage) == CTImageStorage
+
+
+@pytest.mark.parametrize(
+    ("known", "text"),
+    [
+        ({"PatientID": "12-34-56"}, "Pat 12-34-56"),
+        ({"PatientID": "M12-345"}, "m12345"),
+        ({"PatientBirthDate": "19500102"}, "born 02.01.1950"),
+        ({"PatientName": "Müller^Eva"}, "MU\u0308LLER"),
+        ({"PatientName": "山田^太郎"}, "山田太郎様"),
+        ({"PatientName": "Li^Wei"}, "Dr Li"),
+        ({"InstitutionAddress": "500 Oakwood Grove"}, "near oakwood"),
+    ],
+)
+def test_identifiers_are_known_in_any_spelling(known: dict[str, str], text: str) -> None:
+    assert Identifiers.of(_image(**known)).are_in(text)
+
+
+def test_house_numbers_and_short_numbers_do_not_move_an_image() -> None:
+    dataset = _image(
+        PatientID="N-1024",
+        InstitutionAddress="500 Elm Grove",
+        ImagePositionPatient=[-250.5, 500, 120],
+        RescaleIntercept=-1024,
+    )
+    protect(dataset, SECRET, Options())
+    assert [float(part) for part in dataset.ImagePositionPatient] == [-250.5, 500, 120]
+    assert dataset.RescaleIntercept == -1024
+
+
+def test_text_that_the_profile_does_not_list_keeps_harmless_words_alone() -> None:
+    dataset = _image(AcquisitionProtocolName="Liver Schmidt arterial", Manufacturer="SIEMENS")
+    protect(dataset, SECRET, Options())
+    assert (dataset.AcquisitionProtocolName, dataset.Manufacturer) == ("Liver arterial", "SIEMENS")

@@ -56,6 +56,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": True,
         "RegisteredUsers": {"it": "word"},
+        "DicomAlwaysAllowFind": True,
         "DicomAlwaysAllowGet": True,
         "DicomModalities": {"ours": ["FEDMED", "127.0.0.1", ours]},
         "Plugins": [str(PLUGIN)],

@@ -117,6 +117,7 @@ def test_a_full_disk_ends_the_series_with_its_reason_and_leaves_no_half_file(
     assert not list(tmp_path.rglob("*.dcm"))
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_cannot_be_reached_or_does_not_permit_it_is_named_with_the_fix(
     orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +140,7 @@ def test_what_cannot_be_reached_or_does_not_permit_it_is_named_with_the_fix(
 
 
 def test_dcmtk_finds_in_the_archive_what_we_stored(filled: tuple[Orthanc, list[Path]]) -> None:
-    program = shutil.which("findscu")
+    program = shutil.which("findscu", path="/usr/bin:/usr/local/bin")
     if program is None:
         pytest.skip("no other client: apt-get install dcmtk")
     command = [program, "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "AccessionNumber=A1", "-k", "PatientID"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pydicom
@@ -20,7 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pynetdicom import AE
 
-from fedmed_client.pacs.keeping import Incoming
+from fedmed_client.deidentify.secret import SiteSecret
+from fedmed_client.deidentify.table import Options
+from fedmed_client.pacs.keeping import Deidentifying, Incoming
+from fedmed_common.errors import ConfigError, DataError
 from fedmed_simulations.rehearsal.machines import FEDMED, free_ports
 
 from .conftest import write_series
@@ -60,7 +65,7 @@ def _receiving(home: Path, *options: str, more: str = "") -> Iterator[int]:
 
 
 def test_what_dcmtk_pushes_is_kept_whole(tmp_path: Path) -> None:
-    program = shutil.which("storescu")
+    program = shutil.which("storescu", path="/usr/bin:/usr/local/bin")
     if program is None:
         pytest.skip("no other client: apt-get install dcmtk")
     files = write_series(tmp_path / "out", 3)
@@ -106,15 +111,40 @@ def test_with_tls_only_who_has_a_certificate_can_push(tmp_path: Path) -> None:
         assert _pushed(port, file, tls=trusting) == 0
 
 
-def test_bytes_that_are_no_dicom_are_refused_and_harm_nothing(tmp_path: Path) -> None:
-    incoming = Incoming(tmp_path, least_free_gb=0.0)
+@pytest.mark.parametrize("bad", [b"", b"no", "cut", "slashes", "dots"])
+def test_what_is_no_dicom_is_refused_and_harms_nothing(bad: bytes | str, tmp_path: Path) -> None:
     (file,) = write_series(tmp_path / "out", 1)
     content = file.read_bytes()
     uid = pydicom.dcmread(file).StudyInstanceUID.encode()
-    for bad in (b"", b"no", content[:200], content.replace(uid, b"../" * 21 + b"x" * (len(uid) - 63))):
-        assert incoming.keep(bad) is None
-    assert incoming.keep(content) is not None
-    assert sum(incoming.refused.values()) == 4 and len(list(tmp_path.rglob("*.dcm"))) == 2
+    made = {"cut": content[:200], "slashes": b"/" * len(uid), "dots": b".." + b"\0" * (len(uid) - 2)}
+    if isinstance(bad, str):
+        bad = made[bad] if bad == "cut" else content.replace(uid, made[bad])
+    incoming = Incoming(tmp_path / "in" / "inner", least_free_gb=0.0)
+    incoming.open()
+    with pytest.raises(DataError):
+        incoming.keep(bad)
+    assert {code: count for code, (count, _) in incoming.refused.items()} == {"refused": 1}
+    incoming.keep(content)
+    assert len(list((tmp_path / "in").rglob("*.dcm"))) == 1
+
+
+def test_a_folder_is_not_filled_in_two_ways(tmp_path: Path) -> None:
+    pytest.importorskip("rapidocr", reason="pip install 'fedmed[deidentify]'")
+    Incoming(tmp_path).open()
+    Incoming(tmp_path).open()
+    deidentifying = Deidentifying(SiteSecret(bytes(32)), Options())
+    with pytest.raises(ConfigError, match="other settings"):
+        Incoming(tmp_path, deidentifying=deidentifying).open()
+
+
+def test_two_threads_that_bring_the_same_image_leave_it_whole(tmp_path: Path) -> None:
+    (file,) = write_series(tmp_path / "out", 1)
+    incoming, content = Incoming(tmp_path / "in", least_free_gb=0.0), file.read_bytes()
+    incoming.open()
+    with ThreadPoolExecutor(8) as pool:
+        kept = list(pool.map(lambda _: incoming.keep(content), range(64)))
+    (only,) = (tmp_path / "in").rglob("*.dcm")
+    assert only.read_bytes() == content and len(set(kept)) == 1 and incoming.kept == 64
 
 
 def test_a_rate_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,17 +153,33 @@ def test_a_rate_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     incoming = Incoming(tmp_path, least_free_gb=0.0, per_second=4.0)
     for _ in range(3):
-        incoming.keep(b"no")
+        with suppress(DataError):
+            incoming.keep(b"no")
     assert waited == [0.0, 0.25, 0.5]
 
 
+def test_with_tls_a_client_that_says_nothing_keeps_nobody_out(tmp_path: Path) -> None:
+    (file,) = write_series(tmp_path / "out", 1)
+    _certify(tmp_path)
+    more = f'tls = true\ncertificate = "{tmp_path}/ca.pem"\nkey = "{tmp_path}/ca.key"'
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    with _receiving(tmp_path / "home", more=more) as port, socket.create_connection(("127.0.0.1", port)):
+        assert _pushed(port, file, tls=trusting, seconds=30) == 0
+
+
 def _pushed(
-    port: int, file: Path, *, ours: str = "WARD", theirs: str = "FEDMED", tls: ssl.SSLContext | None = None
+    port: int,
+    file: Path,
+    *,
+    ours: str = "WARD",
+    theirs: str = "FEDMED",
+    tls: ssl.SSLContext | None = None,
+    seconds: float = 5.0,
 ) -> int | None:
     """The answer's status; None: the connection was refused."""
     dataset, entity = pydicom.dcmread(file), AE(ae_title=ours)
     entity.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
-    entity.connection_timeout = entity.acse_timeout = 5
+    entity.connection_timeout = entity.acse_timeout = seconds
     association = entity.associate(
         "127.0.0.1", port, ae_title=theirs, tls_args=(tls, "localhost") if tls is not None else None
     )

@@ -38,7 +38,6 @@ intensity = { kind = "window", low = -200, high = 300 }
 [model]
 name = "unet"
 channels = [4, 8]
-strides = [2]
 [train]
 device = "cpu"
 steps = 12

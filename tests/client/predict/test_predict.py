@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from pydicom.uid import generate_uid
 
 from fedmed_client.data.cases import find_cases
 from fedmed_client.data.cohort import open_cohort
@@ -21,6 +22,7 @@ from fedmed_client.data.volume import Volume
 from fedmed_client.predict.apply import predict
 from fedmed_client.predict.coding import OWN_SCHEME, coded
 from fedmed_client.predict.released import Released, open_ensemble, open_released
+from fedmed_client.predict.segmentation import Provenance, write_segmentation
 from fedmed_client.predict.study import predict_study
 from fedmed_client.workbench import bench_for, numerics
 from fedmed_common import params
@@ -45,7 +47,7 @@ def _experiment(**data: object) -> Experiment:
                 "intensity": {"kind": "window", "low": -200, "high": 300},
                 **data,
             },
-            "model": {"name": "unet", "channels": [4, 8], "strides": [2]},
+            "model": {"name": "unet", "channels": [4, 8]},
             "train": {"device": "cpu", "steps": 1, "batch_size": 1},
         }
     )
@@ -181,3 +183,105 @@ def test_the_header_of_a_published_model_says_what_made_it(tmp_path: Path) -> No
     model = _released(_experiment(), tmp_path)
     assert (model.run, model.round, model.experiment.name) == ("run-0", 7, "organs")
     assert json.loads(model.order_text)["name"] == "organs"
+
+
+@pytest.mark.parametrize("kind", ["tilted", "oblique", "reversed", "single", "no patient"])
+def test_a_segmentation_lies_where_its_images_lie(kind: str, tmp_path: Path) -> None:
+    files = _made(kind, tmp_path / "in")
+    (series,) = scan(tmp_path / "in").series
+    volume = load_series(series)
+    rng = np.random.default_rng(3)
+    label = rng.integers(0, 3, volume.shape).astype(np.uint8)
+    model = _released(_experiment(), tmp_path)
+    path = write_segmentation(label, series, Provenance(models=[model], looks=1), tmp_path / "out")
+    assert path is not None and len(files) == len(series.files)
+    for number, mask in enumerate(read_seg(path, volume), start=1):
+        assert np.array_equal(mask, label == number)
+    header = pydicom.dcmread(path)
+    places = {
+        tuple(float(part) for part in frame.PlanePositionSequence[0].ImagePositionPatient)
+        for frame in header.PerFrameFunctionalGroupsSequence
+    }
+    assert places == {
+        tuple(float(part) for part in pydicom.dcmread(file).ImagePositionPatient) for file in files
+    }
+
+
+def test_a_picture_without_a_place_is_segmented_upright(tmp_path: Path) -> None:
+    _made("picture", tmp_path / "in")
+    (series,) = scan(tmp_path / "in").series
+    label = np.zeros(load_series(series).shape, np.uint8)
+    label[2:5, 7:16] = 1
+    path = write_segmentation(
+        label, series, Provenance(models=[_released(_experiment(), tmp_path)], looks=1), tmp_path / "out"
+    )
+    assert path is not None
+    written = pydicom.dcmread(path).pixel_array
+    assert np.array_equal(written.reshape(written.shape[-2:]), label[..., 0])
+
+
+def test_the_way_back_takes_each_voxel_from_the_nearest() -> None:
+    volume = Volume(voxels=np.ones((1, 8, 6, 4), np.float32), affine=np.diag([2.0, 2.0, 4.0, 1.0]))
+    data = Data(patch=(8, 8, 8), spacing_mm=(1.0, 4.0, 8.0))
+    prepared = np.arange(16 * 3 * 2, dtype=np.float32).reshape(16, 3, 2)
+    back = restored(prepared, volume, data)
+    for x, y, z in np.ndindex(8, 6, 4):
+        middles = [(np.array([x, y, z]) + 0.5)[axis] * step for axis, step in enumerate((2.0, 2.0, 4.0))]
+        candidates = [
+            np.argsort(np.abs((np.arange(count) + 0.5) * step - middle), kind="stable")
+            for count, step, middle in zip((16, 3, 2), (1.0, 4.0, 8.0), middles, strict=True)
+        ]
+        allowed = {
+            float(prepared[i, j, k])
+            for i in candidates[0][:2]
+            for j in candidates[1][:1]
+            for k in candidates[2][:1]
+        }
+        assert float(back[x, y, z]) in allowed
+
+
+def _made(kind: str, folder: Path) -> list[Path]:
+    """A small series of 5 slices of 12 x 20 pixels, or a picture."""
+    folder.mkdir(parents=True)
+    study, series = generate_uid(), generate_uid()
+    angle = 0.35 if kind == "oblique" else 0.0
+    across, down = np.array([1, 0, 0.0]), np.array([0, np.cos(angle), np.sin(angle)])
+    step = {"tilted": np.array([0, 1.0, 2.5]), "reversed": np.array([0, 0, -2.5])}.get(
+        kind, 2.5 * np.cross(across, down)
+    )
+    files = []
+    for number in range(1 if kind in ("single", "picture") else 5):
+        dataset = pydicom.Dataset()
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        dataset.SOPClassUID = (
+            pydicom.uid.SecondaryCaptureImageStorage if kind == "picture" else pydicom.uid.CTImageStorage
+        )
+        dataset.SOPInstanceUID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID = (
+            generate_uid(),
+            study,
+            series,
+        )
+        dataset.PatientID, dataset.Modality = "N-1", "OT" if kind == "picture" else "CT"
+        if kind != "no patient":
+            dataset.PatientName, dataset.PatientBirthDate, dataset.PatientSex = "A^B", "", "F"
+            dataset.StudyID, dataset.StudyDate, dataset.StudyTime, dataset.AccessionNumber = (
+                "1",
+                "20240101",
+                "101112",
+                "",
+            )
+            dataset.ReferringPhysicianName = ""
+        if kind != "picture":
+            dataset.FrameOfReferenceUID = series
+            dataset.ImagePositionPatient = [
+                round(float(part), 6) for part in np.array([3.0, 4, 5]) + number * step
+            ]
+            dataset.ImageOrientationPatient = [round(float(part), 9) for part in (*across, *down)]
+            dataset.PixelSpacing = [0.8, 0.9]
+            dataset.SpacingBetweenSlices = 7
+        pixels = np.random.default_rng(number).integers(0, 1000, (12, 20)).astype(np.int16)
+        dataset.set_pixel_data(pixels, "MONOCHROME2", 16, generate_instance_uid=False)
+        files.append(folder / f"{number}.dcm")
+        dataset.save_as(files[-1], enforce_file_format=True)
+    return files

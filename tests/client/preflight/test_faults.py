@@ -122,6 +122,11 @@ def _larger(patient: Path) -> None:
     _write_label(patient, label, np.diag([2.0, 2.0, 2.0, 1.0]) @ affine)
 
 
+def _without_offset(dataset: pydicom.Dataset) -> None:
+    """Air at 0, as where RescaleIntercept was lost."""
+    dataset.RescaleIntercept = float(dataset.RescaleIntercept) + 1024
+
+
 def _copied(patient: Path) -> None:
     """The folder of another patient, under this one's name, with UIDs of its own."""
     number = pydicom.dcmread(next(patient.glob("*.dcm")), stop_before_pixels=True).PatientID
@@ -152,7 +157,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "patient-06": (_copied, {"copy"}),
     "patient-07": (lambda patient: sorted(patient.glob("*.dcm"))[17].unlink(), {"geometry"}),
     "patient-08": (_larger, {"wrong-size"}),
-    "patient-09": (_redone(lambda dataset: setattr(dataset, "RescaleIntercept", 0)), {"not-hounsfield"}),
+    "patient-09": (_redone(_without_offset), {"not-hounsfield"}),
     "patient-10": (_truncated, {"geometry"}),
     "patient-11": (_relabelled(_without(1)), {"missing-class"}),
     "patient-12": (_relabelled(lambda label: label[:, :, ::-1]), {"elsewhere", "shifted-label"}),
