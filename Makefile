@@ -45,6 +45,7 @@ test-models: $(INSTALLED)
 
 test-hostile: $(INSTALLED)
 	$(BIN)/python benchmarks/hostile_replies.py --examples 10000
+	$(BIN)/python benchmarks/mutated_dicom.py --files 10000
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

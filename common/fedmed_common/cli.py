@@ -106,8 +106,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Show what was spent here under differential privacy, and what is left.",
     ),
     "site check": (
-        "fedmed_client.link.cli:check_command",
-        "Try the way to the coordinator, and say where it ends.",
+        "fedmed_client.preflight.cli:check_command",
+        "Look at data, machine and the way to the coordinator before taking part.",
     ),
     "site runs": (
         "fedmed_client.link.cli:runs_command",
@@ -115,10 +115,28 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "site approve": ("fedmed_client.link.cli:approve_command", "Permit an experiment at this site."),
     "site reject": ("fedmed_client.link.cli:reject_command", "Forbid an experiment at this site."),
+    "site deidentify": (
+        "fedmed_client.deidentify.cli:deidentify_command",
+        "Copy a folder of DICOM without the patients.",
+    ),
+    "site fetch": (
+        "fedmed_client.pacs.cli:fetch_command",
+        "Fetch series from the hospital's picture archive.",
+    ),
+    "site find": ("fedmed_client.pacs.cli:find_command", "List what the picture archive has that fits."),
+    "site predict": (
+        "fedmed_client.predict.cli:predict_command",
+        "Apply a released model to a study, and write DICOM SEG.",
+    ),
+    "site receive": (
+        "fedmed_client.pacs.cli:receive_command",
+        "Take what the picture archive or a scanner pushes.",
+    ),
     "site scan": (
         "fedmed_client.cli_scan:scan_command",
         "Index a folder of DICOM and list what cannot be used.",
     ),
+    "site send": ("fedmed_client.pacs.cli:send_command", "Store files in the picture archive."),
 }
 """By command line: the function, and one line of help. A blank separates a group from its command."""
 

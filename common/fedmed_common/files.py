@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,12 +17,13 @@ def write_atomically(
     mode: int = 0o666,
     before_rename: Callable[[], None] | None = None,
 ) -> None:
-    """Temporary file, fsync, rename, fsync of the folder. Two processes may write the same file; the later rename counts.
+    """Temporary file, fsync, rename, fsync of the folder. Two processes or threads may write the same file; the later rename
+    counts.
 
     ``content``: all of it, or piece by piece. ``mode``: the new file's permissions, from its first moment on, less the
     umask's. ``before_rename`` is called when the temporary file is whole: the moment that a fault test wants.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as stream:
             stream.writelines([content] if isinstance(content, bytes) else content)

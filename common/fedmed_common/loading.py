@@ -20,6 +20,9 @@ from fedmed_common.fields import Model
 
 M = TypeVar("M", bound=Model)
 
+_FILES = {"network": ("ca",), "pacs": ("ca", "certificate", "key")}
+"""In ``site.toml``, by table: the keys that name files."""
+
 
 def load_experiment(path: Path) -> Experiment:
     """Read an experiment file; relative folders and ``transfer.weights`` are relative to the file.
@@ -45,16 +48,20 @@ def load_experiment(path: Path) -> Experiment:
 
 
 def load_site(path: Path) -> Site:
-    """Read a ``site.toml``; a relative ``data.root`` or ``network.ca`` is relative to the file.
+    """Read a ``site.toml``; relative paths in it are relative to the file.
 
     Raises:
         ConfigError: names the file, the field and the fix.
     """
     document = read_toml(path)
     _resolve_root(document, path, "data.root")
-    network = document.get("network")
-    if isinstance(network, dict) and isinstance(network.get("ca"), str):
-        network["ca"] = resolve(network["ca"], path, "network.ca")
+    for table, keys in _FILES.items():
+        fields = document.get(table)
+        if not isinstance(fields, dict):
+            continue
+        for key in keys:
+            if isinstance(fields.get(key), str):
+                fields[key] = resolve(fields[key], path, f"{table}.{key}")
     return validate(Site, document, path)
 
 

@@ -202,6 +202,59 @@ class Network(Model):
     )
 
 
+_Title = Annotated[str, Field(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")]
+_Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Pacs(Model):
+    """The hospital's picture archive, by DICOMweb (``url``) or DIMSE (``host``, ``port``, ``title``)."""
+
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")] = Field(
+        "", description="DICOMweb: where /studies begins, as 'https://pacs.example/dicom-web'"
+    )
+    user: str = Field("", description="DICOMweb: with the password in password_variable")
+    password_variable: _Variable | None = Field(
+        None, description="the variable of the environment that holds the password"
+    )
+    token_variable: _Variable | None = Field(
+        None, description="DICOMweb: the variable that holds a bearer token"
+    )
+    host: str = Field("", description="DIMSE: the archive's name or address")
+    port: Annotated[int, Field(ge=1, le=65_535)] = 104
+    title: _Title = Field("ANY-SCP", description="DIMSE: the archive's application entity title")
+    move: bool = Field(
+        False,
+        description="DIMSE: fetch with C-MOVE to own_port, for archives without C-GET; own_title has to be registered",
+    )
+    own_title: _Title = Field("FEDMED", description="this machine's application entity title")
+    own_host: str = Field("127.0.0.1", description="the address that is listened at; '0.0.0.0' for all")
+    own_port: Annotated[int, Field(ge=0, le=65_535)] = Field(
+        11_112, description="of the receiver, and of what C-MOVE sends"
+    )
+    senders: tuple[_Title, ...] = Field((), description="titles that may push to the receiver; none: any")
+    tls: bool = Field(
+        False, description="DIMSE: in both directions; with 'ca' a sender has to show a certificate"
+    )
+    ca: Path | None = Field(
+        None, description="PEM file of the authority that signs the archive's certificate"
+    )
+    certificate: Path | None = Field(None, description="PEM file of this machine's certificate")
+    key: Path | None = Field(None, description="PEM file of its key")
+    per_second: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="most instances that are fetched in a second; 0: as many as come"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.url and self.host:
+            raise ValueError("has a url and a host: keep one of them")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together")
+        if self.user and self.password_variable is None:
+            raise ValueError("user needs password_variable")
+        return self
+
+
 class Site(Model):
     """``site.toml``: one hospital's data, label names, policy and machine. Never leaves the site."""
 
@@ -222,6 +275,9 @@ class Site(Model):
     limits: Limits = Limits()
     device: Device = Device()
     network: Network = Network()
+    pacs: Pacs | None = Field(
+        None, description="the picture archive that 'fedmed site fetch' and 'receive' use"
+    )
 
     @field_validator("labels")
     @classmethod

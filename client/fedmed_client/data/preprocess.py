@@ -55,6 +55,27 @@ def prepare(volume: Volume, label: Label, data: Data) -> Prepared:
     return Prepared(image=normalise(image, data.intensity), label=label, spacing_mm=spacing)
 
 
+def restored(prepared: NDArray[Any], volume: Volume, data: Data) -> NDArray[Any]:
+    """What was made of a prepared image without a label, ``(X, Y, Z)``, on the voxels of the volume that it was made of: the way
+    back through ``prepare``, each voxel that of the nearest; beyond the crop 0."""
+    order, flips = _turns(volume.affine)
+    image = finite(volume.voxels).transpose(0, *(axis + 1 for axis in order))[(slice(None), *flips)]
+    spacing = _triple(np.linalg.norm(volume.affine[:3, :3], axis=0)[list(order)])
+    box = (slice(None),) * 3
+    if data.crop_to_foreground:
+        box = _box(foreground(image)) or box
+    whole = np.zeros(image.shape[1:], prepared.dtype)
+    inner = prepared[None]
+    if data.spacing_mm is not None:
+        for axis, (old, new) in enumerate(zip(spacing, data.spacing_mm, strict=True), start=1):
+            count = whole[box].shape[axis - 1]
+            if inner.shape[axis] != count or (count > 1 and abs(old - new) > 1e-3 * new):
+                places = (np.arange(count) + 0.5) * (old / new) - 0.5
+                inner = nearest(inner, axis, np.clip(places, 0, inner.shape[axis] - 1))
+    whole[box] = inner[0]
+    return np.ascontiguousarray(whole[flips].transpose(np.argsort(order)))
+
+
 def check_pair(volume: Volume, label: Label, data: Data) -> None:
     """Raises GeometryError or DataError as ``prepare`` does, where image and label do not fit each other or the experiment."""
     if label.shape != volume.shape:
@@ -67,14 +88,23 @@ def check_pair(volume: Volume, label: Label, data: Data) -> None:
 
 def reorient(image: Image, label: Label, affine: NDArray[np.float64]) -> tuple[Image, Label, Spacing]:
     """Permute and flip axes until they point nearest to right, anterior, superior. The identity changes nothing."""
+    order, flips = _turns(affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[list(order)]
+    image = image.transpose(0, *(axis + 1 for axis in order))[(slice(None), *flips)]
+    return image, label.transpose(order)[flips], _triple(spacing)
+
+
+def _turns(affine: NDArray[np.float64]) -> tuple[tuple[int, ...], tuple[slice, ...]]:
+    """In which order the axes point right, anterior, superior, and which of those have to be flipped."""
     orientation = nibabel.orientations.io_orientation(affine)
     if np.isnan(orientation).any():
         raise GeometryError("the affine is singular: an axis of the image has no direction")
     order = tuple(int(axis) for axis in np.argsort(orientation[:, 0]))
-    flips = tuple(slice(None, None, int(orientation[axis, 1])) for axis in order)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)[list(order)]
-    image = image.transpose(0, *(axis + 1 for axis in order))[(slice(None), *flips)]
-    return image, label.transpose(order)[flips], (float(spacing[0]), float(spacing[1]), float(spacing[2]))
+    return order, tuple(slice(None, None, int(orientation[axis, 1])) for axis in order)
+
+
+def _triple(spacing: NDArray[np.float64]) -> Spacing:
+    return float(spacing[0]), float(spacing[1]), float(spacing[2])
 
 
 def foreground(image: Image) -> NDArray[np.bool_]:
@@ -87,10 +117,16 @@ def foreground(image: Image) -> NDArray[np.bool_]:
 def crop(image: Image, label: Label, *, keep_label: bool = True) -> tuple[Image, Label]:
     """Cut to the box around the foreground; ``keep_label``: which holds the whole label too, so no annotated voxel is lost."""
     keep: NDArray[np.bool_] = foreground(image) | (label > 0) if keep_label else foreground(image)
+    box = _box(keep)
+    return (image, label) if box is None else (image[(slice(None), *box)], label[box])
+
+
+def _box(keep: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
+    """The smallest that holds all of it; None where there is nothing."""
     if not keep.any():
-        return image, label
-    box = tuple(_extent(np.any(keep, axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
-    return image[(slice(None), *box)], label[box]
+        return None
+    x, y, z = (_extent(np.any(keep, axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    return x, y, z
 
 
 def resample(

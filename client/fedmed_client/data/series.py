@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,44 @@ def load_series(series: Series) -> Volume:
         return _volume(frames, stack, read)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Where the images of a series lie in ``load_series``'s volume. ``depths``: by an image's number, which is that of the file
+    in ``series.files``, or, of a single file, that of the frame; a slice that repeats another one is left out. ``is_picture``:
+    it has no place, and the volume is ``(C, rows, columns, 1)``."""
+
+    depths: Mapping[int, int]
+    is_picture: bool = False
+
+
+def depths_of(series: Series) -> Placed:
+    """Where each image lies.
+
+    Raises GeometryError and UnreadableFile as ``load_series`` does.
+    """
+    source = f"series {printable(series.uid)}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frames = [
+            frame
+            for file, path in enumerate(series.files)
+            for frame in _frames(_open(path, pixels=False), file, path)
+        ]
+    planes = [frame.plane for frame in frames if frame.plane is not None]
+    if not planes:
+        return Placed(depths={0: 0}, is_picture=True)
+    if len(planes) < len(frames):
+        raise GeometryError(f"{source}: {len(frames) - len(planes)} of {len(frames)} images have no position")
+    stack = stack_planes(planes, source=source)
+    alone = len(series.files) == 1
+    return Placed(
+        depths={
+            frames[place].number if alone else frames[place].file: depth
+            for depth, place in enumerate(stack.order)
+        }
+    )
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Whatever a broken file raises becomes an UnreadableFile that names it."""
@@ -100,9 +138,9 @@ def _reading(path: Path) -> Iterator[None]:
         raise UnreadableFile(f"{printable(str(path))}: {detail}") from error
 
 
-def _open(path: Path) -> Dataset:
+def _open(path: Path, *, pixels: bool = True) -> Dataset:
     with _reading(path):
-        return dcmread(path, force=True)
+        return dcmread(path, force=True, stop_before_pixels=not pixels)
 
 
 def _frames(dataset: Dataset, file: int, path: Path) -> list[_Frame]:

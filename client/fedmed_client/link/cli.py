@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ Hash = Annotated[
 ]
 
 
-def check_command(home: Home = HERE, as_json: AsJson = False) -> None:
+def check_connection(home: Path, *, as_json: bool) -> None:
     """Try the way to the coordinator step by step; where it ends, say why and what to do. The exit code names the problem."""
     from fedmed_client.link.diagnose import check
     from fedmed_client.site.home import SiteFolder

@@ -107,7 +107,7 @@ class Segmentation:
         if crf is not None:
             found = _refined(found, image, crf, in_3d=len(self.experiment.data.patch) == 3)
         label: NDArray[np.uint8] = found.argmax(0).astype(np.uint8)
-        return label if least_voxels is None else _without_little(label, found, least_voxels)
+        return label if least_voxels is None else without_little(label, found, least_voxels)
 
     def probabilities(
         self, model: nn.Module, image: NDArray[np.float32], device: torch.device | str
@@ -230,7 +230,7 @@ def _refined(
     return refined
 
 
-def _without_little(
+def without_little(
     label: NDArray[np.uint8], probabilities_KXYZ: NDArray[np.float32], least_voxels: NDArray[np.floating[Any]]
 ) -> NDArray[np.uint8]:
     """The label map without classes of which there is too little; their voxels go to the next most likely class that stays."""

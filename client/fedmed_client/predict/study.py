@@ -1,0 +1,96 @@
+"""From a study's folder to its results: which series a model is for, and what is written of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmed_client.data.dicom_cases import is_wanted
+from fedmed_client.data.index import Series
+from fedmed_client.data.scan import scan
+from fedmed_client.data.series import load_series
+from fedmed_client.data.text import printable
+from fedmed_client.predict.apply import ANY_DEVICE, predict
+from fedmed_client.predict.released import Released
+from fedmed_client.predict.segmentation import Provenance, write_segmentation
+from fedmed_client.preflight.thumbnails import montage
+from fedmed_common.errors import DataError
+from fedmed_common.site_config import Device, SiteData
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a series. ``file``: its segmentation; None: nothing was found in it, or ``problem`` says why there is none.
+
+    ``ml``: by class; ``doubt``: by class, the mean doubt over its voxels, 0 to 1; ``picture``: PNG."""
+
+    series: str
+    modality: str
+    description: str
+    file: Path | None = None
+    problem: str = ""
+    ml: dict[str, float] | None = None
+    doubt: dict[str, float] | None = None
+    looks: int = 0
+    picture: bytes = b""
+
+
+def predict_study(
+    study: Path,
+    models: Sequence[Released],
+    folder: Path,
+    wanted: SiteData | None = None,
+    *,
+    flips: bool = False,
+    device: Device = ANY_DEVICE,
+) -> Iterator[Outcome]:
+    """Each series in ``study`` that is wanted: segmented, and its SEG written into ``folder``. ``wanted``: by the site's own
+    file, which modality and description; None: all that fit the experiment's channels.
+
+    Raises:
+        ConfigError: ``study`` is no folder, or a model cannot predict here.
+    """
+    index = scan(study)
+    for series in index.series:
+        if wanted is None or is_wanted(series, wanted):
+            yield _outcome(series, models, folder, flips=flips, device=device)
+
+
+def _outcome(
+    series: Series, models: Sequence[Released], folder: Path, *, flips: bool, device: Device
+) -> Outcome:
+    classes = models[0].experiment.task.classes
+    told = Outcome(
+        series=series.uid, modality=printable(series.modality), description=printable(series.description)
+    )
+    try:
+        volume = load_series(series)
+        found = predict(models, volume, flips=flips, device=device)
+        file = write_segmentation(found.label, series, Provenance(models=models, looks=found.looks), folder)
+    except (DataError, OSError) as error:
+        return Outcome(
+            series=told.series,
+            modality=told.modality,
+            description=told.description,
+            problem=printable(str(error).replace("\n", "; ")),
+        )
+    voxel = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
+    shown = {name: found.label == number for number, name in enumerate(classes, start=1)}
+    return Outcome(
+        series=told.series,
+        modality=told.modality,
+        description=told.description,
+        file=file,
+        ml={name: float(mask.sum()) * voxel for name, mask in shown.items()},
+        doubt=None if found.doubt is None else _doubts(shown, found.doubt),
+        looks=found.looks,
+        picture=montage(volume, found.label),
+    )
+
+
+def _doubts(shown: dict[str, NDArray[np.bool_]], doubt: NDArray[np.float32]) -> dict[str, float]:
+    return {name: float(doubt[mask].mean()) for name, mask in shown.items() if mask.any()}
