@@ -117,7 +117,9 @@ def test_a_site_installs_less_than_the_server_and_the_same_versions() -> None:
 def test_what_a_site_asks_for_is_what_the_project_asks_for() -> None:
     project = _project()
     extras = project["optional-dependencies"]
-    asked = {*project["dependencies"], *extras["decoders"], *extras["transformers"], *extras["multigpu"]}
+    asked = {*project["dependencies"]}.union(
+        *(extras[name] for name in ("decoders", "deidentify", "transformers", "multigpu"))
+    )
     assert set((IMAGES / "site.in").read_text().split()) <= asked
 
 
