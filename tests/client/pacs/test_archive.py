@@ -117,7 +117,6 @@ def test_a_full_disk_ends_the_series_with_its_reason_and_leaves_no_half_file(
     assert not list(tmp_path.rglob("*.dcm"))
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_cannot_be_reached_or_does_not_permit_it_is_named_with_the_fix(
     orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
