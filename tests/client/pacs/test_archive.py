@@ -22,6 +22,11 @@ from fedmed_simulations.rehearsal.machines import free_ports
 
 from .conftest import Orthanc, write_series
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+"""pynetdicom leaves a socket open where a connection is refused."""
+
 KINDS = ("dicomweb", "get", "move")
 
 

@@ -30,6 +30,11 @@ from fedmed_simulations.rehearsal.machines import FEDMED, free_ports
 
 from .conftest import write_series
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+"""pynetdicom leaves a socket open where a connection is refused."""
+
 SITE = """
 name = "north"
 [data]
