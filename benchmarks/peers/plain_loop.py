@@ -27,7 +27,7 @@ def averaged(work: Work, sites: Sequence[int], watch: Stopwatch) -> dict[str, Te
                     tensor.copy_(weights[name])
             work.train(network, site, number)
             for name, tensor in state.items():
-                total[name] += (tensor - weights[name]) * work.patients[site]
+                total[name].add_(tensor - weights[name], alpha=work.patients[site])
         weights = {name: weights[name] + total[name] / sum(work.patients) for name in weights}
         watch.end()
     return weights

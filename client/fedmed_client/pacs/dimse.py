@@ -54,7 +54,7 @@ SYNTAXES = (
     JPEGLSNearLossless,
 )
 _SOME_FAILED = 0xB000
-_HANDSHAKE_SECONDS = 10.0
+_HANDSHAKE_SECONDS, _BEGINNING_SECONDS = 10.0, 30.0
 _PENDING = (0xFF00, 0xFF01)
 _MOST_CONTEXTS = 127
 _SECONDS = 60.0
@@ -231,7 +231,7 @@ class Dimse:
 
     def _entity(self) -> AE:
         entity = AE(ae_title=self.pacs.own_title)
-        entity.acse_timeout = entity.connection_timeout = 10.0
+        entity.acse_timeout = entity.connection_timeout = _BEGINNING_SECONDS
         entity.dimse_timeout = entity.network_timeout = _SECONDS
         return entity
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from fedmed_common.errors import ConfigError
 from fedmed_common.site_config import Pacs
 
 _MOST_AT_ONCE = 8
-_IDLE_SECONDS = 60.0
+_IDLE_SECONDS, _ENDING_SECONDS = 60.0, 20.0
 
 
 @dataclass
@@ -65,5 +66,7 @@ class Receiver:
     def stop(self) -> None:
         """Take no more, and break off what is open: who was sending is told nothing, and sends again."""
         if self._entity is not None:
-            self._entity.shutdown()
+            ending = threading.Thread(target=self._entity.shutdown, daemon=True)
+            ending.start()
+            ending.join(_ENDING_SECONDS)
             self._entity = None

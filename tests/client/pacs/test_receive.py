@@ -65,7 +65,7 @@ def _receiving(home: Path, *options: str, more: str = "") -> Iterator[int]:
         yield port
     finally:
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=150)
     assert process.returncode == 0 and "stopped" in said
 
 
@@ -169,7 +169,7 @@ def test_with_tls_a_client_that_says_nothing_keeps_nobody_out(tmp_path: Path) ->
     more = f'tls = true\ncertificate = "{tmp_path}/ca.pem"\nkey = "{tmp_path}/ca.key"'
     trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
     with _receiving(tmp_path / "home", more=more) as port, socket.create_connection(("127.0.0.1", port)):
-        assert _pushed(port, file, tls=trusting, seconds=30) == 0
+        assert _pushed(port, file, tls=trusting) == 0
 
 
 def _pushed(
@@ -179,7 +179,7 @@ def _pushed(
     ours: str = "WARD",
     theirs: str = "FEDMED",
     tls: ssl.SSLContext | None = None,
-    seconds: float = 5.0,
+    seconds: float = 60.0,
 ) -> int | None:
     """The answer's status; None: the connection was refused."""
     dataset, entity = pydicom.dcmread(file), AE(ae_title=ours)
