@@ -215,7 +215,8 @@ def _picture(grey: NDArray[np.float32]) -> tuple[float, ...]:
 
 def _best_shift(grey: NDArray[np.float32], label: NDArray[np.uint8], spacing: Triple) -> tuple[Triple, float]:
     """The shift of the labels, in mm, at which their outlines lie on the strongest edges of the image, and how much stronger
-    those are than where the outlines lie now. All shifts at once, as a correlation by Fourier transforms."""
+    those are than where the outlines lie now. All shifts at once, as a correlation by Fourier transforms. Where they get
+    stronger right up to the longest shift, there is no place at which they fit."""
     nowhere = (0.0, 0.0, 0.0), 0.0
     if not label.any():
         return nowhere
@@ -240,6 +241,8 @@ def _best_shift(grey: NDArray[np.float32], label: NDArray[np.uint8], spacing: Tr
     window = scores[np.ix_(*(np.arange(-most, most + 1) for most in reach))]
     best = np.unravel_index(int(window.argmax()), window.shape)
     offset = [int(place) - most for place, most in zip(best, reach, strict=True)]
+    if any(most and abs(count) == most for count, most in zip(offset, reach, strict=True)):
+        return nowhere
     here, there = float(scores[0, 0, 0]), float(window[best])
     moved = _triple(count * step for count, step in zip(offset, steps, strict=True))
     return moved, there / max(here, 1e-9) - 1

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from fedmed_client.data.text import printable
 from fedmed_client.preflight.measures import CaseFacts, ClassFacts, Unread
 from fedmed_common.config import Site
-from fedmed_common.site_config import UNLABELLED_NAME
 
 Level = Literal["pass", "warn", "fail"]
 
@@ -52,8 +51,10 @@ class Finding:
     case: Path | None = None
 
 
-def look(cases: Sequence[CaseFacts], unread: Sequence[Unread], site: Site) -> Iterator[Finding]:
-    """All that is odd in the cases of a site."""
+def look(
+    cases: Sequence[CaseFacts], unread: Sequence[Unread], site: Site, classes: Sequence[str]
+) -> Iterator[Finding]:
+    """All that is odd in the cases of a site. ``classes``: the experiment's."""
     yield from _left_out(unread)
     is_ct = site.data.modality == "CT" or (
         bool(cases) and float(np.median([case.levels[0] for case in cases])) < _AIR_HU
@@ -64,7 +65,7 @@ def look(cases: Sequence[CaseFacts], unread: Sequence[Unread], site: Site) -> It
     yield from _copies(cases)
     if site.data.labels_from == "masks":
         yield from _empty(cases)
-        yield from _nobody_shows(cases, site)
+        yield from _nobody_shows(cases, site, classes)
     if len(cases) < LEAST_CASES:
         return
     if not photographs:
@@ -138,11 +139,11 @@ def _empty(cases: Sequence[CaseFacts]) -> Iterator[Finding]:
                 )
 
 
-def _nobody_shows(cases: Sequence[CaseFacts], site: Site) -> Iterator[Finding]:
-    """Classes that the site says it labels and of which there is nothing."""
+def _nobody_shows(cases: Sequence[CaseFacts], site: Site, classes: Sequence[str]) -> Iterator[Finding]:
+    """Classes of the experiment that the site says it labels and of which there is nothing."""
     shown = {one.name for case in cases for one in case.classes}
-    for name, names in site.labels.items():
-        if names and name not in shown and name != UNLABELLED_NAME and shown:
+    for name in classes:
+        if shown and site.labels.get(name) and name not in shown:
             yield Finding(
                 level="warn",
                 code="class-without-cases",

@@ -57,7 +57,7 @@ def preflight(site: Site, experiment: Experiment, home: Path, *, progress: bool 
     skipped = [one for one in found.skipped if one.code not in _OF_NO_INTEREST]
     splits = Counter(_splits(cases, experiment).values())
     findings = [
-        *look(cases, unread, site),
+        *look(cases, unread, site, experiment.task.classes),
         *few_patients(splits["train"], site),
         *_skipped(skipped),
         *machine(home, site, experiment, cases),

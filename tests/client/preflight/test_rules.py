@@ -15,6 +15,8 @@ from fedmed_client.preflight.rules import look
 from fedmed_client.preflight.run import preflight
 from fedmed_common.config import Experiment, Site
 
+CLASSES = ("lesion", "organ")
+
 
 def _site(**data: object) -> Site:
     labels = {"lesion": ["1"], "organ": ["2"]}
@@ -61,26 +63,30 @@ def _lesion(seed: int) -> ClassFacts:
 
 def test_lesions_of_any_size_place_side_number_and_contrast_are_no_faults() -> None:
     cases = [_case(number, _lesion(100 + number)) if number % 3 else _case(number) for number in range(40)]
-    assert [one.code for one in look(cases, [], _site()) if one.case is not None] == []
+    assert [one.code for one in look(cases, [], _site(), CLASSES) if one.case is not None] == []
 
 
 def test_an_image_under_two_patients_is_named_at_both() -> None:
     cases = [_case(number) for number in range(8)]
     cases[5] = replace(cases[5], digest=cases[2].digest)
-    found = [one for one in look(cases, [], _site()) if one.code == "copy"]
+    found = [one for one in look(cases, [], _site(), CLASSES) if one.code == "copy"]
     assert {one.case for one in found} == {cases[2].path, cases[5].path} and {one.level for one in found} == {
         "fail"
     }
 
 
 def test_no_label_at_all_is_a_fault_of_the_site() -> None:
-    assert "no-labels" in [one.code for one in look([_case(number) for number in range(3)], [], _site())]
+    assert "no-labels" in [
+        one.code for one in look([_case(number) for number in range(3)], [], _site(), CLASSES)
+    ]
 
 
 def test_a_class_that_the_site_lists_and_nobody_shows_is_told() -> None:
     cases = [_case(number, _lesion(number)) for number in range(8)]
-    (found,) = [one for one in look(cases, [], _site()) if one.code == "class-without-cases"]
+    (found,) = [one for one in look(cases, [], _site(), CLASSES) if one.code == "class-without-cases"]
     assert "'organ'" in found.what
+    others = look(cases, [], _site(), ("lesion",))
+    assert "class-without-cases" not in [one.code for one in others]
 
 
 def test_a_histogram_of_values_that_are_equal_but_for_rounding_can_be_drawn() -> None:
