@@ -21,8 +21,9 @@ def dated(name: str) -> str:
 
 
 def made_by() -> str:
-    """The command, the machine and the versions."""
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """The command, without the folders of this machine, the machine and the versions."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     versions = ", ".join(f"{package} {version(package)}" for package in ("fedmed", "torch"))
     return f"`{command}`; {platform.machine()}, {os.cpu_count()} cores; {versions}."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,7 @@ def _print_tables(found: Index, folder: Path) -> None:
     console.print(_summary(found))
     wanted = [item for item in found.skipped if item.code != "not-dicom"]
     if wanted:
-        console.print(_left_out(wanted, folder))
+        console.print(left_out(wanted, folder, f"{len(wanted)} files left out"))
     others = len(found.skipped) - len(wanted)
     if others:
         console.print(f"{others} other files are not DICOM.", highlight=False)
@@ -90,13 +91,14 @@ def _summary(found: Index) -> Table:
     return table
 
 
-def _left_out(skipped: list[Skipped], folder: Path) -> Table:
+def left_out(skipped: Sequence[Skipped], folder: Path, title: str) -> Table:
+    """Files below a folder with their reasons, the first few of each kind."""
     from rich.markup import escape
     from rich.table import Table
 
     from fedmed_client.data.text import printable
 
-    table = Table(title=f"{len(skipped)} files left out", show_lines=False)
+    table = Table(title=title, show_lines=False)
     for heading in ("why", "file", "reason"):
         table.add_column(heading, overflow="fold")
     for code, count in sorted(Counter(item.code for item in skipped).items()):

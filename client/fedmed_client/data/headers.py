@@ -28,10 +28,11 @@ from pydicom.uid import (
 from fedmed_client.data.index import LabelKind
 from fedmed_client.data.text import normalise, normalise_patient, printable
 
-_LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
+LABEL_MAP_SEGMENTATION = UID("1.2.840.10008.5.1.4.1.1.66.7")
+"""Label Map Segmentation Storage, newer than the installed dictionary."""
 _LABELS: dict[str, LabelKind] = {
     SegmentationStorage: "seg",
-    _LABEL_MAP_SEGMENTATION: "seg",
+    LABEL_MAP_SEGMENTATION: "seg",
     RTStructureSetStorage: "rtstruct",
 }
 _PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})

@@ -75,14 +75,9 @@ def load_series(series: Series) -> Volume:
         ]
         _check_matrix(datasets, series.files, source)
         read = _reader(datasets, series.files)
-        planes = [frame.plane for frame in frames if frame.plane is not None]
-        if not planes:
+        stack = _stacked(frames, source)
+        if stack is None:
             return _picture(datasets[0], frames, read, source)
-        if len(planes) < len(frames):
-            raise GeometryError(
-                f"{source}: {len(frames) - len(planes)} of {len(frames)} images have no position"
-            )
-        stack = stack_planes(planes, source=source)
         for kept, repeated in stack.repeats:
             _check_repeat(frames[kept], frames[repeated], read, source)
         return _volume(frames, stack, read)
@@ -111,12 +106,9 @@ def depths_of(series: Series) -> Placed:
             for file, path in enumerate(series.files)
             for frame in _frames(_open(path, pixels=False), file, path)
         ]
-    planes = [frame.plane for frame in frames if frame.plane is not None]
-    if not planes:
+    stack = _stacked(frames, source)
+    if stack is None:
         return Placed(depths={0: 0}, is_picture=True)
-    if len(planes) < len(frames):
-        raise GeometryError(f"{source}: {len(frames) - len(planes)} of {len(frames)} images have no position")
-    stack = stack_planes(planes, source=source)
     alone = len(series.files) == 1
     return Placed(
         depths={
@@ -124,6 +116,16 @@ def depths_of(series: Series) -> Placed:
             for depth, place in enumerate(stack.order)
         }
     )
+
+
+def _stacked(frames: Sequence[_Frame], source: str) -> Stack | None:
+    """The frames in space; None where they have no places."""
+    planes = [frame.plane for frame in frames if frame.plane is not None]
+    if not planes:
+        return None
+    if len(planes) < len(frames):
+        raise GeometryError(f"{source}: {len(frames) - len(planes)} of {len(frames)} images have no position")
+    return stack_planes(planes, source=source)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,13 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from fedmed_client.deidentify.folder import Outcome
     from fedmed_client.deidentify.table import Options
     from fedmed_common.config import Site
-
-_SHOWN_PER_CODE = 10
 
 
 def deidentify_command(  # noqa: PLR0913, PLR0917  each is an option of its own
@@ -137,6 +132,9 @@ def _print_tables(outcomes: Sequence[Outcome], source: Path, target: Path) -> No
     from rich.console import Console
     from rich.markup import escape
 
+    from fedmed_client.cli_scan import left_out
+    from fedmed_client.data.index import Skipped
+
     console = Console()
     written = [outcome for outcome in outcomes if outcome.target]
     patients = {outcome.target.partition("/")[0] for outcome in written}
@@ -147,29 +145,13 @@ def _print_tables(outcomes: Sequence[Outcome], source: Path, target: Path) -> No
         soft_wrap=True,
         highlight=False,
     )
-    left = [outcome for outcome in outcomes if outcome.code and outcome.code != "not-dicom"]
+    left = [
+        Skipped(path=outcome.source, code=outcome.code, reason=outcome.reason)
+        for outcome in outcomes
+        if outcome.code and outcome.code != "not-dicom"
+    ]
     if left:
-        console.print(_left_out(left, source))
+        console.print(left_out(left, source, f"{len(left)} files were not copied"))
     others = sum(outcome.code == "not-dicom" for outcome in outcomes)
     if others:
         console.print(f"{others} other files are not DICOM.", highlight=False)
-
-
-def _left_out(outcomes: Sequence[Outcome], source: Path) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from fedmed_client.data.text import printable
-
-    table = Table(title=f"{len(outcomes)} files were not copied")
-    for heading in ("why", "file", "reason"):
-        table.add_column(heading, overflow="fold")
-    for code, count in sorted(Counter(outcome.code for outcome in outcomes).items()):
-        some = [outcome for outcome in outcomes if outcome.code == code][:_SHOWN_PER_CODE]
-        for outcome in some:
-            path = printable(str(outcome.source.relative_to(source)))
-            table.add_row(code, escape(path), escape(printable(outcome.reason)))
-        if count > len(some):
-            table.add_row(code, f"and {count - len(some)} more", "--json lists all")
-        table.add_section()
-    return table

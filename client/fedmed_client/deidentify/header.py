@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, RTStructureSetStorage, SegmentationStorage
 
+from fedmed_client.data.headers import LABEL_MAP_SEGMENTATION
 from fedmed_client.data.text import normalise, normalise_patient, printable
 from fedmed_client.deidentify.secret import SiteSecret
 from fedmed_client.deidentify.table import BYTES, TEMPORAL, TEXT, UNREADABLE, Action, Options, actions
@@ -64,7 +65,7 @@ _PUBLIC_SCHEMES = frozenset(
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})", re.ASCII)
 _TIME = re.compile(r"(\d{2}):?(?:(\d{2}):?(?:(\d{2})(\.\d{1,6})?)?)?", re.ASCII)
 _DATE_TIME = re.compile(r"(\d{8})(\d{2}(?:\d{2}(?:\d{2}(?:\.\d{1,6})?)?)?)?([+-]\d{4})?", re.ASCII)
-LABEL_CLASSES = frozenset({SegmentationStorage, RTStructureSetStorage, UID("1.2.840.10008.5.1.4.1.1.66.7")})
+LABEL_CLASSES = frozenset({SegmentationStorage, RTStructureSetStorage, LABEL_MAP_SEGMENTATION})
 """Segmentations, label maps among them, and structure sets: what has no pixels in which somebody writes."""
 _ANNEX_E = (("113100", "Basic Application Confidentiality Profile"),)
 _MODIFIED_DATES = ("113107", "Retain Longitudinal Temporal Information Modified Dates Option")

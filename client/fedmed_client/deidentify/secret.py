@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydicom.uid import UID_dictionary
 
+from fedmed_client.data.headers import LABEL_MAP_SEGMENTATION
 from fedmed_common.errors import ConfigError
 from fedmed_common.files import write_atomically
 
@@ -22,8 +23,6 @@ _BYTES = 32
 _MOST_DAYS = 3650
 _LEAST_DAYS = 365
 _DAY_SECONDS = 86_400
-_ALSO_REGISTERED = frozenset({"1.2.840.10008.5.1.4.1.1.66.7"})
-"""Of the standard and newer than the installed dictionary: Label Map Segmentation Storage."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -53,7 +52,7 @@ class SiteSecret:
 
     def uid(self, uid: str) -> str:
         """The UID that stands for one of the site's; those that the standard registers stay (PS3.5 B.2 for the form)."""
-        if not uid or uid in UID_dictionary or uid in _ALSO_REGISTERED:
+        if not uid or uid in UID_dictionary or uid == LABEL_MAP_SEGMENTATION:
             return uid
         return f"2.25.{int.from_bytes(self._digest('uid', uid)[:16], 'big')}"
 

@@ -97,10 +97,11 @@ class Incoming:
                 self.refused[error.code] = count + 1, reason
             raise
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for parent in (path.parent.parent, self.folder):
+                sync_folder(parent)
         write_atomically(path, written)
-        for parent in (path.parent.parent, self.folder):
-            sync_folder(parent)
         with self._lock:
             self.kept += 1
         return uids[2]
