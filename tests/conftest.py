@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first."""
     here = Path(__file__).parent
     items.sort(key=lambda item: item.path.relative_to(here).parts[0] not in _LONG)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed_cohorts() -> Iterator[None]:
+    """What simulations in this process map is closed: with over 1,024 open files, pynetdicom's select refuses a socket."""
+    yield
+    if "fedmed_client.workbench" in sys.modules:
+        from fedmed_client.workbench import COHORTS
+
+        COHORTS.forget()
 
 
 @pytest.fixture(scope="session")

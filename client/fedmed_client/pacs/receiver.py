@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pydicom.uid import UID
-from pynetdicom import AE, evt
+from pynetdicom import AE, Association, evt
 from pynetdicom.sop_class import Verification
 
 from fedmed_client.pacs.dimse import Storing, storage_classes, storage_context, tls_context
@@ -15,7 +17,7 @@ from fedmed_common.errors import ConfigError
 from fedmed_common.site_config import Pacs
 
 _MOST_AT_ONCE = 8
-_IDLE_SECONDS, _ENDING_SECONDS = 60.0, 20.0
+_IDLE_SECONDS, _ENDING_SECONDS = 60.0, 5.0
 
 
 @dataclass
@@ -66,7 +68,19 @@ class Receiver:
     def stop(self) -> None:
         """Take no more, and break off what is open: who was sending is told nothing, and sends again."""
         if self._entity is not None:
+            open_ones = list(self._entity.active_associations)
             ending = threading.Thread(target=self._entity.shutdown, daemon=True)
             ending.start()
             ending.join(_ENDING_SECONDS)
+            for association in open_ones:
+                _cut_off(association)
             self._entity = None
+
+
+def _cut_off(association: Association) -> None:
+    """End what reads a message that does not come: its thread would keep the process from ending."""
+    association.dul.kill_dul()
+    connection = association.dul.socket
+    if connection is not None and connection.socket is not None:
+        with suppress(OSError):
+            connection.socket.shutdown(socket.SHUT_RDWR)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from fedmed_simulations.workers.memory import cut, joined
 _PACKAGES = ("fedmed", "flwr", "torch", "monai", "numpy")
 _MARK = ".seen-by-workers"
 _LENGTH = 8
+_ENDING_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +145,11 @@ class RayCrew:
         self._ray.kill(self._actors.pop(worker))
 
     def close(self) -> None:
-        """End them all."""
+        """End them all, and wait until Ray has told so of each: what it tells after its end ends the process with an error."""
+        awaited = list(self._futures.values())
         for number in list(self._actors):
             self.end(number)
+        wait(awaited, _ENDING_SECONDS)
         self._shelf.clear()
         self._place.mark.unlink(missing_ok=True)
 

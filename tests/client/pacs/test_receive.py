@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pydicom
@@ -170,6 +170,14 @@ def test_with_tls_a_client_that_says_nothing_keeps_nobody_out(tmp_path: Path) ->
     trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
     with _receiving(tmp_path / "home", more=more) as port, socket.create_connection(("127.0.0.1", port)):
         assert _pushed(port, file, tls=trusting) == 0
+
+
+def test_who_stops_in_the_middle_of_a_message_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    with ExitStack() as held:
+        with _receiving(tmp_path / "home") as port:
+            held.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(b"\1\0\0")
+            held.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(b"\1\0\0\0\1\0rest")
+            time.sleep(1)
 
 
 def _pushed(
