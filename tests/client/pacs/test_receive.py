@@ -173,11 +173,10 @@ def test_with_tls_a_client_that_says_nothing_keeps_nobody_out(tmp_path: Path) ->
 
 
 def test_who_stops_in_the_middle_of_a_message_does_not_keep_it_from_ending(tmp_path: Path) -> None:
-    with ExitStack() as held:
-        with _receiving(tmp_path / "home") as port:
-            held.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(b"\1\0\0")
-            held.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(b"\1\0\0\0\1\0rest")
-            time.sleep(1)
+    with ExitStack() as held, _receiving(tmp_path / "home") as port:
+        held.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(b"\1\0\0")
+        held.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(b"\1\0\0\0\1\0rest")
+        time.sleep(1)
 
 
 def _pushed(
