@@ -27,7 +27,7 @@ from flwr.clientapp import ClientApp
 from fedmed_client import independence, policy, private
 from fedmed_client.agreed import LAST
 from fedmed_client.charges import charge, promised_by
-from fedmed_client.data.cohort import Cohort
+from fedmed_client.data.cohort import Cohort, by_patient
 from fedmed_client.data.splits import SPLITS
 from fedmed_client.engine.parallel import train_together
 from fedmed_client.evaluate import measurements
@@ -41,6 +41,7 @@ from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.site.withdrawals import Withdrawals
 from fedmed_client.statistics import summed
 from fedmed_client.summing import noise_shares, sum_of, summing_of
+from fedmed_client.surveyed import Surveyed
 from fedmed_client.train import Update
 from fedmed_client.work.outbox import Outbox
 from fedmed_client.workbench import (
@@ -181,6 +182,8 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
         spent = recipe_of(experiment).spent(experiment)
         policy.check_noise(home.site.policy, privacy.noise_multiplier(experiment, spent))
     cohort, _ = COHORTS.get(home, order.experiment)
+    if not experiment.rounds:
+        return _reply(home, order, facts=_facts_of_survey(home, cohort))
     patients: dict[str, int] = {split: cohort.patients(split) for split in SPLITS}
     presence = _told_presence(home, order, cohort)
     facts = wire.Facts(
@@ -191,6 +194,15 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
         held_out=home.site.policy.held_out,
     )
     return _reply(home, order, facts=facts)
+
+
+def _facts_of_survey(home: SiteHome, cohort: Cohort) -> wire.Facts:
+    """That it takes part, with how many patients: those of the survey alone."""
+    surveyed = by_patient(Surveyed(home.folder).of(cohort, home.site.policy.least_patients))
+    patients: dict[str, int] = {split: len(surveyed) if split == "train" else 0 for split in SPLITS}
+    return wire.Facts(
+        patients=patients, presence={}, version=_version("fedmed"), held_out=home.site.policy.held_out
+    )
 
 
 def _told_presence(home: SiteHome, order: wire.Order, cohort: Cohort) -> dict[str, int]:
@@ -335,6 +347,9 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         spent, receipt = charge(home, order, promise or limit, cost, sharing)
         spending.update(epsilon_spent=spent, receipt=receipt)
 
+    cases = cohort.of("train")
+    if not bench.experiment.rounds and statistic.epsilon is None:
+        cases = Surveyed(home.folder).of(cohort, few)
     arrays = own_normalisation(cohort) if recipe.inputs is not None else {}
     with (
         numerics(bench.experiment, bench.device, home.site.device.threads),
@@ -343,7 +358,7 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
         if statistic.with_model:
             params.to_model(order.parameters, bench.model)
         bench.model.eval()
-        sums = under(statistic.name, summed(statistic, bench, cohort.of("train"), few, reserve, sharing))
+        sums = under(statistic.name, summed(statistic, bench, cases, few, reserve, sharing))
     if summing is None:
         return _reply(home, order, sums=sums, **spending)
     sensitivity = statistic.sensitivity(sizes_of(bench.experiment, bench.model))

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Show and draw which site has how many patients of what.",
     ),
     "resume": ("fedmed_simulations.cli:resume", "Go on with an interrupted run."),
+    "plan": ("fedmed_server.survey.cli:plan_command", "Propose an experiment from a survey's data sheet."),
     "compare": ("fedmed_simulations.compare.cli:compare", "Compare strategies fairly on this machine."),
     "audit": (
         "fedmed_simulations.audit.cli:audit_command",

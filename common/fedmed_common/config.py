@@ -217,7 +217,9 @@ class Experiment(Model):
 
     name: Name
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    rounds: Annotated[int, Field(ge=1, le=1_000_000)]
+    rounds: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        description="0: a survey, which asks for what its recipe's statistics say and trains nothing"
+    )
     task: Task
     data: Data
     model: AnyArchitecture = UNet()
@@ -267,7 +269,7 @@ class Experiment(Model):
             self.simulation.partition.check_classes(self.task)
         if self.simulation is not None and self.simulation.regions:
             self._check_regions(self.simulation)
-        if self.federation.evaluate_every > self.rounds:
+        if self.federation.evaluate_every > max(1, self.rounds):
             raise ValueError(
                 f"federation.evaluate_every ({self.federation.evaluate_every}) is more than rounds ({self.rounds})"
             )
@@ -363,6 +365,8 @@ class Experiment(Model):
     def evaluation_rounds(self) -> tuple[int, ...]:
         """The rounds after which the model is measured: every so many, and the last."""
         every = self.federation.evaluate_every
+        if not self.rounds:
+            return ()
         return tuple(dict.fromkeys((*range(every, self.rounds + 1, every), self.rounds)))
 
     def order_text(self) -> str:

@@ -69,7 +69,16 @@ class SiteData(Model):
 
 
 StatisticName = Literal[
-    "patients", "presence", "counts", "channels", "moments", "confusion", "operating_points"
+    "patients",
+    "presence",
+    "counts",
+    "channels",
+    "moments",
+    "confusion",
+    "operating_points",
+    "shapes",
+    "intensities",
+    "volumes",
 ]
 """``patients`` and ``presence`` say at the roll call how many there are; the others are what recipes ask for."""
 

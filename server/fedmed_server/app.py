@@ -30,6 +30,8 @@ from fedmed_server.history import RoundDone, RunEnded, RunStarted, SiteResult, m
 from fedmed_server.receipts import Receipts
 from fedmed_server.rounds import Measured, evaluate, now, rounds
 from fedmed_server.state import RunState, best_round, load_state, model_file, save_parameters, save_state
+from fedmed_server.survey.asking import survey
+from fedmed_server.survey.sheet import write_sheet
 from fedmed_strategies.layers import layers_of
 from fedmed_strategies.presets import recipe_of
 from fedmed_strategies.server_half import shared
@@ -139,6 +141,10 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     roster = roll.members
     state = replace(state, missed=state.missed + _changes(file, state, roll, experiment.rounds))
     history.append(file, _started(request, state, roster))
+    if not experiment.rounds:
+        sheet = survey(channel, recipe, roster)
+        write_sheet(request.folder, sheet)
+        return RunEnded(time=now(), status=_status((*state.missed, *sheet.missed)), best_round=0)
     for result in rounds(channel, recipe, roster, state):
         state = result.state
         save_state(request.folder, state)

@@ -88,9 +88,11 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
             homes = homes_for(experiment, folder, plan.baseline)
             cohorts = prepare(homes, experiment, console)
             ended = ended or _run_or_say_how_to_resume(folder, experiment, plan, homes, console)
-            overlays = draw_overlays(homes, experiment, _best_model(folder))
+            overlays = draw_overlays(homes, experiment, _best_model(folder)) if experiment.rounds else []
             write_report(folder, figures=[_split(folder, experiment, plan, cohorts), *overlays])
             _complete_tracking(folder, experiment, console)
+    if not experiment.rounds:
+        return _told_of_survey(folder, ended, console)
     console.print(outcome_table(ended, experiment))
     for sentence in caveats(experiment):
         console.print(escape(sentence), soft_wrap=True, highlight=False)
@@ -104,6 +106,14 @@ def carry_out(folder: Path, console: Console) -> RunEnded:
     told = best if ended.best_round else "no best round: no site told a metric by which rounds are compared"
     console.print(f"[{colour}]{escape(ended.status)}[/]; {told}")
     console.print(f"report: {folder / REPORT}", soft_wrap=True, highlight=False)
+    return ended
+
+
+def _told_of_survey(folder: Path, ended: RunEnded, console: Console) -> RunEnded:
+    colour = "green" if ended.status == "completed" else "yellow"
+    console.print(f"[{colour}]{escape(ended.status)}[/]")
+    console.print(f"data sheet: {folder / REPORT}", soft_wrap=True, highlight=False)
+    console.print(f"to go on: fedmed plan {folder}", soft_wrap=True, highlight=False)
     return ended
 
 

@@ -20,6 +20,7 @@ from fedmed_strategies.flower import Flower
 from fedmed_strategies.personal.layers import OwnHead
 from fedmed_strategies.pieces import Piece
 from fedmed_strategies.server_optimizers.momentum import Momentum
+from fedmed_strategies.statistics.survey import Survey
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +54,10 @@ def _each_update(recipe: Recipe) -> list[Piece]:
 
 def _all(condition: bool, pieces: list[Piece]) -> list[Piece]:
     return pieces if condition else []
+
+
+def _surveys(recipe: Recipe) -> list[Piece]:
+    return [statistic for statistic in recipe.statistics if isinstance(statistic, Survey)]
 
 
 def _buffer(recipe: Recipe) -> list[Piece]:
@@ -488,6 +493,43 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
         field="train.steps",
         why="all sites take the same number of steps, so that it would be FedAvg by another name",
         fix="set train.epochs in the place of train.steps",
+    ),
+    ExperimentRule(
+        what="a survey x rounds of training",
+        offends=lambda r, e: _all(e.rounds > 0, _surveys(r)),
+        field="rounds",
+        why="it is asked where nothing is trained",
+        fix="set rounds = 0, and train with another experiment",
+    ),
+    ExperimentRule(
+        what="no rounds x no survey",
+        offends=lambda r, e: _all(e.rounds == 0 and not _surveys(r), [r.aggregator]),
+        field="rounds",
+        why="without rounds it has nothing to do",
+        fix="set rounds to 1 or more, or recipe.name = 'survey'",
+    ),
+    ExperimentRule(
+        what="a survey x images as training sees them",
+        offends=lambda r, e: _all(
+            e.data.spacing_mm is not None or e.data.intensity.kind not in {"window", "scale"}, _surveys(r)
+        ),
+        field="data",
+        why="it looks at images as they are, with intensities between two bounds",
+        fix="leave data.spacing_mm out; set data.intensity.kind = 'window' with low and high (of CT -1024 and 3071), or 'scale'",
+    ),
+    ExperimentRule(
+        what="a survey x patients who are held out",
+        offends=lambda r, e: _all(e.data.splits.validation + e.data.splits.test > 0, _surveys(r)),
+        field="data.splits",
+        why="who is held out changes with each patient who comes, and the difference of two answers would tell of few",
+        fix="set data.splits = { validation = 0.0, test = 0.0 }: it is of all patients, and trains on none",
+    ),
+    ExperimentRule(
+        what="a survey x classes of whole images",
+        offends=lambda r, e: _all(e.task.name != "segmentation", _surveys(r)),
+        field="task.name",
+        why="it measures the volumes of segmented classes",
+        fix="set task.name = 'segmentation'",
     ),
     ExperimentRule(
         what="regions x what needs each site's answer",

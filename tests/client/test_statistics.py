@@ -29,8 +29,18 @@ from fedmed_strategies.statistics.confusion import Confusion
 from fedmed_strategies.statistics.counts import Counts
 from fedmed_strategies.statistics.moments import Moments
 from fedmed_strategies.statistics.operating_points import OperatingPoints
+from fedmed_strategies.statistics.survey import VOLUMES, Intensities, Shapes, Volumes
 
-ALL = (Counts(), Channels(), Moments(), Confusion(), OperatingPoints())
+ALL = (
+    Counts(),
+    Channels(),
+    Moments(),
+    Confusion(),
+    OperatingPoints(),
+    Shapes(),
+    Intensities(),
+    Volumes(),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,3 +342,17 @@ def test_where_each_patient_shows_one_class_the_rest_does_not_tell_a_small_count
         np.testing.assert_array_equal(
             Counts().releasable(sums, 5)["presence"], [5 if 0 < count < 5 else count for count in presence]
         )
+
+
+def test_a_class_that_few_lack_is_said_to_be_in_all(bench: Bench) -> None:
+    told = {least: sums_of(Volumes(), bench, cases(6, 4), least)["shown"].sum(axis=1) for least in (1, 3, 5)}
+    assert told[1].tolist() == [6.0, 4.0]
+    assert told[3].tolist() == [6.0, 6.0]
+    assert told[5].tolist() == [6.0, 0.0]
+
+
+def test_volumes_are_in_cubic_millimetres(bench: Bench) -> None:
+    (case,) = cases(1, 1)
+    told = sums_of(Volumes(), bench, [case])["shown"]
+    voxels = np.count_nonzero(case.label == 2)
+    assert np.flatnonzero(told[1]).tolist() == VOLUMES.places(np.array([voxels * 2.0])).tolist()

@@ -46,6 +46,10 @@ from fedmed_strategies.weights.nova import Nova
 Make = Callable[[], Recipe]
 CLIPPED = CentralPrivacy()
 REGIONS = {"simulation": {"federation": "hospitals", "regions": 2}}
+SURVEY: dict[str, Any] = {
+    "rounds": 0,
+    "data": {"intensity": {"kind": "scale"}, "splits": {"validation": 0.0, "test": 0.0}},
+}
 DYN = {"weights": Equal(), "corrections": (Dyn(),)}
 
 PIECES: list[tuple[str, Make, Make]] = [
@@ -375,6 +379,32 @@ EXPERIMENTS: list[Case] = [
         RECIPES["mr_mtl"],
         {"federation": {"sites_per_round": 4}},
     ),
+    ("a survey x rounds of training", RECIPES["survey"], {**SURVEY, "rounds": 1}, RECIPES["survey"], SURVEY),
+    ("no rounds x no survey", RECIPES["fedavg"], {"rounds": 0}, RECIPES["fedavg"], {}),
+    (
+        "a survey x images as training sees them",
+        RECIPES["survey"],
+        {**SURVEY, "data": {**SURVEY["data"], "spacing_mm": [1.0, 1.0, 1.0]}},
+        RECIPES["survey"],
+        {
+            **SURVEY,
+            "data": {**SURVEY["data"], "intensity": {"kind": "window", "low": -1024.0, "high": 3071.0}},
+        },
+    ),
+    (
+        "a survey x patients who are held out",
+        RECIPES["survey"],
+        {**SURVEY, "data": {**SURVEY["data"], "splits": {"validation": 0.1, "test": 0.0}}},
+        RECIPES["survey"],
+        SURVEY,
+    ),
+    (
+        "a survey x classes of whole images",
+        RECIPES["survey"],
+        {**SURVEY, "task": {"name": "classification"}, "model": {"name": "resnet"}},
+        RECIPES["survey"],
+        SURVEY,
+    ),
     ("FedNova x equal steps", RECIPES["fednova"], {}, RECIPES["fednova"], {"train": {"epochs": 1.0}}),
 ]
 
@@ -391,7 +421,7 @@ def experiment(changes: dict[str, Any]) -> Experiment:
         "federation": {},
     }
     for table, fields in changes.items():
-        tables[table] = {**tables.get(table, {}), **fields}
+        tables[table] = {**tables.get(table, {}), **fields} if isinstance(fields, dict) else fields
     return Experiment.model_validate(tables)
 
 
@@ -436,7 +466,9 @@ def test_central_privacy_sends_no_running_statistics() -> None:
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_preset_is_allowed_by_some_experiment(name: str) -> None:
-    changes = {"scaffold": SGD, "qffl": SGD, "fednova": {"train": {"epochs": 1.0}}}.get(name, {})
+    changes = {"scaffold": SGD, "qffl": SGD, "fednova": {"train": {"epochs": 1.0}}, "survey": SURVEY}.get(
+        name, {}
+    )
     refuse(RECIPES[name], experiment(changes))
 
 

@@ -23,6 +23,7 @@ from fedmed_common.loading import experiment_from_order
 from fedmed_common.site_config import Site
 from fedmed_strategies.pieces import StatisticPiece
 from fedmed_strategies.presets import recipe_of
+from fedmed_strategies.statistics.survey import Survey
 
 State = Literal["pending", "approved", "rejected"]
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -138,11 +139,21 @@ def describe(approval: Approval) -> list[str]:
     except ConfigError:
         return [f"{approval.experiment}: for fedmed {approval.code_version}, which this version cannot read"]
     task, train = asked.task, asked.train
-    return [
+    known = [
         f"{asked.name}, for fedmed {approval.code_version}",
         f"  hash      {approval.hash}",
         f"  state     {approval.state}{f' by {approval.by}' if approval.by else ''}",
         f"  task      {task.name} in {task.dimensions}D of {', '.join(task.classes)}",
+    ]
+    if not asked.rounds:
+        return [
+            *known,
+            "  work      a survey: nothing is trained",
+            "  leaves    once: the number of patients",
+            *(f"            {line}" for line in _besides(asked)),
+        ]
+    return [
+        *known,
         f"  model     {asked.model.label}: {asked.model.summary()}",
         f"  work      {asked.rounds} rounds of {train.steps} steps with {train.batch_size} {_samples(task)} each",
         f"  recipe    {_recipe(asked.recipe)}",
@@ -181,6 +192,9 @@ def _besides(asked: Experiment) -> list[str]:
 def _statistic(statistic: StatisticPiece) -> str:
     epsilon = getattr(statistic, "epsilon", None)
     noise = f"with noise for an epsilon of {epsilon:g}" if epsilon else "without classes that few show"
+    if isinstance(statistic, Survey):
+        told = noise if epsilon else "no bar of which is of few patients"
+        return f"histograms over patients of their '{statistic.name}', {told}"
     return f"the sum over training patients '{statistic.name}', {noise}"
 
 

@@ -86,6 +86,11 @@ class Withdrawals:
         }
         write_atomically(file, json.dumps(document).encode(), mode=0o600)
 
+    def code_of(self, patient: str) -> str:
+        """What stands for the patient of this key in files of the site's home."""
+        self._make_key()
+        return self._code(patient)
+
     def _uses(self, codes: Iterable[str]) -> Iterator[Use]:
         wanted = set(codes)
         for file in sorted((self.home / USES).glob("*.json")):

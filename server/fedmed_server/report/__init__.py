@@ -9,7 +9,9 @@ from fedmed_common.files import write_atomically
 from fedmed_server.report.figures import Figure, load_figures, save_figures
 from fedmed_server.report.page import chart_files, render
 from fedmed_server.report.sites import SITES, sites_table
-from fedmed_server.report.source import COMPARISON, read_run, shareable_experiment
+from fedmed_server.report.source import COMPARISON, RunHistory, read_run, shareable_experiment
+from fedmed_server.survey import sheet
+from fedmed_server.survey.page import survey_page
 
 __all__ = ["COMPARISON", "REPORT", "SITES", "Figure", "artifacts", "write_report"]
 
@@ -17,8 +19,8 @@ REPORT = "report.html"
 
 
 def write_report(run: Path, *, figures: Sequence[Figure] = ()) -> Path:
-    """Draw ``run/report.html``, with a table of all sites beside it. ``figures`` replace those of an earlier call; with none
-    given, those stay in the page.
+    """Draw ``run/report.html``, with a table of all sites beside it; of a survey, its data sheet. ``figures`` replace those
+    of an earlier call; with none given, those stay in the page.
 
     Raises:
         ConfigError: ``run`` is not the folder of a run that has begun.
@@ -27,7 +29,7 @@ def write_report(run: Path, *, figures: Sequence[Figure] = ()) -> Path:
     history = read_run(run)
     if figures:
         save_figures(run, figures)
-    page = render(history, load_figures(run), shareable=False)
+    page = _page(run, history, load_figures(run), shareable=False)
     write_atomically(run / SITES, sites_table(history))
     write_atomically(run / REPORT, page.encode())
     return run / REPORT
@@ -47,8 +49,15 @@ def artifacts(run: Path, *, shareable: bool) -> dict[str, bytes]:
     experiment = shareable_experiment(history) if shareable else history.experiment_text
     files = {
         "experiment.json" if experiment.startswith("{") else "experiment.toml": experiment.encode(),
-        REPORT: render(history, figures, shareable=shareable).encode(),
+        REPORT: _page(run, history, figures, shareable=shareable).encode(),
         SITES: sites_table(history),
     }
     files |= {f"figures/{name}.svg": drawing.encode() for name, drawing in chart_files(history).items()}
     return files | {f"figures/{number:03d}.png": figure.png for number, figure in enumerate(figures, start=1)}
+
+
+def _page(run: Path, history: RunHistory, figures: Sequence[Figure], *, shareable: bool) -> str:
+    """A survey's page is its data sheet."""
+    if (run / sheet.FILE).exists():
+        return survey_page(sheet.read_sheet(run))
+    return render(history, figures, shareable=shareable)

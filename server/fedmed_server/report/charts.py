@@ -133,6 +133,56 @@ def stack_chart(
     )
 
 
+def histogram_chart(
+    centres: Sequence[float],
+    counts: Sequence[float],
+    *,
+    title: str,
+    size: tuple[float, float],
+) -> Chart | None:
+    """A bar for each bin that holds anything, from the first to the last of these; None where none does."""
+    used = [place for place, count in enumerate(counts) if count]
+    if not used:
+        return None
+    first, last = max(used[0] - 1, 0), min(used[-1] + 1, len(counts) - 1)
+    y_labels = ticks(min(0.0, *counts), max(0.0, *counts), 4)
+    frame = _Frame(size, (first - 0.5, last + 0.5), (y_labels[0], y_labels[-1]))
+    thickness = max((frame.x(first + 0.5) - frame.x(first - 0.5)) * 0.9, 0.6)
+    bars = []
+    for place in used:
+        top, bottom = sorted((frame.y(counts[place]), frame.y(0.0)))
+        label = f"about {rounded(centres[place])}: {rounded(counts[place])}"
+        bars.append(
+            Bar(
+                x=frame.x(place) - thickness / 2,
+                y=top,
+                width=thickness,
+                height=bottom - top,
+                style="p0",
+                label=label,
+            )
+        )
+    marks = sorted({round(first + (last - first) * part / 4) for part in range(5)})[
+        :: 1 if last - first > 3 else 2
+    ]
+    return Chart(
+        width=size[0],
+        height=size[1],
+        left=_MARGIN_LEFT,
+        right=size[0] - _MARGIN_RIGHT,
+        bottom=frame.y(y_labels[0]),
+        x_ticks=tuple((frame.x(place), rounded(centres[place])) for place in marks),
+        y_ticks=tuple((frame.y(value), f"{value:g}") for value in y_labels),
+        title=title,
+        bars=tuple(bars),
+    )
+
+
+def rounded(value: float) -> str:
+    """To three digits, without an exponent where it is of everyday size."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
 def ticks(low: float, high: float, count: int) -> list[float]:
     """About ``count`` round numbers that cover ``low..high``."""
     span = high - low
