@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 from fedmed_client.site.audit import AuditLog
-from fedmed_common.config import RecipeChoice
+from fedmed_common.config import Intensity, RecipeChoice, Splits
 from fedmed_common.loading import load_experiment
 from fedmed_server import history
 from fedmed_server.history import RoundDone, RunEnded, RunStarted
 from fedmed_server.state import model_file
+from fedmed_server.survey.sheet import read_sheet
 from fedmed_server.tracking import tracked_rounds
 from fedmed_simulations.rehearsal.consortium import write_experiment
 from fedmed_simulations.rehearsal.equality import difference
@@ -152,3 +153,26 @@ def test_a_run_with_a_buffer_waits_for_nobody_and_outlives_its_process(running, 
     assert [len(record.train) for record in done] == [1, 1, 1]
     assert {result.site for record in done for result in record.train} <= {one, other}
     assert {result.site for result in done[-1].evaluation} == {one, other}
+
+
+def test_a_survey_is_answered_by_hospitals_as_by_a_simulation(running, tmp_path: Path) -> None:
+    consortium, whole = running.consortium, load_experiment(running.experiment)
+    running.faults.plan(consortium, [])
+    consortium.wait_connected()
+    data = whole.data.model_copy(
+        update={
+            "spacing_mm": None,
+            "intensity": Intensity(kind="window", low=-1024.0, high=3071.0),
+            "splits": Splits(validation=0.0, test=0.0),
+        }
+    )
+    changed = {"rounds": 0, "data": data, "recipe": RecipeChoice(name="survey")}
+    file = tmp_path / "survey.toml"
+    write_experiment(whole.model_copy(update=changed), consortium.folder / "federation", file)
+    run = consortium.launch(file)
+    assert consortium.wait_ended(run).status == "completed"
+    deployed, simulated = (
+        read_sheet(folder) for folder in (consortium.run_folder(run), inline_run(file, tmp_path / "runs"))
+    )
+    assert deployed.model_dump(exclude={"run"}) == simulated.model_dump(exclude={"run"})
+    assert "Data sheet" in consortium.wait_reported(run).read_text()
