@@ -21,13 +21,13 @@ from matplotlib.path import Path as Polygon
 from numpy.typing import NDArray
 
 from fedmed_client.data.cases import find_cases
+from fedmed_client.predict.structures import trace
 from fedmed_common.config import Experiment
 from fedmed_common.loading import load_site
 from fedmed_simulations.phantom.anatomy import CLASS_OF
 from fedmed_simulations.phantom.labels import LPS_TO_RAS, segments
 from fedmed_simulations.phantom.patient import draw_scan
 from fedmed_simulations.phantom.plan import PatientPlan, SitePlan, plan_federation
-from fedmed_simulations.phantom.rtstruct import trace
 from fedmed_simulations.phantom.scanner import Scan
 from fedmed_simulations.phantom.settings import LESIONS, ORGANS, PhantomSettings
 from fedmed_simulations.phantom.write import write_federation

@@ -12,12 +12,17 @@ import typer
 from fedmed_client.site.cli_join import HERE, Home
 
 if TYPE_CHECKING:
+    import threading
+
     from rich.console import Console
 
     from fedmed_client.pacs.keeping import Incoming
     from fedmed_client.pacs.query import Archive, FoundSeries, Query
+    from fedmed_client.predict.arriving import Arriving
     from fedmed_common.config import Site
     from fedmed_common.site_config import Pacs
+
+_LOOK_SECONDS = 0.5
 
 Modalities = Annotated[
     list[str] | None,
@@ -151,6 +156,30 @@ def receive_command(
     ],
     deidentify: Deidentify = False,
     secret: Secret = None,
+    predict: Annotated[
+        Path | None,
+        typer.Option(
+            help="A released model, or a run's folder: look at every study that arrives, as 'fedmed site predict' does.",
+            show_default=False,
+            metavar="MODEL",
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", help="With --predict: where results go, a folder for each study.", show_default=False
+        ),
+    ] = None,
+    archive: Annotated[
+        bool, typer.Option("--archive", help="With --predict: also store results in the picture archive.")
+    ] = False,
+    quiet: Annotated[
+        float,
+        typer.Option(
+            help="With --predict: a study is complete once nothing of it has come for so many seconds.",
+            min=0.0,
+        ),
+    ] = 60.0,
     home: Home = HERE,
 ) -> None:
     """Take what the picture archive, or a scanner, pushes (C-STORE), until it is stopped with Ctrl-C or SIGTERM.
@@ -166,12 +195,17 @@ def receive_command(
 
     site, pacs = _site(home)
     incoming = _incoming(folder, site, deidentify, secret, 0.0)
+    arriving = _arriving(folder, site, pacs, (predict, to, archive), quiet)
+    if arriving is not None:
+        incoming.on_kept = arriving.note
     receiver, stop = Receiver(pacs, incoming.keep), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     console = Console()
     port = receiver.start()
     console.print(f"{pacs.own_title} listens at {pacs.own_host}:{port}", highlight=False)
+    if arriving is not None:
+        _look(arriving, stop, console)
     stop.wait()
     receiver.stop()
     console.print(f"stopped; {incoming.kept} images came", highlight=False)
@@ -284,6 +318,59 @@ def _day(text: str | None, option: str) -> date | None:
         return datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError:
         raise ConfigError(f"'{text}' is no day", field=option, fix="write it as 2024-01-31") from None
+
+
+def _arriving(
+    folder: Path, site: Site, pacs: Pacs, asked: tuple[Path | None, Path | None, bool], quiet: float
+) -> Arriving | None:
+    """What looks at arriving studies; None where nothing is to."""
+    from fedmed_common.errors import ConfigError
+
+    model, to, archive = asked
+    if model is None:
+        if to is not None or archive:
+            raise ConfigError("needs --predict", field="--to" if to else "--archive", fix="name a model")
+        return None
+    if to is None:
+        raise ConfigError("is missing", field="--to", fix="name a folder for what is found")
+    if to.absolute().is_relative_to(folder.absolute()):
+        raise ConfigError("lies in the folder that is filled", field="--to", fix="name another folder")
+    from fedmed_client.predict.arriving import Arriving
+    from fedmed_client.predict.released import open_ensemble
+    from fedmed_client.predict.study import Wish
+
+    arriving = Arriving(
+        folder=folder.absolute(),
+        results=to.absolute(),
+        models=open_ensemble([model]),
+        wanted=site.data,
+        wish=Wish(device=site.device),
+        quiet_seconds=quiet,
+    )
+    if archive:
+        arriving.store = _archive(pacs).send
+    arriving.open()
+    return arriving
+
+
+def _look(arriving: Arriving, stop: threading.Event, console: Console) -> None:
+    """Look at studies as they become complete, until it is stopped; what goes wrong with one is said, and the next is looked
+    at."""
+    from fedmed_client.predict.page import line_of
+    from fedmed_common.errors import FedmedError
+
+    while not stop.wait(_LOOK_SECONDS):
+        study = arriving.next()
+        if study is None:
+            continue
+        try:
+            said = [line_of(outcome) for outcome in arriving.look(study)] or [
+                "holds no series that is wanted"
+            ]
+        except (FedmedError, OSError) as error:
+            said = [f"could not be looked at: {error}"]
+        for line in said:
+            console.print(f"{study}: {line}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _incoming(folder: Path, site: Site, deidentify: bool, secret: Path | None, per_second: float) -> Incoming:

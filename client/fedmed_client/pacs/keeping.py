@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,12 +46,14 @@ class Refused(DataError):
 class Incoming:
     """The folder. ``least_free_gb``: space that stays free on its disk. ``per_second``: instances at most; 0: any number.
 
-    ``refused``: by code, how many were not kept, and the first one's reason. Threads may share one."""
+    ``on_kept``: told the subfolder of each study, or pseudonym, of which something was written. ``refused``: by code, how many
+    were not kept, and the first one's reason. Threads may share one."""
 
     folder: Path
     least_free_gb: float = 2.0
     per_second: float = 0.0
     deidentifying: Deidentifying | None = None
+    on_kept: Callable[[str], None] = lambda _study: None
     kept: int = 0
     refused: dict[str, tuple[int, str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -104,6 +107,7 @@ class Incoming:
         write_atomically(path, written)
         with self._lock:
             self.kept += 1
+        self.on_kept(name.partition("/")[0])
         return uids[2]
 
     def is_fetched(self, series: FoundSeries) -> bool:

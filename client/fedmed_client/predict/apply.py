@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn.modules.dropout import _DropoutNd
 
 from fedmed_client.data.preprocess import Image, prepare, restored
 from fedmed_client.data.volume import Volume
@@ -36,10 +38,16 @@ class Prediction:
 
 
 def predict(
-    models: Sequence[Released], volume: Volume, *, flips: bool = False, device: Device = ANY_DEVICE
+    models: Sequence[Released],
+    volume: Volume,
+    *,
+    flips: bool = False,
+    dropouts: int = 0,
+    device: Device = ANY_DEVICE,
 ) -> Prediction:
     """What the models make of a volume. ``flips``: each looks also at the image mirrored along each axis (test-time
-    augmentation). ``device``: what of the machine the site gives.
+    augmentation). ``dropouts``: so often with its dropout at work, the same each time it is called (Gal and Ghahramani 2016,
+    'Dropout as a Bayesian approximation', ICML, section 4); 0: without. ``device``: what of the machine the site gives.
 
     One model and one look is evaluation's own prediction, bit for bit, where the labels lie within the image's foreground. What
     the model's decision says of small pieces holds for the mean of several looks as well.
@@ -53,7 +61,7 @@ def predict(
     image = prepared.image
     least = models[0].decision.get("least_mm3")
     voxels = None if least is None else least / float(np.prod(prepared.spacing_mm))
-    if len(models) == 1 and not flips:
+    if len(models) == 1 and not flips and not dropouts:
         with _ready(models[0], device) as (bench, task):
             label = task.predict(bench.model, image, bench.device, None, voxels)
         return Prediction(label=restored(label, volume, data), doubt=None, looks=1)
@@ -64,8 +72,8 @@ def predict(
     mean: NDArray[np.float32] | None = None
     looks = 0
     for model in models:
-        with _ready(model, device) as (bench, task):
-            for axes in _mirrors(image) if flips else [()]:
+        with _ready(model, device) as (bench, task), _dropping(bench, model, dropouts):
+            for axes in (_mirrors(image) if flips else [()]) * max(1, dropouts):
                 seen = task.probabilities(
                     bench.model, np.ascontiguousarray(np.flip(image, axes)), bench.device
                 )
@@ -87,6 +95,29 @@ def predict(
 def _mirrors(image: Image) -> list[tuple[int, ...]]:
     """As it is, and along each axis that has more than one voxel."""
     return [(), *((axis,) for axis in (1, 2, 3) if image.shape[axis] > 1)]
+
+
+@contextmanager
+def _dropping(bench: Bench, model: Released, dropouts: int) -> Iterator[None]:
+    """With its dropout layers as in training, drawn from the experiment's seed; all others as they are.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    layers = [layer for layer in bench.model.modules() if isinstance(layer, _DropoutNd) and layer.p > 0]
+    if dropouts and not layers:
+        raise ConfigError(
+            f"'{bench.experiment.model.label}' was trained without dropout, which is what would differ from look to look",
+            file=model.file,
+            fix="leave --dropout out; --mirrored and --also look several times, too",
+        )
+    cuda = [bench.device] if bench.device.type == "cuda" else []
+    with torch.random.fork_rng(cuda, enabled=bool(dropouts)):
+        if dropouts:
+            torch.manual_seed(bench.experiment.seed)
+            for layer in layers:
+                layer.train()
+        yield
 
 
 @contextmanager

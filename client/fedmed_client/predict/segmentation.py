@@ -25,7 +25,7 @@ from fedmed_common.errors import DataError
 _FAMILY = Code("123110", "DCM", "Artificial Intelligence")
 _SERIES_NUMBER = 9_001
 _LONGEST = 64
-_MAY_BE_EMPTY = (
+MAY_BE_EMPTY = (
     "PatientName",
     "PatientID",
     "PatientBirthDate",
@@ -140,7 +140,7 @@ def _on_sources(series: Series, label: NDArray[np.uint8]) -> tuple[list[Dataset]
 def _completed(dataset: Dataset, first: Dataset) -> Dataset:
     """A header, in memory, with what a segmentation copies from it: what may be empty is there, what all slices share is equal to
     the last digit, and the distance between slices is what their positions say."""
-    for keyword in _MAY_BE_EMPTY:
+    for keyword in MAY_BE_EMPTY:
         if keyword not in dataset:
             setattr(dataset, keyword, "")
     if dataset.PatientSex not in ("", "F", "M", "O"):

@@ -17,21 +17,33 @@ from fedmed_client.data.text import printable
 from fedmed_client.predict.apply import ANY_DEVICE, predict
 from fedmed_client.predict.released import Released
 from fedmed_client.predict.segmentation import Provenance, write_segmentation
+from fedmed_client.predict.structures import write_structures
 from fedmed_client.preflight.thumbnails import montage
 from fedmed_common.errors import DataError
 from fedmed_common.site_config import Device, SiteData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """How a study is looked at, and what is written of it. ``flips``, ``dropouts``, ``device``: as of :func:`apply.predict`."""
+
+    flips: bool = False
+    dropouts: int = 0
+    structures: bool = False
+    device: Device = ANY_DEVICE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a series. ``file``: its segmentation; None: nothing was found in it, or ``problem`` says why there is none.
+    """What became of a series. ``files``: its segmentation, and its structure set where it was asked for; none: nothing was found
+    in it, or ``problem`` says why there is none.
 
     ``ml``: by class; ``doubt``: by class, the mean doubt over its voxels, 0 to 1; ``picture``: PNG."""
 
     series: str
     modality: str
     description: str
-    file: Path | None = None
+    files: tuple[Path, ...] = ()
     problem: str = ""
     ml: dict[str, float] | None = None
     doubt: dict[str, float] | None = None
@@ -39,17 +51,19 @@ class Outcome:
     picture: bytes = b""
 
 
+PLAINLY = Wish()
+"""One look, and DICOM SEG alone."""
+
+
 def predict_study(
     study: Path,
     models: Sequence[Released],
     folder: Path,
     wanted: SiteData | None = None,
-    *,
-    flips: bool = False,
-    device: Device = ANY_DEVICE,
+    wish: Wish = PLAINLY,
 ) -> Iterator[Outcome]:
-    """Each series in ``study`` that is wanted: segmented, and its SEG written into ``folder``. ``wanted``: by the site's own
-    file, which modality and description; None: all that fit the experiment's channels.
+    """Each series in ``study`` that is wanted: segmented, and what is wished for written into ``folder``. ``wanted``: by the
+    site's own file, which modality and description; None: all that fit the experiment's channels.
 
     Raises:
         ConfigError: ``study`` is no folder, or a model cannot predict here.
@@ -57,20 +71,22 @@ def predict_study(
     index = scan(study)
     for series in index.series:
         if wanted is None or is_wanted(series, wanted):
-            yield _outcome(series, models, folder, flips=flips, device=device)
+            yield _outcome(series, models, folder, wish)
 
 
-def _outcome(
-    series: Series, models: Sequence[Released], folder: Path, *, flips: bool, device: Device
-) -> Outcome:
+def _outcome(series: Series, models: Sequence[Released], folder: Path, wish: Wish) -> Outcome:
     classes = models[0].experiment.task.classes
     told = Outcome(
         series=series.uid, modality=printable(series.modality), description=printable(series.description)
     )
     try:
         volume = load_series(series)
-        found = predict(models, volume, flips=flips, device=device)
-        file = write_segmentation(found.label, series, Provenance(models=models, looks=found.looks), folder)
+        found = predict(models, volume, flips=wish.flips, dropouts=wish.dropouts, device=wish.device)
+        made_by = Provenance(models=models, looks=found.looks)
+        written = []
+        if wish.structures:
+            written.append(write_structures(found.label, volume, series, made_by, folder))
+        written.append(write_segmentation(found.label, series, made_by, folder))
     except (DataError, OSError) as error:
         return Outcome(
             series=told.series,
@@ -84,7 +100,7 @@ def _outcome(
         series=told.series,
         modality=told.modality,
         description=told.description,
-        file=file,
+        files=tuple(file for file in written if file is not None),
         ml={name: float(mask.sum()) * voxel for name, mask in shown.items()},
         doubt=None if found.doubt is None else _doubts(shown, found.doubt),
         looks=found.looks,

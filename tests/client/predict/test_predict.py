@@ -36,7 +36,7 @@ from fedmed_simulations.phantom.write import write_federation
 CLASSES = ("liver", "spleen", "kidneys")
 
 
-def _experiment(**data: object) -> Experiment:
+def experiment_of(model: dict[str, object] | None = None, **data: object) -> Experiment:
     return Experiment.model_validate(
         {
             "name": "organs",
@@ -47,7 +47,7 @@ def _experiment(**data: object) -> Experiment:
                 "intensity": {"kind": "window", "low": -200, "high": 300},
                 **data,
             },
-            "model": {"name": "unet", "channels": [4, 8]},
+            "model": model or {"name": "unet", "channels": [4, 8]},
             "train": {"device": "cpu", "steps": 1, "batch_size": 1},
         }
     )
@@ -63,7 +63,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def _released(experiment: Experiment, folder: Path, seed: int = 0, name: str = "best") -> Released:
+def released(experiment: Experiment, folder: Path, seed: int = 0, name: str = "best") -> Released:
     """A model with random weights, published as a run does."""
     torch.manual_seed(seed)
     bench = bench_for(experiment.order_text())
@@ -88,8 +88,8 @@ def _released(experiment: Experiment, folder: Path, seed: int = 0, name: str = "
 def test_a_prediction_is_evaluations_own_bit_for_bit(
     data: dict[str, object], hospital: Path, tmp_path: Path
 ) -> None:
-    experiment = _experiment(**data)
-    model = _released(experiment, tmp_path)
+    experiment = experiment_of(**data)
+    model = released(experiment, tmp_path)
     site = load_site(hospital / "site.toml")
     cohort = open_cohort(site, experiment, tmp_path / "site")
     bench = bench_for(experiment.order_text())
@@ -123,23 +123,23 @@ def test_the_way_back_undoes_axes_flips_crop_and_voxel_size() -> None:
 
 
 def test_what_is_written_is_what_others_read(hospital: Path, tmp_path: Path) -> None:
-    model = _released(_experiment(), tmp_path)
+    model = released(experiment_of(), tmp_path)
     site = load_site(hospital / "site.toml")
     outcomes = list(predict_study(hospital / "dicom", [model], tmp_path / "out", site.data))
     assert len(outcomes) == 2 and not any(outcome.problem for outcome in outcomes)
     series = {one.uid: one for one in scan(hospital / "dicom").series}
     for outcome in outcomes:
-        assert outcome.file is not None
+        (file,) = outcome.files
         volume = load_series(series[outcome.series])
         label = predict([model], volume).label
-        names = [names[0] for names in segment_names(outcome.file)]
-        for name, mask in zip(names, read_seg(outcome.file, volume), strict=True):
+        names = [names[0] for names in segment_names(file)]
+        for name, mask in zip(names, read_seg(file, volume), strict=True):
             assert np.array_equal(mask, label == CLASSES.index(name) + 1)
-        theirs = highdicom.seg.segread(outcome.file)
+        theirs = highdicom.seg.segread(file)
         read = theirs.get_volume(combine_segments=False)
         total = sum(int((label == CLASSES.index(name) + 1).sum()) for name in names)
         assert int(read.array.sum()) == total
-        header = pydicom.dcmread(outcome.file)
+        header = pydicom.dcmread(file)
         assert header.PatientID == pydicom.dcmread(series[outcome.series].files[0]).PatientID
         said = header.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
         assert model.digest in said.AlgorithmParameters and "run-0" in said.AlgorithmParameters
@@ -147,8 +147,8 @@ def test_what_is_written_is_what_others_read(hospital: Path, tmp_path: Path) -> 
 
 
 def test_several_looks_say_how_sure_they_are(hospital: Path, tmp_path: Path) -> None:
-    experiment = _experiment()
-    models = [_released(experiment, tmp_path / str(seed), seed) for seed in (1, 2)]
+    experiment = experiment_of()
+    models = [released(experiment, tmp_path / str(seed), seed) for seed in (1, 2)]
     volume, _ = find_cases(load_site(hospital / "site.toml"), experiment).cases[0].load()
     once = predict([models[0]], volume)
     assert once.doubt is None and once.looks == 1
@@ -173,14 +173,14 @@ def test_what_is_no_model_is_named_with_the_fix(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"no")
     with pytest.raises(ConfigError, match="no model that a run published"):
         open_released(tmp_path / "a.safetensors")
-    first, other = _experiment(), _experiment(crop_to_foreground=True)
-    files = [_released(one, tmp_path / str(number)).file for number, one in enumerate((first, other))]
+    first, other = experiment_of(), experiment_of(crop_to_foreground=True)
+    files = [released(one, tmp_path / str(number)).file for number, one in enumerate((first, other))]
     with pytest.raises(ConfigError, match="another preparation"):
         open_ensemble(files)
 
 
 def test_the_header_of_a_published_model_says_what_made_it(tmp_path: Path) -> None:
-    model = _released(_experiment(), tmp_path)
+    model = released(experiment_of(), tmp_path)
     assert (model.run, model.round, model.experiment.name) == ("run-0", 7, "organs")
     assert json.loads(model.order_text)["name"] == "organs"
 
@@ -192,7 +192,7 @@ def test_a_segmentation_lies_where_its_images_lie(kind: str, tmp_path: Path) -> 
     volume = load_series(series)
     rng = np.random.default_rng(3)
     label = rng.integers(0, 3, volume.shape).astype(np.uint8)
-    model = _released(_experiment(), tmp_path)
+    model = released(experiment_of(), tmp_path)
     path = write_segmentation(label, series, Provenance(models=[model], looks=1), tmp_path / "out")
     assert path is not None and len(files) == len(series.files)
     for number, mask in enumerate(read_seg(path, volume), start=1):
@@ -213,7 +213,7 @@ def test_a_picture_without_a_place_is_segmented_upright(tmp_path: Path) -> None:
     label = np.zeros(load_series(series).shape, np.uint8)
     label[2:5, 7:16] = 1
     path = write_segmentation(
-        label, series, Provenance(models=[_released(_experiment(), tmp_path)], looks=1), tmp_path / "out"
+        label, series, Provenance(models=[released(experiment_of(), tmp_path)], looks=1), tmp_path / "out"
     )
     assert path is not None
     written = pydicom.dcmread(path).pixel_array
