@@ -7,6 +7,7 @@ Both are frozen and validated on construction; ``loading`` reads them from TOML.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -44,16 +45,23 @@ __all__ = [
 ]
 
 
+_DECILES = 9
+
+
 class Intensity(Model):
     """How voxel values become network input.
 
     zscore: minus mean, over standard deviation of the case's foreground. percentile: the range ``low..high`` percent to 0..1.
-    window: the range ``low..high`` in stored units (HU in CT) to 0..1. scale: 0..255 to 0..1.
+    window: the range ``low..high`` in stored units (HU in CT) to 0..1. scale: 0..255 to 0..1. landmarks: the 1st percentile of
+    the foreground to 0, its deciles to ``landmarks``, the 99th to 1, and linearly between (Nyul and Udupa 1999).
     """
 
-    kind: Literal["zscore", "percentile", "window", "scale"] = "zscore"
+    kind: Literal["zscore", "percentile", "window", "scale", "landmarks"] = "zscore"
     low: float = 0.5
     high: float = 99.5
+    landmarks: tuple[tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...], ...] | None = Field(
+        None, description="of kind landmarks: for each channel, where its nine deciles lie between 0 and 1"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -61,6 +69,13 @@ class Intensity(Model):
             raise ValueError(f"low ({self.low}) must be less than high ({self.high})")
         if self.kind == "percentile" and not 0 <= self.low < self.high <= 100:
             raise ValueError("percentiles lie between 0 and 100")
+        if (self.kind == "landmarks") != (self.landmarks is not None):
+            raise ValueError(
+                "kind = 'landmarks' and landmarks go together; a survey and 'fedmed plan' find them"
+            )
+        for scale in self.landmarks or ():
+            if len(scale) != _DECILES or any(one >= other for one, other in pairwise(scale)):
+                raise ValueError(f"landmarks needs {_DECILES} rising numbers for each channel")
         return self
 
 
@@ -88,6 +103,9 @@ class Data(Model):
         description="voxels per axis, two or three numbers"
     )
     intensity: Intensity = Intensity()
+    bias_correction: bool = Field(
+        False, description="divide out the slow change of brightness across an MR image, by N4"
+    )
     crop_to_foreground: bool = Field(False, description="cut away the empty surroundings before caching")
     splits: Splits = Splits()
     augmentation: Literal["none", "light", "standard"] = "light"
@@ -248,6 +266,11 @@ class Experiment(Model):
         if len(self.data.patch) != self.task.dimensions:
             raise ValueError(
                 f"data.patch has {len(self.data.patch)} numbers, but task.dimensions is {self.task.dimensions}"
+            )
+        scales = self.data.intensity.landmarks
+        if scales is not None and len(scales) != self.data.channels:
+            raise ValueError(
+                f"data.intensity.landmarks has {len(scales)} rows, but data.channels is {self.data.channels}"
             )
         self.model.check(self.plan)
         self._check_batch_norm()

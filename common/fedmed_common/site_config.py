@@ -79,6 +79,7 @@ StatisticName = Literal[
     "shapes",
     "intensities",
     "volumes",
+    "landmarks",
 ]
 """``patients`` and ``presence`` say at the roll call how many there are; the others are what recipes ask for."""
 

@@ -12,5 +12,5 @@ lock() {
 }
 
 lock site.lock site.in torch.in
-lock server.lock --extra decoders --extra deidentify --extra postgresql --extra transformers ../../pyproject.toml torch.in
+lock server.lock --extra decoders --extra deidentify --extra harmonise --extra postgresql --extra transformers ../../pyproject.toml torch.in
 lock inventory.lock inventory.in

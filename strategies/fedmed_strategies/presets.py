@@ -32,7 +32,7 @@ from fedmed_strategies.server_optimizers.momentum import Momentum
 from fedmed_strategies.stages.head_retraining import HeadRetraining
 from fedmed_strategies.stages.operating_point import OperatingPoint
 from fedmed_strategies.statistics.counts import Counts
-from fedmed_strategies.statistics.survey import Intensities, Shapes, Volumes
+from fedmed_strategies.statistics.survey import Intensities, Landmarks, Shapes, Volumes
 from fedmed_strategies.validity import refuse
 from fedmed_strategies.weights.contribution import Contribution
 from fedmed_strategies.weights.disco import Disco
@@ -112,7 +112,7 @@ RECIPES: dict[str, Recipe] = {
     "nnm": Recipe(filters=(NearestNeighbours(),)),
     "nnm_trimmed_mean": Recipe(filters=(NearestNeighbours(),), aggregator=TrimmedMean()),
     # before there is anything to train
-    "survey": Recipe(statistics=(Shapes(), Intensities(), Volumes())),
+    "survey": Recipe(statistics=(Shapes(), Intensities(), Volumes(), Landmarks())),
     # privacy of sites
     "central_privacy": Recipe(central_privacy=CentralPrivacy()),
 }

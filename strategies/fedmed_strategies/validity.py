@@ -515,7 +515,7 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
         ),
         field="data",
         why="it looks at images as they are, with intensities between two bounds",
-        fix="leave data.spacing_mm out; set data.intensity.kind = 'window' with low and high (of CT -1024 and 3071), or 'scale'",
+        fix="leave data.spacing_mm out; set data.intensity.kind = 'window' with low and high (of CT -1024, 3071), or 'scale'",
     ),
     ExperimentRule(
         what="a survey x patients who are held out",

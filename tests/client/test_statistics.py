@@ -29,7 +29,7 @@ from fedmed_strategies.statistics.confusion import Confusion
 from fedmed_strategies.statistics.counts import Counts
 from fedmed_strategies.statistics.moments import Moments
 from fedmed_strategies.statistics.operating_points import OperatingPoints
-from fedmed_strategies.statistics.survey import VOLUMES, Intensities, Shapes, Volumes
+from fedmed_strategies.statistics.survey import VOLUMES, Intensities, Landmarks, Shapes, Volumes
 
 ALL = (
     Counts(),
@@ -40,6 +40,7 @@ ALL = (
     Shapes(),
     Intensities(),
     Volumes(),
+    Landmarks(),
 )
 
 

@@ -118,7 +118,7 @@ def test_what_a_site_asks_for_is_what_the_project_asks_for() -> None:
     project = _project()
     extras = project["optional-dependencies"]
     asked = {*project["dependencies"]}.union(
-        *(extras[name] for name in ("decoders", "deidentify", "transformers", "multigpu"))
+        *(extras[name] for name in ("decoders", "deidentify", "harmonise", "transformers", "multigpu"))
     )
     assert set((IMAGES / "site.in").read_text().split()) <= asked
 

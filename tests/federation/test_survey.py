@@ -20,7 +20,7 @@ from fedmed_simulations.engines import run_inline
 from fedmed_simulations.federation import make_homes
 
 NOISE = "[recipe.settings]\n" + "\n".join(
-    f"{name} = {{ epsilon = 2.0 }}" for name in ("shapes", "intensities", "volumes")
+    f"{name} = {{ epsilon = 2.0 }}" for name in ("shapes", "intensities", "volumes", "landmarks")
 )
 SUMMED = "[secure_aggregation]\n"
 
@@ -85,7 +85,7 @@ def test_with_noise_every_survey_is_in_the_ledger_and_no_two_are_alike(
     assert sheets[0].epsilon is not None and 2.0 < sheets[0].epsilon < 6.0
     assert all(deviation > 0 for deviation in sheets[0].deviation.values())
     for home in (tmp_path / "runs" / "sites").iterdir():
-        assert len(Ledger(home).read()) == 6
+        assert len(Ledger(home).read()) == 8
 
 
 def test_summed_in_secret_it_says_the_same(write_experiment, tmp_path: Path) -> None:

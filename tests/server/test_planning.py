@@ -54,6 +54,7 @@ def sheet_with(
         "volumes": {
             name: ClassVolumes(annotated=patients, shown=shown) for name in experiment["task"]["classes"]
         },
+        "landmarks": (tuple(k / 10 for k in range(1, 10)),),
         "deviation": {},
         "epsilon": None,
     }
@@ -111,6 +112,16 @@ def test_ct_is_told_by_what_was_asked_for() -> None:
     assert ct["kind"] == "window" and -1024 < ct["low"] < ct["high"] < 3071
     mr = plan(sheet_with((1.0, 1.0, 1.0), (200, 200, 200), 40, 1)).tables["data"]["intensity"]
     assert mr == {"kind": "zscore"}
+
+
+def test_one_scale_of_intensities_is_the_mean_of_all_patients() -> None:
+    sheet = sheet_with((1.0, 1.0, 1.0), (200, 200, 200), 40, 1)
+    tables = plan(sheet, landmarks=True).tables
+    experiment = validate(Experiment, {**tables, "rounds": 5}, "planned.toml")
+    assert experiment.data.intensity.landmarks == sheet.landmarks
+    for rows in ((), ((0.5,) * 9,)):
+        with pytest.raises(ConfigError, match="no scale"):
+            plan(sheet.model_copy(update={"landmarks": rows}), landmarks=True)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def _key(site: Site, experiment: Experiment, files: Sequence[FileStamp]) -> str:
             exclude={"data": {"root", "labels_from", "table"}},
         ),
         "data": experiment.data.model_dump(
-            mode="json", include={"channels", "spacing_mm", "intensity", "crop_to_foreground"}
+            mode="json",
+            include={"channels", "spacing_mm", "intensity", "crop_to_foreground", "bias_correction"},
         ),
         "task": experiment.task.model_dump(mode="json", include={"classes", "dimensions"}),
     }

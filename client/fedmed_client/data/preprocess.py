@@ -5,7 +5,7 @@ Each step is a function of arrays alone, so training, evaluation and a later pre
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +13,17 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmed_client.data.bias import without_bias
 from fedmed_client.data.volume import Volume
 from fedmed_common.config import Data, Intensity
 from fedmed_common.errors import DataError, GeometryError
+from fedmed_common.intensities import ROBUST_PERCENTILES, foreground, landmarks, some
 
 Image = NDArray[np.float32]
 Label = NDArray[np.uint8]
 Spacing = tuple[float, float, float]
 
-FOREGROUND_PERCENT = 5.0
-"""A voxel this far above the darkest, in percent of the robust range, is no longer empty surroundings."""
-ROBUST_PERCENTILES = (0.5, 99.5)
 OUTLIER_DEVIATIONS = 10.0
-_STATISTICS_VOXELS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +36,7 @@ class Prepared:
 
 
 def prepare(volume: Volume, label: Label, data: Data) -> Prepared:
-    """Reorient, crop, resample and normalise one case.
+    """Reorient, take the bias out, crop, resample and normalise one case.
 
     Raises:
         GeometryError: image and label differ in shape, or the affine has no direction for an axis.
@@ -46,6 +44,8 @@ def prepare(volume: Volume, label: Label, data: Data) -> Prepared:
     """
     check_pair(volume, label, data)
     image, label, spacing = reorient(finite(volume.voxels), label, volume.affine)
+    if data.bias_correction:
+        image = without_bias(image, spacing)
     if data.crop_to_foreground:
         image, label = crop(image, label)
     if data.spacing_mm is not None:
@@ -63,6 +63,8 @@ def restored(prepared: NDArray[Any], volume: Volume, data: Data) -> NDArray[Any]
     spacing = _triple(np.linalg.norm(volume.affine[:3, :3], axis=0)[list(order)])
     box = (slice(None),) * 3
     if data.crop_to_foreground:
+        if data.bias_correction:
+            image = without_bias(image, spacing)
         box = _box(foreground(image)) or box
     whole = np.zeros(image.shape[1:], prepared.dtype)
     inner = prepared[None]
@@ -105,13 +107,6 @@ def _turns(affine: NDArray[np.float64]) -> tuple[tuple[int, ...], tuple[slice, .
 
 def _triple(spacing: NDArray[np.float64]) -> Spacing:
     return float(spacing[0]), float(spacing[1]), float(spacing[2])
-
-
-def foreground(image: Image) -> NDArray[np.bool_]:
-    """``(X, Y, Z)``: where any channel is brighter than the empty surroundings."""
-    low, high = np.percentile(_some(image), ROBUST_PERCENTILES)
-    mask: NDArray[np.bool_] = (image > low + FOREGROUND_PERCENT / 100 * (high - low)).any(axis=0)
-    return mask
 
 
 def crop(image: Image, label: Label, *, keep_label: bool = True) -> tuple[Image, Label]:
@@ -162,13 +157,24 @@ def normalise(image: Image, intensity: Intensity) -> Image:
     """Network input as ``Intensity`` describes; z-scores are held within 10 deviations, the other kinds within 0..1."""
     if intensity.kind == "zscore":
         return _zscore(image)
+    if intensity.landmarks is not None:
+        return _on_standard_scale(image, intensity.landmarks)
     if intensity.kind == "scale":
         low, high = 0.0, 255.0
     elif intensity.kind == "window":
         low, high = intensity.low, intensity.high
     else:
-        low, high = (float(value) for value in np.percentile(_some(image), (intensity.low, intensity.high)))
+        low, high = (float(value) for value in np.percentile(some(image), (intensity.low, intensity.high)))
     return np.asarray(np.clip((image - low) / max(high - low, 1e-6), 0, 1), np.float32)
+
+
+def _on_standard_scale(image: Image, scale: Sequence[Sequence[float]]) -> Image:
+    """Each channel piecewise linear from its own landmarks to those of the scale (Nyul and Udupa 1999)."""
+    result = np.empty_like(image, dtype=np.float32)
+    for channel, (own, standard) in enumerate(zip(landmarks(image), scale, strict=True)):
+        rising = own + np.arange(len(own)) * np.spacing(np.abs(own).max() + 1)
+        result[channel] = np.interp(image[channel], rising, (0.0, *standard, 1.0))
+    return result
 
 
 def _zscore(image: Image) -> Image:
@@ -176,7 +182,7 @@ def _zscore(image: Image) -> Image:
     result = np.empty_like(image, dtype=np.float32)
     for channel, values in enumerate(image):
         inside = values[mask] if mask.any() else values.ravel()
-        inside = np.clip(inside, *np.percentile(_some(inside), ROBUST_PERCENTILES)).astype(np.float64)
+        inside = np.clip(inside, *np.percentile(some(inside), ROBUST_PERCENTILES)).astype(np.float64)
         deviations = (values - float(inside.mean())) / max(float(inside.std()), 1e-6)
         result[channel] = np.clip(deviations, -OUTLIER_DEVIATIONS, OUTLIER_DEVIATIONS)
     return result
@@ -191,12 +197,6 @@ def finite(voxels: NDArray[Any]) -> Image:
     if not finite.any():
         raise DataError("no voxel of the image is a finite number")
     return np.where(finite, image, image[finite].min())
-
-
-def _some(values: NDArray[Any]) -> NDArray[Any]:
-    """Every n-th value: enough for percentiles of any image."""
-    flat = values.reshape(-1)
-    return flat[:: max(1, flat.size // _STATISTICS_VOXELS)]
 
 
 def _extent(hits: NDArray[Any]) -> slice:

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from fedmed_client.data.bias import without_bias
 from fedmed_client.data.preprocess import (
     Image,
     Label,
@@ -45,6 +46,8 @@ def prepare_whole(
     image, label, spacing = reorient(finite(volume.voxels), label, volume.affine)
     present = shows if shows is not None else _shown(label, len(task.classes))
     _check(present, image, task, masks=shows is None)
+    if data.bias_correction:
+        image = without_bias(image, spacing)
     if data.crop_to_foreground:
         image, label = crop(image, label, keep_label=False)
     samples_K1N = _samples(label, present, task, by_slice=task.dimensions == 2 and image.shape[3] > 1)

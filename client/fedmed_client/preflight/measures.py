@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from fedmed_client.data.preprocess import FOREGROUND_PERCENT, ROBUST_PERCENTILES, check_pair, finite, reorient
+from fedmed_client.data.preprocess import check_pair, finite, reorient
 from fedmed_client.data.rawcase import RawCase
 from fedmed_client.data.volume import Volume
 from fedmed_common.config import Experiment
 from fedmed_common.errors import DataError
+from fedmed_common.intensities import FOREGROUND_PERCENT, ROBUST_PERCENTILES
 from fedmed_common.site_config import UNLABELLED
 
 _PICTURE = 12

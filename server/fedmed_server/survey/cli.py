@@ -26,6 +26,12 @@ def plan_command(
     ],
     to: Annotated[Path, typer.Option(help="The experiment file to write.")] = Path("planned.toml"),
     memory_gb: Annotated[float, typer.Option(help="GPU memory of the smallest site, in GB.", min=0.0)] = 8.0,
+    landmarks: Annotated[
+        bool,
+        typer.Option(
+            "--landmarks", help="Put all images on one scale of intensities: MR of several scanners."
+        ),
+    ] = False,
     rounds: Annotated[int, typer.Option(help="Of the experiment.", min=1)] = 50,
     federation: Annotated[
         Path | None,
@@ -37,7 +43,7 @@ def plan_command(
     """Propose voxel size, patch, intensities, network and batch by nnU-Net's rules, from a data sheet alone."""
     if to.exists():
         raise ConfigError("is there already", file=to, fix="name another file with --to, or remove it")
-    found = plan(read_sheet(sheet), memory_gb=memory_gb)
+    found = plan(read_sheet(sheet), memory_gb=memory_gb, landmarks=landmarks)
     tables = {**found.tables, "rounds": rounds}
     if federation is not None:
         tables["simulation"] = {"federation": str(federation.absolute())}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -38,8 +39,9 @@ class Plan:
     reasons: tuple[tuple[str, str, str], ...]
 
 
-def plan(sheet: Sheet, *, memory_gb: float = 8.0) -> Plan:
-    """What to train on the consortium's images with GPUs of ``memory_gb`` GB.
+def plan(sheet: Sheet, *, memory_gb: float = 8.0, landmarks: bool = False) -> Plan:
+    """What to train on the consortium's images with GPUs of ``memory_gb`` GB. ``landmarks``: all images are put on one scale of
+    intensities, for MR of several scanners.
 
     Raises:
         ConfigError: the sheet says too little, or the images are too small.
@@ -58,7 +60,7 @@ def plan(sheet: Sheet, *, memory_gb: float = 8.0) -> Plan:
     inner, edges = spacing_mm[:dimensions], shape[:dimensions]
     channels, outputs = int(sheet.experiment["data"]["channels"]), len(task["classes"]) + 1
     patch, batch, strides = _patch_and_batch(inner, edges, outputs, memory_gb, prod(shape) * sheet.patients)
-    intensity, why = _intensity(sheet)
+    intensity, why = _on_one_scale(sheet) if landmarks else _intensity(sheet)
     kept = {name: value for name, value in sheet.experiment["data"].items() if name != "splits"}
     data = {**kept, "patch": patch, "spacing_mm": spacing_mm, "intensity": intensity}
     tables = {
@@ -192,6 +194,21 @@ def _intensity(sheet: Sheet) -> tuple[dict[str, Any], str]:
         "low": low,
         "high": high,
     }, "CT: 99 % of the labelled voxels lie in it"
+
+
+def _on_one_scale(sheet: Sheet) -> tuple[dict[str, Any], str]:
+    """The mean of all patients' landmarks, where it is a scale."""
+    rows = [list(row) for row in sheet.landmarks]
+    if not rows or any(one >= other for row in rows for one, other in pairwise((0.0, *row, 1.0))):
+        raise ConfigError(
+            "the sheet has no scale of intensities",
+            field="landmarks",
+            fix="too few patients at each site, or noise: survey more patients, or with a larger epsilon",
+        )
+    return {
+        "kind": "landmarks",
+        "landmarks": rows,
+    }, "each image's deciles on the mean of all patients' (Nyul and Udupa 1999)"
 
 
 def _known(histogram: Histogram, share: float, what: str) -> float:

@@ -65,6 +65,9 @@ class Sheet(Model):
     image: tuple[Histogram, ...] = Field(description="of each channel, over all voxels")
     foreground: tuple[Histogram, ...] = Field(description="of each channel, over the voxels of any class")
     volumes: dict[str, ClassVolumes]
+    landmarks: tuple[tuple[Finite, ...], ...] = Field(
+        description="of each channel, where the deciles lie between the ends, as a mean over patients; none: not told"
+    )
     deviation: dict[str, Finite]
     epsilon: Finite | None = Field(description="what it cost each patient, where there is noise")
     missed: tuple[str, ...] = ()
@@ -96,6 +99,7 @@ def sheet_of(
             name: ClassVolumes(annotated=float(annotated[place]), shown=_of(shown[place], VOLUMES))
             for place, name in enumerate(experiment.task.classes)
         },
+        landmarks=_mean(memory["landmarks/places"], float(memory["landmarks/patients"][0])),
         deviation=dict(noise[0]),
         epsilon=noise[1],
         missed=tuple(told[1]),
@@ -124,6 +128,12 @@ def read_sheet(path: Path) -> Sheet:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ConfigError(f"{where}: {first['msg']}", file=file, fix="make the survey again") from None
+
+
+def _mean(places: NDArray[Any], patients: float) -> tuple[tuple[float, ...], ...]:
+    if patients < 1:
+        return ()
+    return tuple(tuple(float(f"{place:.4g}") for place in row) for row in places / patients)
 
 
 def _rows(counts: NDArray[Any], centres: NDArray[Any]) -> tuple[Histogram, ...]:

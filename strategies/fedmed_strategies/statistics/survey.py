@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from fedmed_common.intensities import DECILES, landmarks, on_scale
 from fedmed_common.site_config import UNLABELLED
 from fedmed_common.tasks import Case
 from fedmed_strategies.pieces import Arrays
@@ -149,6 +150,38 @@ class Volumes(Survey):
         few = (total > 0) & (lacking > 0) & (lacking < least_patients)
         told *= np.where(few, annotated / np.maximum(total, 1.0), 1.0)[:, None]
         return {"shown": told.astype(np.float32), "annotated": annotated.astype(np.float32)}
+
+
+class Landmarks(Survey):
+    """``places`` ``(C, 9)``: sums over patients of where the deciles of the foreground lie between its ends, 0 to 1;
+    ``patients`` ``(1,)``. Their mean is the standard scale of ``data.intensity.kind = 'landmarks'``."""
+
+    name = "landmarks"
+    source = "Nyul and Udupa 1999, 'On standardizing the MR image intensity scale', MRM 42"
+
+    def zeros(self, sizes: Sizes) -> Arrays:
+        """Its arrays without any patient."""
+        return {
+            "places": np.zeros((sizes.channels, len(DECILES)), np.float32),
+            "patients": np.zeros(1, np.float32),
+        }
+
+    def of_patient(self, patient: Patient, sizes: Sizes) -> Arrays:
+        """The mean of the cases' places."""
+        places = np.mean([on_scale(landmarks(case.image)) for case in patient.cases], axis=0)
+        return {
+            "places": np.clip(places, 0.0, 1.0).astype(np.float32),
+            "patients": np.ones(1, np.float32),
+        }
+
+    def sensitivity(self, sizes: Sizes) -> float:
+        """Of places of at most 1, and a one."""
+        return float(np.sqrt(sizes.channels * len(DECILES) + 1))
+
+    def releasable(self, sums: Arrays, least_patients: int) -> Arrays:
+        """Nothing where there are few patients."""
+        few = sums["patients"][0] < least_patients
+        return {name: np.zeros_like(array) if few else array for name, array in sums.items()}
 
 
 def _volume_mm3(case: Case, place: int) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedmed_client.data.bias import without_bias
 from fedmed_client.data.preprocess import crop, linear, nearest, normalise, prepare, reorient, resample
 from fedmed_client.data.volume import Volume
 from fedmed_common.config import Data, Intensity
 from fedmed_common.errors import DataError, GeometryError
+from fedmed_common.intensities import landmarks, on_scale
 
 SETTINGS = Data(patch=(8, 8, 8), intensity=Intensity(kind="window", low=0, high=1))
 
@@ -113,3 +115,58 @@ def test_channels_and_shapes_must_agree() -> None:
         prepare(volume, np.zeros((4, 4, 1), np.uint8), SETTINGS)
     with pytest.raises(GeometryError, match="label"):
         prepare(volume, np.zeros((4, 5, 1), np.uint8), SETTINGS)
+
+
+def test_images_of_two_scanners_come_to_one_scale() -> None:
+    """What one scanner shows in other units, and through another curve, is equal afterwards."""
+    rng = np.random.default_rng(2)
+    first = rng.gamma(3.0, 40.0, (1, 20, 18, 16)).astype(np.float32)
+    first[:, :4] = 0
+    second = 7.0 + 3.0 * first
+    scale = Intensity(kind="landmarks", landmarks=((0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85),))
+    one, other = (normalise(image, scale) for image in (first, second))
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    assert one.min() >= 0.0 and one.max() <= 1.0
+    found = on_scale(landmarks(first))[0]
+    own = normalise(first, Intensity(kind="landmarks", landmarks=(tuple(found.tolist()),)))
+    low, *_, high = landmarks(first)[0]
+    np.testing.assert_allclose(own, np.clip((first - low) / (high - low), 0, 1), atol=1e-4)
+
+
+def test_an_image_of_one_value_has_no_scale_and_stays_finite() -> None:
+    flat = np.full((1, 8, 8, 8), 5.0, np.float32)
+    scale = Intensity(kind="landmarks", landmarks=(tuple(k / 10 for k in range(1, 10)),))
+    assert np.isfinite(normalise(flat, scale)).all()
+
+
+@pytest.mark.parametrize("depth", [1, 24])
+def test_a_coil_s_shading_is_divided_out_and_alike_each_time(depth: int) -> None:
+    pytest.importorskip("SimpleITK", reason="pip install 'fedmed[harmonise]'")
+    rng = np.random.default_rng(4)
+    x, y, _ = np.meshgrid(*(np.linspace(-1, 1, n) for n in (64, 56, depth)), indexing="ij")
+    tissue = np.where(x**2 + y**2 < 0.7, 200.0, 0.0) + np.where((x - 0.2) ** 2 + y**2 < 0.1, 150.0, 0.0)
+    shading = np.exp(0.5 * x + 0.3 * y)
+    image = (tissue * shading + rng.normal(0, 2, tissue.shape))[None].astype(np.float32)
+    corrected = without_bias(image, (3.0, 3.0, 3.0))
+    assert np.array_equal(corrected, without_bias(image, (3.0, 3.0, 3.0)))
+    inside = tissue == 200.0
+
+    def spread(values: np.ndarray) -> float:
+        return float(values[0][inside].std() / values[0][inside].mean())
+
+    assert spread(corrected) < 0.35 * spread(image)
+
+
+def test_bias_correction_is_part_of_how_a_case_is_prepared() -> None:
+    pytest.importorskip("SimpleITK", reason="pip install 'fedmed[harmonise]'")
+    rng = np.random.default_rng(1)
+    voxels = (100 + rng.normal(0, 1, (1, 24, 20, 16))).astype(np.float32)
+    voxels[:, :5] = 0
+    volume = Volume(voxels=voxels, affine=np.diag([2.0, 2.0, 2.0, 1.0]))
+    label = np.zeros(volume.shape, np.uint8)
+    kind = {"kind": "window", "low": 0.0, "high": 200.0}
+    plain, corrected = (
+        prepare(volume, label, Data(patch=(8, 8, 8), intensity=kind, bias_correction=on)).image
+        for on in (False, True)
+    )
+    assert not np.array_equal(plain, corrected)
