@@ -48,6 +48,9 @@ class SiteData(Model):
     series_description: str | None = Field(
         None, description="format dicom: regular expression that a series description must match"
     )
+    label_numbers: Literal["totalsegmentator"] | None = Field(
+        None, description="numbers in label maps also answer to the names that this tool gives them"
+    )
     maximum_cases: Annotated[int, Field(ge=1)] | None = None
     labels_from: Literal["masks", "table"] = Field(
         "masks",

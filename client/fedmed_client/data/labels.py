@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmed_client.data.conventions import names_of
 from fedmed_common.config import Site
 from fedmed_common.errors import LabelError
 from fedmed_common.site_config import UNLABELLED, UNLABELLED_NAME
@@ -58,13 +59,18 @@ def flatten(masks: Iterable[NDArray[np.bool_]], assignment: Sequence[int]) -> ND
 def relabel(
     values: NDArray[np.int64], site: Site, classes: Sequence[str], *, source: Path
 ) -> NDArray[np.uint8]:
-    """A map of stored values, as NIfTI and pictures hold, to one of classes. The value's name is its number; 0 is background.
+    """A map of stored values, as NIfTI and pictures hold, to one of classes. The value's name is its number, and what
+    ``data.label_numbers`` calls it: of these, what the site does not list is background; so is 0.
 
     Where the site lists "0" as unlabelled, as in sparse annotation, a zero is that. Raises LabelError as ``assign`` does.
     """
     present = np.unique(values)
     present = present[present != 0]
-    assignment = assign([(str(value),) for value in present.tolist()], site, classes, source=source)
+    names = [names_of(value, site.data.label_numbers) for value in present.tolist()]
+    owners = _owners(site)
+    found = [known for known in names if len(known) == 1 or any(normalised(name) in owners for name in known)]
+    classes_of = dict(zip(found, assign(found, site, classes, source=source), strict=True))
+    assignment = [classes_of.get(known, 0) for known in names]
     table = np.zeros(len(present) + 1, np.uint8)
     table[1:] = assignment
     zero = UNLABELLED if "0" in site.labels.get(UNLABELLED_NAME, ()) else 0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
+from fedmed_client.data.conventions import totalsegmentator
 from fedmed_client.data.labels import annotated, assign, flatten, relabel
 from fedmed_common.config import Site, Task
 from fedmed_common.errors import LabelError
@@ -109,3 +110,40 @@ def test_no_class_is_named_as_what_nobody_looked_at() -> None:
 def test_relabel_refuses_an_unmapped_value() -> None:
     with pytest.raises(LabelError, match="'9'"):
         relabel(np.full((1, 1, 1), 9), site_of({"liver": ("1",)}), CLASSES, source=SOURCE)
+
+
+def test_numbers_answer_to_the_names_of_the_tool_that_wrote_them() -> None:
+    site = site_of(
+        {"liver": ("liver",), "spleen": ("1",), "tumour": ("kidney_cyst_left", "kidney_cyst_right")}
+    )
+    named = site.model_copy(
+        update={"data": site.data.model_copy(update={"label_numbers": "totalsegmentator"})}
+    )
+    values = np.array([[[0, 1, 5, 24, 23, 117, 7]]])
+    assert relabel(values, named, CLASSES, source=SOURCE).tolist() == [[[0, 2, 1, 3, 3, 0, 0]]]
+    with pytest.raises(LabelError, match="'118'"):
+        relabel(np.array([[[5, 118]]]), named, CLASSES, source=SOURCE)
+    with pytest.raises(LabelError, match="'5'"):
+        relabel(values, site, CLASSES, source=SOURCE)
+
+
+def test_the_names_of_totalsegmentator_are_in_its_order() -> None:
+    names = totalsegmentator()
+    known = {
+        1: "spleen",
+        26: "vertebrae_S1",
+        27: "vertebrae_L5",
+        50: "vertebrae_C1",
+        51: "heart",
+        68: "iliac_vena_right",
+    }
+    known |= {
+        69: "humerus_left",
+        79: "spinal_cord",
+        80: "gluteus_maximus_left",
+        90: "brain",
+        92: "rib_left_1",
+    }
+    known |= {115: "rib_right_12", 116: "sternum", 117: "costal_cartilages"}
+    assert len(names) == 117
+    assert {number: names[str(number)] for number in known} == known
