@@ -27,6 +27,7 @@ __all__ = [
     "Data",
     "Experiment",
     "Federation",
+    "Fusion",
     "Intensity",
     "Lora",
     "LossSettings",
@@ -79,6 +80,14 @@ class Intensity(Model):
         return self
 
 
+class Fusion(Model):
+    """How the modalities of a case become channels: one each, or all in one by wavelets (``data.channels = 1``)."""
+
+    kind: Literal["channels", "wavelet"] = "channels"
+    wavelet: Literal["haar", "db2", "db4", "bior2.2"] = "db2"
+    levels: Annotated[int, Field(ge=1, le=6)] = 2
+
+
 class Splits(Model):
     """Share of a site's patients held out. The rest trains. A patient is always on one side."""
 
@@ -103,6 +112,18 @@ class Data(Model):
         description="voxels per axis, two or three numbers"
     )
     intensity: Intensity = Intensity()
+    modalities: tuple[Name, ...] = Field(
+        (),
+        max_length=16,
+        description="of cases with several series, in the order of channels; none: a case is one series",
+    )
+    intensities: dict[Name, Intensity] = Field(
+        {}, description="of single modalities, in the place of intensity"
+    )
+    fusion: Fusion = Fusion()
+    modality_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="in training, how often a modality of a patch is left out; one always stays"
+    )
     bias_correction: bool = Field(
         False, description="divide out the slow change of brightness across an MR image, by N4"
     )
@@ -114,6 +135,31 @@ class Data(Model):
         description="share of patches centred on a foreground voxel, its class drawn evenly; "
         "classification: of samples that show a class, drawn evenly",
     )
+
+    @model_validator(mode="after")
+    def _modalities_and_channels(self) -> Self:
+        known = self.modalities
+        if len(set(known)) != len(known):
+            raise ValueError("modalities: one is named twice")
+        for name in self.intensities:
+            if name not in known:
+                raise ValueError(f"intensities.{name} is no modality; known: {', '.join(known) or 'none'}")
+        if self.fusion.kind == "wavelet" and len(known) < 2:
+            raise ValueError("fusion.kind = 'wavelet' joins modalities: name two or more")
+        if self.modality_dropout and (len(known) < 2 or self.fusion.kind == "wavelet"):
+            raise ValueError(
+                "modality_dropout leaves channels out that are modalities: name two or more, not fused"
+            )
+        wanted = 1 if self.fusion.kind == "wavelet" else len(known)
+        if known and self.channels != wanted:
+            raise ValueError(
+                f"channels is {self.channels}, but {len(known)} modalities make {wanted}: set channels = {wanted}"
+            )
+        return self
+
+    def intensity_of(self, modality: str) -> Intensity:
+        """How the values of a modality become network input."""
+        return self.intensities.get(modality, self.intensity)
 
 
 class Federation(Model):
@@ -267,11 +313,7 @@ class Experiment(Model):
             raise ValueError(
                 f"data.patch has {len(self.data.patch)} numbers, but task.dimensions is {self.task.dimensions}"
             )
-        scales = self.data.intensity.landmarks
-        if scales is not None and len(scales) != self.data.channels:
-            raise ValueError(
-                f"data.intensity.landmarks has {len(scales)} rows, but data.channels is {self.data.channels}"
-            )
+        self._check_scales()
         self.model.check(self.plan)
         self._check_batch_norm()
         self._can_be_transferred()
@@ -321,6 +363,16 @@ class Experiment(Model):
                 f"simulation.regions: {simulation.regions} are too few for the centre, which counts regions as its sites; it "
                 f"needs {max(2, federation.minimum_sites)}"
             )
+
+    def _check_scales(self) -> None:
+        """Landmarks are of each channel; of modalities, each has its own."""
+        data = self.data
+        rows = 1 if data.modalities else data.channels
+        for name, intensity in {"intensity": data.intensity, **data.intensities}.items():
+            if intensity.landmarks is not None and len(intensity.landmarks) != rows:
+                raise ValueError(
+                    f"data.{name}: landmarks has {len(intensity.landmarks)} rows, and {rows} are needed"
+                )
 
     def _check_batch_norm(self) -> None:
         at_once = self.train.batch_size // (self.train.accumulate * self.train.processes)

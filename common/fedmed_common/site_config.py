@@ -15,10 +15,38 @@ ImageLabel = Literal["mask", "instances", "values"]
 _TIME = r"((?:[01]\d|2[0-3]):[0-5]\d)"
 _WINDOW = re.compile(rf"{_TIME}-{_TIME}", re.ASCII)
 
+
+def _compiled(pattern: str | None) -> str | None:
+    """The pattern, once it is known to be one."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return pattern
+
+
 UNLABELLED_NAME = "unlabelled"
 """In a site's ``labels``: no class, but what nobody looked at."""
 UNLABELLED = 255
 """In a label map: nobody looked at this voxel. More than there can be classes."""
+
+
+class SeriesOf(Model):
+    """Which of a patient's series, or files, is of a modality."""
+
+    modality: str | None = Field(None, description="format dicom: of this DICOM modality")
+    series_description: str | None = Field(
+        None, description="format dicom: regular expression that a series description must match"
+    )
+    suffix: str | None = Field(
+        None, description="format nifti: what stands behind the case in the file's name, as '_t1'"
+    )
+    required: bool = Field(True, description="leave a case out that lacks it; false: take it as missing")
+
+    @field_validator("series_description")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        return _compiled(pattern)
 
 
 class SiteData(Model):
@@ -51,6 +79,14 @@ class SiteData(Model):
     label_numbers: Literal["totalsegmentator"] | None = Field(
         None, description="numbers in label maps also answer to the names that this tool gives them"
     )
+    modalities: dict[Name, SeriesOf] = Field(
+        {},
+        description="of cases with several series: which is which. What is not named here is missing at this site",
+    )
+    registration: Literal["none", "rigid"] = Field(
+        "none",
+        description="of the other series of a case to the labelled one; none: by their places in the scanner",
+    )
     maximum_cases: Annotated[int, Field(ge=1)] | None = None
     labels_from: Literal["masks", "table"] = Field(
         "masks",
@@ -61,14 +97,26 @@ class SiteData(Model):
     @field_validator("patient_pattern", "series_description")
     @classmethod
     def _compiles(cls, pattern: str | None, info: ValidationInfo) -> str | None:
-        if pattern is not None:
-            try:
-                groups = re.compile(pattern).groups
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from None
-            if info.field_name == "patient_pattern" and groups < 1:
-                raise ValueError("needs a group, as in '^(\\d+)'")
+        if (
+            _compiled(pattern)
+            and info.field_name == "patient_pattern"
+            and re.compile(pattern or "").groups < 1
+        ):
+            raise ValueError("needs a group, as in '^(\\d+)'")
         return pattern
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        for name, series in self.modalities.items():
+            if self.format == "images":
+                raise ValueError(f"modalities.{name}: pictures have one; use format = 'dicom' or 'nifti'")
+            if self.format == "nifti" and not series.suffix:
+                raise ValueError(f"modalities.{name}.suffix: is missing, by which its files are known")
+            if self.format == "dicom" and not (series.modality or series.series_description):
+                raise ValueError(f"modalities.{name}: needs modality or series_description")
+        if self.modalities and self.labels_from == "table":
+            raise ValueError("modalities: cases with labels from a table are of one series")
+        return self
 
 
 StatisticName = Literal[

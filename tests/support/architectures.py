@@ -140,6 +140,8 @@ SMALL: dict[str, Small] = {
         settings={"channels": (4, 6, 8), "coarse_channels": (4, 6)}, patch={2: (16, 24), 3: (16, 8, 8)}
     ),
     "ensemble": Small(settings={"channels": (4, 6), "members": 2}, patch={2: (16, 24), 3: (16, 8, 8)}),
+    "hemis": Small(settings={"channels": (4, 6)}, patch={2: (16, 24), 3: (16, 8, 8)}),
+    "late_fusion": Small(settings={"channels": (4, 6)}, patch={2: (16, 24), 3: (16, 8, 8)}),
     "planes": Small(settings={"channels": (4, 6, 8)}, patch={3: (16, 8, 24)}),
     "convlstm": Small(settings={"channels": (4, 6, 8)}, patch={3: (16, 8, 5)}),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,8 +14,19 @@ from fedmed_common.intensities import foreground
 _SHORTEST_MM = 4.0
 _ITERATIONS = (50, 50, 30)
 _LEAST_EDGE = 4
-_THREADS = 1
-"""Sums of several threads have no fixed order, and an image has to be prepared alike everywhere."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within, SimpleITK uses one: sums of several have no fixed order, and an image has to be prepared alike everywhere."""
+    from SimpleITK import ProcessObject
+
+    before = ProcessObject.GetGlobalDefaultNumberOfThreads()
+    ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def without_bias(image: NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> NDArray[np.float32]:
@@ -40,7 +54,7 @@ def without_bias(image: NDArray[np.float32], spacing_mm: tuple[float, float, flo
             SimpleITK.GetImageFromArray(part[..., 0].T if flat else part.T)
             for part in (positive, mask.astype(np.uint8))
         )
-        if not mask.any():
+        if not mask.any() or not np.ptp(values):
             continue
         whole.SetSpacing(spacing_mm[: whole.GetDimension()])
         where.CopyInformation(whole)
@@ -48,10 +62,10 @@ def without_bias(image: NDArray[np.float32], spacing_mm: tuple[float, float, flo
             max(1, min(round(_SHORTEST_MM / length), count // _LEAST_EDGE))
             for length, count in zip(whole.GetSpacing(), whole.GetSize(), strict=True)
         ]
-        correct = SimpleITK.N4BiasFieldCorrectionImageFilter()
-        correct.SetNumberOfThreads(_THREADS)
-        correct.SetMaximumNumberOfIterations(_ITERATIONS)
-        correct.Execute(SimpleITK.Shrink(whole, factors), SimpleITK.Shrink(where, factors))
-        field = np.exp(SimpleITK.GetArrayFromImage(correct.GetLogBiasFieldAsImage(whole))).T
+        with one_thread():
+            correct = SimpleITK.N4BiasFieldCorrectionImageFilter()
+            correct.SetMaximumNumberOfIterations(_ITERATIONS)
+            correct.Execute(SimpleITK.Shrink(whole, factors), SimpleITK.Shrink(where, factors))
+            field = np.exp(SimpleITK.GetArrayFromImage(correct.GetLogBiasFieldAsImage(whole))).T
         result[channel] = positive / (field[..., None] if flat else field) + (low - 1.0)
     return result

@@ -109,6 +109,19 @@ def ready_cache(
         ) from None
 
 
+_DATA = {
+    "channels",
+    "spacing_mm",
+    "intensity",
+    "crop_to_foreground",
+    "bias_correction",
+    "modalities",
+    "intensities",
+    "fusion",
+}
+"""Settings of an experiment that a prepared case depends on."""
+
+
 def _key(site: Site, experiment: Experiment, files: Sequence[FileStamp]) -> str:
     document: dict[str, Any] = {
         "preparation": PREPARATION,
@@ -120,7 +133,7 @@ def _key(site: Site, experiment: Experiment, files: Sequence[FileStamp]) -> str:
         ),
         "data": experiment.data.model_dump(
             mode="json",
-            include={"channels", "spacing_mm", "intensity", "crop_to_foreground", "bias_correction"},
+            include=_DATA,
         ),
         "task": experiment.task.model_dump(mode="json", include={"classes", "dimensions"}),
     }

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedmed_client.data.chances import Chances, chances_of
 from fedmed_client.data.cohort import Case
-from fedmed_client.data.sampler import Batch, samples_of_patient
+from fedmed_client.data.sampler import Batch, leave_out, missing_channels, samples_of_patient
 from fedmed_client.data.transforms import build_augmentation
 from fedmed_common.config import Experiment
 from fedmed_common.errors import DataError
@@ -59,6 +59,8 @@ class ClassSampler:
         ]
         self._size = experiment.train.batch_size
         self._size_of_patient = samples_of_patient(experiment)
+        self._modalities = bool(experiment.data.modalities)
+        self._modality_dropout = experiment.data.modality_dropout
         self._share = experiment.data.foreground_share
         self._patch = experiment.data.patch
         self._flat = experiment.task.dimensions == 2
@@ -111,10 +113,14 @@ class ClassSampler:
                 for case, pick in zip(cases, picks, strict=True)
             ]
         )
+        missing = missing_channels(image) if self._modalities else None
         if self._augment is not None:
             nothing = np.zeros(self._patch, np.uint8)
             for place, (case, pick) in enumerate(zip(cases, picks, strict=True)):
                 self._augment(image[place], nothing, pick.seed, oriented=case.oriented)
+        if missing is not None:
+            for place, pick in enumerate(picks):
+                leave_out(image[place], missing[place], self._modality_dropout, pick.seed)
         target = np.stack([self._targets[pick.case][pick.sample] for pick in picks])
         annotated = self._annotated[[pick.case for pick in picks]]
         return torch.from_numpy(image), torch.from_numpy(target), torch.from_numpy(annotated)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from fedmed_client.data.index import LabelObject, Series, Skipped
 from fedmed_client.data.label_table import read_table
 from fedmed_client.data.labels import assign, flatten, relabel
 from fedmed_client.data.match import match
+from fedmed_client.data.modalities import companions, joined, modality_of
 from fedmed_client.data.nifti import read_nifti_label
 from fedmed_client.data.rawcase import Loaded, RawCase, only_names_stop_the_site
 from fedmed_client.data.rtstruct import read_rtstruct, region_names
 from fedmed_client.data.scan import scan
 from fedmed_client.data.seg import read_seg, segment_names
 from fedmed_client.data.series import load_series
-from fedmed_client.data.text import normalise_patient, without_issuer
+from fedmed_client.data.text import normalise_patient, printable, without_issuer
 from fedmed_client.data.volume import Volume
 from fedmed_common.config import Experiment, Site, SiteData
 from fedmed_common.errors import DataError
@@ -58,13 +59,57 @@ def dicom_cases(
     beside = _nifti_labels(wanted)
     used = {path for paths in beside.values() for path in paths}
     skipped.extend(item for item in index.skipped if item.path not in used)
+    known = _known(wanted, site, experiment, skipped)
+    labelled = {series.study_uid for series in wanted if labels[series.files[0]] or beside[series.files[0]]}
     for series in wanted:
         first = series.files[0]
         if labels[first] or beside[first]:
-            load = partial(load_case, series, labels[first], beside[first], site=site, experiment=experiment)
+            try:
+                images = _images(series, known, site, experiment)
+            except DataError as error:
+                skipped.append(Skipped(path=first, code=error.code, reason=str(error)))
+                continue
+            load = partial(load_case, images, labels[first], beside[first], site=site, experiment=experiment)
             yield RawCase(patient=series.patient, path=first, load=load)
-        else:
+        elif not experiment.data.modalities or series.study_uid not in labelled:
             skipped.append(Skipped(path=first, code=DataError.code, reason="no label belongs to this series"))
+
+
+def _known(
+    wanted: Sequence[Series], site: Site, experiment: Experiment, skipped: list[Skipped]
+) -> list[tuple[str, Series]]:
+    """The series that are of a modality, where the experiment asks for several; those that fit two are left out."""
+    known: list[tuple[str, Series]] = []
+    for series in wanted if experiment.data.modalities else ():
+        try:
+            modality = modality_of(series, site.data)
+        except DataError as error:
+            skipped.append(Skipped(path=series.files[0], code=error.code, reason=str(error)))
+            continue
+        if modality is not None:
+            known.append((modality, series))
+    return known
+
+
+def _images(
+    series: Series, known: Sequence[tuple[str, Series]], site: Site, experiment: Experiment
+) -> Callable[[], Volume]:
+    """How the image of a labelled series is read: it alone, or with those of the other modalities."""
+    if not experiment.data.modalities:
+        return partial(load_series, series)
+    mine = next((name for name, one in known if one is series), None)
+    if mine not in experiment.data.modalities:
+        raise DataError(
+            f"the labelled series '{printable(series.description)}' is none of the experiment's modalities by site.toml"
+        )
+    return partial(volume_of, companions(series, known, experiment, site.data), mine, experiment, site.data)
+
+
+def volume_of(parts: Mapping[str, Series], fixed: str, experiment: Experiment, data: SiteData) -> Volume:
+    """All series of a case on the grid of the ``fixed`` one."""
+    return joined(
+        {name: partial(load_series, series) for name, series in parts.items()}, fixed, experiment, data
+    )
 
 
 def _tabled_cases(
@@ -102,14 +147,14 @@ def load_without_mask(series: Series) -> Loaded:
 
 
 def load_case(
-    series: Series,
+    images: Callable[[], Volume],
     labels: Sequence[LabelObject],
     beside: Sequence[Path],
     *,
     site: Site,
     experiment: Experiment,
 ) -> Loaded:
-    """A series and its labels on one grid.
+    """An image, as ``images`` reads it, and its labels on one grid.
 
     Raises:
         LabelError: a label name is unmapped or ambiguous.
@@ -118,7 +163,7 @@ def load_case(
     classes = experiment.task.classes
     assignments = [_assignment(label, site, classes) for label in labels]
     with only_names_stop_the_site():
-        volume = load_series(series)
+        volume = images()
     result = np.zeros(volume.shape, np.uint8)
     for label, assignment in zip(labels, assignments, strict=True):
         np.maximum(result, _label_map(label, assignment, volume), out=result)
@@ -144,6 +189,12 @@ def _label_map(label: LabelObject, assignment: list[int], volume: Volume) -> NDA
 
 def is_wanted(series: Series, data: SiteData) -> bool:
     """Whether the site's filters let the series through."""
+    if data.modalities:
+        return any(
+            asked.modality in (None, series.modality)
+            and (asked.series_description is None or re.search(asked.series_description, series.description))
+            for asked in data.modalities.values()
+        )
     described = data.series_description is None or re.search(data.series_description, series.description)
     return bool(described) and data.modality in (None, series.modality)
 

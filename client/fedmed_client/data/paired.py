@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from fedmed_client.data.images import read_image, read_mask, semantic
 from fedmed_client.data.index import Skipped
 from fedmed_client.data.label_table import read_table
 from fedmed_client.data.labels import relabel
+from fedmed_client.data.modalities import joined
 from fedmed_client.data.nifti import read_nifti, read_nifti_label
 from fedmed_client.data.rawcase import Loaded, RawCase, only_names_stop_the_site
 from fedmed_client.data.text import printable
@@ -38,6 +39,9 @@ def paired_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> 
         return
     images = _by_stem(site, site.data.images, skipped)
     labels = _by_stem(site, site.data.labels, skipped)
+    if experiment.data.modalities:
+        yield from _of_several(site, experiment, (images, labels), skipped)
+        return
     for stem in labels.keys() - images.keys():
         skipped.append(_left_out(labels[stem], "a label without an image of the same name"))
     load = partial(
@@ -51,6 +55,48 @@ def paired_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> 
             skipped.append(_left_out(image, "the file name does not match data.patient_pattern"))
         elif _stored_as_wanted(image, site.data.stored_type, skipped):
             yield RawCase(patient=patient, path=image, load=partial(load, image, labels[stem]))
+
+
+def _of_several(
+    site: Site, experiment: Experiment, files: tuple[dict[str, Path], dict[str, Path]], skipped: list[Skipped]
+) -> Iterator[RawCase]:
+    """The cases that have a label, each of the files whose names begin with the label's and end with a modality's suffix."""
+    images, labels = files
+    for stem, label in labels.items():
+        found = {
+            name: images[stem + str(of.suffix)]
+            for name, of in site.data.modalities.items()
+            if name in experiment.data.modalities and stem + str(of.suffix) in images
+        }
+        missing = [
+            name
+            for name, of in site.data.modalities.items()
+            if name in experiment.data.modalities and of.required and name not in found
+        ]
+        patient = patient_of(stem, site.data.patient_pattern)
+        if not found:
+            skipped.append(
+                _left_out(label, "a label without an image of the same name and a modality's suffix")
+            )
+        elif missing:
+            skipped.append(_left_out(label, f"it has no '{missing[0]}', which site.toml requires"))
+        elif patient is None:
+            skipped.append(_left_out(label, "the file name does not match data.patient_pattern"))
+        else:
+            fixed = next(name for name in experiment.data.modalities if name in found)
+            load = partial(load_several, found, fixed, label, site=site, experiment=experiment)
+            yield RawCase(patient=patient, path=found[fixed], load=load)
+
+
+def load_several(
+    images: Mapping[str, Path], fixed: str, label: Path, *, site: Site, experiment: Experiment
+) -> Loaded:
+    """NIfTI images of one case, by modality, and a label map on the grid of the ``fixed`` one."""
+    with only_names_stop_the_site():
+        loads = {name: partial(read_nifti, path) for name, path in images.items()}
+        volume = joined(loads, fixed, experiment, site.data)
+        values = read_nifti_label(label, volume)
+    return volume, relabel(values, site, experiment.task.classes, source=label)
 
 
 def _tabled_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> Iterator[RawCase]:

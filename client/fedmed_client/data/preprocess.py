@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedmed_client.data.bias import without_bias
 from fedmed_client.data.volume import Volume
+from fedmed_client.data.wavelets import fused
 from fedmed_common.config import Data, Intensity
 from fedmed_common.errors import DataError, GeometryError
 from fedmed_common.intensities import ROBUST_PERCENTILES, foreground, landmarks, some
@@ -43,16 +44,19 @@ def prepare(volume: Volume, label: Label, data: Data) -> Prepared:
         DataError: the channels are not ``data.channels``, or no voxel is a finite number.
     """
     check_pair(volume, label, data)
+    missing = missing_modalities(volume, data)
     image, label, spacing = reorient(finite(volume.voxels), label, volume.affine)
     if data.bias_correction:
         image = without_bias(image, spacing)
     if data.crop_to_foreground:
-        image, label = crop(image, label)
+        image, label = _cut(
+            image, label, foreground(image) if not data.modalities else _any_foreground(image, missing)
+        )
     if data.spacing_mm is not None:
         image = resample(image, spacing, data.spacing_mm, linear)
         label = resample(label[None], spacing, data.spacing_mm, nearest)[0]
         spacing = data.spacing_mm
-    return Prepared(image=normalise(image, data.intensity), label=label, spacing_mm=spacing)
+    return Prepared(image=normalised(image, missing, data), label=label, spacing_mm=spacing)
 
 
 def restored(prepared: NDArray[Any], volume: Volume, data: Data) -> NDArray[Any]:
@@ -65,7 +69,8 @@ def restored(prepared: NDArray[Any], volume: Volume, data: Data) -> NDArray[Any]
     if data.crop_to_foreground:
         if data.bias_correction:
             image = without_bias(image, spacing)
-        box = _box(foreground(image)) or box
+        missing = missing_modalities(volume, data)
+        box = _box(foreground(image) if not data.modalities else _any_foreground(image, missing)) or box
     whole = np.zeros(image.shape[1:], prepared.dtype)
     inner = prepared[None]
     if data.spacing_mm is not None:
@@ -82,9 +87,11 @@ def check_pair(volume: Volume, label: Label, data: Data) -> None:
     """Raises GeometryError or DataError as ``prepare`` does, where image and label do not fit each other or the experiment."""
     if label.shape != volume.shape:
         raise GeometryError(f"the label has {label.shape} voxels, its image {volume.shape}")
-    if volume.voxels.shape[0] != data.channels:
+    wanted = len(data.modalities) or data.channels
+    if volume.voxels.shape[0] != wanted:
         raise DataError(
-            f"the image has {volume.voxels.shape[0]} channels, data.channels of the experiment is {data.channels}"
+            f"the image has {volume.voxels.shape[0]} channels, and the experiment asks for {wanted} "
+            f"{'modalities' if data.modalities else 'by data.channels'}"
         )
 
 
@@ -111,9 +118,42 @@ def _triple(spacing: NDArray[np.float64]) -> Spacing:
 
 def crop(image: Image, label: Label, *, keep_label: bool = True) -> tuple[Image, Label]:
     """Cut to the box around the foreground; ``keep_label``: which holds the whole label too, so no annotated voxel is lost."""
-    keep: NDArray[np.bool_] = foreground(image) | (label > 0) if keep_label else foreground(image)
-    box = _box(keep)
+    keep = foreground(image)
+    if not keep_label:
+        box = _box(keep)
+        return (image, label) if box is None else (image[(slice(None), *box)], label[box])
+    return _cut(image, label, keep)
+
+
+def _cut(image: Image, label: Label, keep: NDArray[np.bool_]) -> tuple[Image, Label]:
+    box = _box(keep | (label > 0))
     return (image, label) if box is None else (image[(slice(None), *box)], label[box])
+
+
+def missing_modalities(volume: Volume, data: Data) -> tuple[bool, ...]:
+    """Which of the experiment's modalities a case lacks: their channels have no number."""
+    return tuple(bool(np.isnan(channel).all()) for channel in volume.voxels) if data.modalities else ()
+
+
+def _any_foreground(image: Image, missing: Sequence[bool]) -> NDArray[np.bool_]:
+    """Where any modality is brighter than its own empty surroundings: their units differ."""
+    masks = [foreground(image[at : at + 1]) for at, lacks in enumerate(missing) if not lacks]
+    return np.asarray(np.any(masks, axis=0))
+
+
+def normalised(image: Image, missing: Sequence[bool], data: Data) -> Image:
+    """Network input of the whole case: each modality by its own settings, zeros where it is missing, then fused."""
+    if not data.modalities:
+        return normalise(image, data.intensity)
+    channels = [
+        np.zeros_like(image[at]) if lacks else normalise(image[at : at + 1], data.intensity_of(name))[0]
+        for at, (name, lacks) in enumerate(zip(data.modalities, missing, strict=True))
+    ]
+    if data.fusion.kind == "channels":
+        return np.stack(channels)
+    return fused(
+        [channel for channel, lacks in zip(channels, missing, strict=True) if not lacks], data.fusion
+    )[None]
 
 
 def _box(keep: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:

@@ -60,6 +60,8 @@ class PatchSampler:
         self._size = experiment.train.batch_size
         self._size_of_patient = samples_of_patient(experiment)
         self._channels = experiment.data.channels
+        self._modalities = bool(experiment.data.modalities)
+        self._modality_dropout = experiment.data.modality_dropout
         self._share = experiment.data.foreground_share
         self._patch = (*experiment.data.patch, 1)[:3]
         self._flat = experiment.task.dimensions == 2
@@ -118,9 +120,13 @@ class PatchSampler:
             label[place][target] = case.label[source]
         if self._flat:
             image, label = image[..., 0], label[..., 0]
+        missing = missing_channels(image) if self._modalities else None
         if self._augment is not None:
             for place, pick in enumerate(picks):
                 self._augment(image[place], label[place], pick.seed, oriented=self._cases[pick.case].oriented)
+        if missing is not None:
+            for place, pick in enumerate(picks):
+                leave_out(image[place], missing[place], self._modality_dropout, pick.seed)
         annotated = self._annotated[[pick.case for pick in picks]]
         return torch.from_numpy(image), torch.from_numpy(label.astype(np.int64)), torch.from_numpy(annotated)
 
@@ -148,6 +154,24 @@ class PatchSampler:
             for start, room in zip(starts, spare, strict=True)
         )
         return Pick(number, (x, y, z), seed)
+
+
+def missing_channels(images: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """``(B, C)``: which channels of ``(B, C, *patch)`` are zero everywhere, as those of a missing modality."""
+    return np.asarray(~images.reshape(*images.shape[:2], -1).any(axis=2))
+
+
+def leave_out(image: NDArray[np.float32], missing: NDArray[np.bool_], dropout: float, seed: int) -> None:
+    """Zeros, in place, for modalities that are missing, whatever augmentation made of them, and for some that are not: each with
+    probability ``dropout``, but for one of them. ``image``: ``(C, *patch)``; ``seed``: the patch's."""
+    there = np.flatnonzero(~missing)
+    if dropout and len(there) > 1:
+        rng = np.random.default_rng([seed, len(missing)])
+        left = rng.random(len(there)) < dropout
+        left[rng.integers(len(there))] &= not left.all()
+        missing = missing.copy()
+        missing[there[left]] = True
+    image[missing] = 0.0
 
 
 def samples_of_patient(experiment: Experiment) -> int:

@@ -19,8 +19,9 @@ from fedmed_client.data.preprocess import (
     crop,
     finite,
     linear,
+    missing_modalities,
     nearest,
-    normalise,
+    normalised,
     reorient,
     resample,
 )
@@ -43,6 +44,7 @@ def prepare_whole(
         DataError: with single labels, the case shows none or several; a volume is to be cut into slices and has no masks.
     """
     check_pair(volume, label, data)
+    missing = missing_modalities(volume, data)
     image, label, spacing = reorient(finite(volume.voxels), label, volume.affine)
     present = shows if shows is not None else _shown(label, len(task.classes))
     _check(present, image, task, masks=shows is None)
@@ -57,7 +59,7 @@ def prepare_whole(
             along_z = (1.0, 1.0, spacing[2]), (1.0, 1.0, data.spacing_mm[2])
             samples_K1N = resample(samples_K1N[None], *along_z, nearest)[0]
         spacing = data.spacing_mm
-    image = normalise(image, data.intensity)
+    image = normalised(image, missing, data)
     size = data.patch if task.dimensions == 3 else (*data.patch, image.shape[3])
     resized = resize(image, (size[0], size[1], size[2]))
     x, y, z = (

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmed_client.data.dicom_cases import is_wanted
+from fedmed_client.data.dicom_cases import is_wanted, volume_of
 from fedmed_client.data.index import Series
+from fedmed_client.data.modalities import companions, modality_of
 from fedmed_client.data.scan import scan
 from fedmed_client.data.series import load_series
 from fedmed_client.data.text import printable
+from fedmed_client.data.volume import Volume
 from fedmed_client.predict.apply import ANY_DEVICE, predict
 from fedmed_client.predict.released import Released
 from fedmed_client.predict.segmentation import Provenance, write_segmentation
 from fedmed_client.predict.structures import write_structures
 from fedmed_client.preflight.thumbnails import montage
-from fedmed_common.errors import DataError
+from fedmed_common.config import Experiment
+from fedmed_common.errors import ConfigError, DataError
 from fedmed_common.site_config import Device, SiteData
 
 
@@ -69,18 +73,56 @@ def predict_study(
         ConfigError: ``study`` is no folder, or a model cannot predict here.
     """
     index = scan(study)
-    for series in index.series:
-        if wanted is None or is_wanted(series, wanted):
-            yield _outcome(series, models, folder, wish)
+    taken = [series for series in index.series if wanted is None or is_wanted(series, wanted)]
+    if models[0].experiment.data.modalities:
+        for series, load in _of_several(taken, models[0], wanted):
+            yield _outcome(series, load, models, folder, wish)
+        return
+    for series in taken:
+        yield _outcome(series, partial(load_series, series), models, folder, wish)
 
 
-def _outcome(series: Series, models: Sequence[Released], folder: Path, wish: Wish) -> Outcome:
+def _of_several(
+    taken: Sequence[Series], model: Released, wanted: SiteData | None
+) -> Iterator[tuple[Series, Callable[[], Volume]]]:
+    """Of each study the series that a result refers to, which is the experiment's first modality that is there, and how all of
+    them are read.
+
+    Raises:
+        ConfigError: the site does not say which series is of which modality.
+    """
+    experiment = model.experiment
+    if wanted is None or not wanted.modalities:
+        raise ConfigError(
+            f"is missing: '{experiment.name}' needs {', '.join(experiment.data.modalities)}",
+            field="data.modalities",
+            fix="say in site.toml which series is of which modality, and name its folder with --home",
+        )
+    known = [(name, series) for series in taken if (name := modality_of(series, wanted)) is not None]
+    for study in dict.fromkeys((series.patient, series.study_uid) for _, series in known):
+        of_study = [(name, one) for name, one in known if (one.patient, one.study_uid) == study]
+        first = next((name for name in experiment.data.modalities if name in dict(of_study)), None)
+        if first is not None:
+            fixed = dict(reversed(of_study))[first]
+            yield fixed, partial(_joined, fixed, first, of_study, experiment, wanted)
+
+
+def _joined(
+    fixed: Series, first: str, known: Sequence[tuple[str, Series]], experiment: Experiment, wanted: SiteData
+) -> Volume:
+    parts = companions(fixed, known, experiment, wanted)
+    return volume_of(parts, first, experiment, wanted)
+
+
+def _outcome(
+    series: Series, load: Callable[[], Volume], models: Sequence[Released], folder: Path, wish: Wish
+) -> Outcome:
     classes = models[0].experiment.task.classes
     told = Outcome(
         series=series.uid, modality=printable(series.modality), description=printable(series.description)
     )
     try:
-        volume = load_series(series)
+        volume = load()
         found = predict(models, volume, flips=wish.flips, dropouts=wish.dropouts, device=wish.device)
         made_by = Provenance(models=models, looks=found.looks)
         written = []

@@ -35,7 +35,8 @@ def thumbnail(grey: NDArray[np.float32], label: NDArray[np.uint8], *, picture: b
 def montage(volume: Volume, label: NDArray[np.uint8]) -> bytes:
     """PNG of some slices with the labels' outlines, spread over the part that shows any. ``label``: on the volume's voxels."""
     picture = is_picture(volume)
-    image, marks = finite(volume.voxels), label
+    there = [channel for channel in volume.voxels if not np.isnan(channel).all()]
+    image, marks = finite(np.stack(there)), label
     if not picture:
         image, marks, _ = reorient(image, label, volume.affine)
     grey = image.mean(axis=0)

@@ -14,6 +14,7 @@ from fedmed_common.catalogue.classification import Classifiers
 from fedmed_common.catalogue.composed import Composed
 from fedmed_common.catalogue.deeplab import DeepLabs
 from fedmed_common.catalogue.fully_convolutional import FullyConvolutional
+from fedmed_common.catalogue.multimodal import Multimodal
 from fedmed_common.catalogue.transformers import Transformers
 from fedmed_common.catalogue.unets import UNet, UNets
 from fedmed_common.catalogue.unets_modern import ModernUNets
@@ -21,7 +22,7 @@ from fedmed_common.catalogue.unets_modern import ModernUNets
 __all__ = ["ARCHITECTURES", "AnyArchitecture", "Architecture", "Plan", "UNet"]
 
 _Known: TypeAlias = (
-    FullyConvolutional | UNets | ModernUNets | Transformers | DeepLabs | Composed | Classifiers
+    FullyConvolutional | UNets | ModernUNets | Transformers | DeepLabs | Composed | Multimodal | Classifiers
 )
 
 ARCHITECTURES: dict[str, type[Architecture]] = {
