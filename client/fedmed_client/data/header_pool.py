@@ -1,7 +1,8 @@
 """Read many headers with several processes, none of which can take the scan down with it.
 
-Each worker is a small child process that is sent lists of paths and answers one line per file. When one dies or
-takes too long, the file it had in hand is refused, the rest of its list goes to a fresh worker, and the scan goes on.
+Each worker is a small child process that is sent lists of paths and answers with one line per file. When one dies or
+takes too long, its list is read again file by file by a fresh worker, the file that ends this one as well is refused, and
+the scan goes on.
 """
 
 from __future__ import annotations
@@ -53,15 +54,19 @@ class _Workers:
         self._stopped = False
 
     def read(self, paths: Sequence[Path]) -> list[tuple[Path, Header | Refused]]:
-        """Read one list of files, starting anew behind each file that a worker does not survive."""
+        """Read one list of files, and each by itself where the worker does not survive the list."""
+        lines = self._ask(paths)
+        if len(lines) == len(paths):
+            return [(path, from_json(line)) for path, line in zip(paths, lines, strict=True)]
         found: list[tuple[Path, Header | Refused]] = []
-        while len(found) < len(paths) and not self._stopped:
-            rest = paths[len(found) :]
-            lines = self._ask(rest)
-            found += [(path, from_json(line)) for path, line in zip(rest, lines, strict=False)]
-            if len(lines) < len(rest):
-                reason = "reading its header crashed or took too long"
-                found.append((rest[len(lines)], Refused("reader-crashed", reason, lasting=False)))
+        for path in paths:
+            if self._stopped:
+                break
+            answer = self._ask([path])
+            reason = "reading its header crashed or took too long"
+            found.append(
+                (path, from_json(answer[0]) if answer else Refused("reader-crashed", reason, lasting=False))
+            )
         return found
 
     def _ask(self, paths: Sequence[Path]) -> list[str]:
@@ -108,9 +113,8 @@ class _Workers:
 
 def _work() -> None:
     for line in sys.stdin:
-        for path in json.loads(line):
-            sys.stdout.write(to_json(read_header(Path(path))) + "\n")
-            sys.stdout.flush()
+        sys.stdout.write("".join(to_json(read_header(Path(path))) + "\n" for path in json.loads(line)))
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.uid import (
@@ -64,6 +66,14 @@ _IMAGE = (
     "Columns",
 )
 _SPLIT = ("Rows", "Columns", "SamplesPerPixel", "EchoNumbers", "TemporalPositionIdentifier")
+_TAGS: dict[str, tuple[int, str]] = {
+    keyword: (tag, dictionary_VR(tag))
+    for keyword in (*_IDENTITY, *_IMAGE, "MediaStorageSOPInstanceUID", "ReferencedSOPInstanceUID")
+    if (tag := tag_for_keyword(keyword)) is not None
+}
+"""Of each the tag, and its value representation where the file does not say it."""
+_WORDS = frozenset({"UI", "CS", "LO", "SH", "IS", "DS", "ST", "LT"})
+_US_BYTES = 2
 _REFERENCES = ("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
 _DEEP_REFERENCES = (
     "SourceImageSequence",
@@ -156,7 +166,7 @@ def _read(path: Path) -> Header | Refused:
         size = os.fstat(stream.fileno()).st_size
         deflated = dataset.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
         missing = 0 if deflated else max(0, stream.tell() + pixels - size)
-    sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+    sop_class = str(_text(dataset, "SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
     refusal = _unsuitable(dataset, sop_class, pixels, missing) or _anonymous(dataset)
     if refusal:
         return refusal
@@ -223,7 +233,7 @@ def _inflates(path: Path) -> bool:
 
 
 def _unsuitable(dataset: Dataset, sop_class: str, pixels: int, missing: int) -> Refused | None:
-    name = printable(UID(sop_class).name) if sop_class else "an object without SOPClassUID"
+    name = _class_name(sop_class) if sop_class else "an object without SOPClassUID"
     if sop_class == RTStructureSetStorage:
         return None
     if sop_class == RTDoseStorage:
@@ -235,6 +245,11 @@ def _unsuitable(dataset: Dataset, sop_class: str, pixels: int, missing: int) -> 
     if missing:
         return Refused("truncated", f"{name}: the file ends {missing} bytes before its pixels do")
     return None
+
+
+@lru_cache(256)
+def _class_name(sop_class: str) -> str:
+    return printable(UID(sop_class).name)
 
 
 def _anonymous(dataset: Dataset) -> Refused | None:
@@ -252,8 +267,47 @@ def _instance(dataset: Dataset) -> str:
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
+    plain = _plain(dataset, keyword)
+    if plain is not None:
+        return plain
     value = dataset.get(keyword)
     return "" if value is None else str(value).strip(" \0")
+
+
+def _plain(dataset: Dataset, keyword: str) -> str | None:
+    """The text of an element that is as it was read, one value in ASCII, or a short whole number: the same that pydicom makes of
+    it, in a fraction of the time. None: let pydicom."""
+    tag, known = _TAGS[keyword]
+    element = dataset.get_item(tag)
+    if element is None:
+        return ""
+    if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
+        return None
+    vr, value = element.VR or known, element.value
+    if vr in _WORDS and value.isascii() and b"\\" not in value and b"\x1b" not in value:
+        return value.decode("ascii").strip(" \0")
+    if vr == "US" and len(value) == _US_BYTES:
+        return str(int.from_bytes(value, "little" if element.is_little_endian else "big"))
+    return None
+
+
+def _several(dataset: Dataset, keyword: str) -> Sequence[Any]:
+    """The values of an element of several, as words where it is as it was read."""
+    tag, known = _TAGS[keyword]
+    element = dataset.get_item(tag)
+    content = element.value if isinstance(element, RawDataElement) else None
+    if isinstance(content, bytes) and content.isascii() and content.strip(b" \0"):
+        text = content.decode("ascii") if (element.VR or known) in {"CS", "DS"} else ""
+        if text:
+            return [part.strip(" \0") for part in text.split("\\")]
+    value = dataset.get(keyword)
+    return (
+        []
+        if value is None
+        else [value]
+        if isinstance(value, str) or not isinstance(value, Iterable)
+        else list(value)
+    )
 
 
 def _header(dataset: Dataset, kind: Literal["image"] | LabelKind) -> Header:
@@ -270,11 +324,10 @@ def _header(dataset: Dataset, kind: Literal["image"] | LabelKind) -> Header:
 
 
 def _image(dataset: Dataset) -> Header:
-    orientation = dataset.get("ImageOrientationPatient")
-    placed = orientation and dataset.get("ImagePositionPatient")
-    alone = not placed or int(dataset.get("NumberOfFrames") or 1) > 1
-    image_type = dataset.get("ImageType") or ()
-    kinds = () if isinstance(image_type, str) else tuple(str(part) for part in image_type[2:])
+    orientation = _several(dataset, "ImageOrientationPatient")
+    placed = bool(orientation) and bool(_several(dataset, "ImagePositionPatient"))
+    alone = not placed or int(_text(dataset, "NumberOfFrames") or 1) > 1
+    kinds = tuple(str(part) for part in _several(dataset, "ImageType")[2:])
     matrix = tuple(_text(dataset, keyword) for keyword in _SPLIT)
     return replace(
         _header(dataset, "image"),

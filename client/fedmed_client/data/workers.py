@@ -15,7 +15,7 @@ from fedmed_common.processes import cores, prepare_worker
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-WORTHWHILE_SECONDS = 10.0
+WORTHWHILE_SECONDS = 4.0
 """Work left, as judged from what is done, above which worker processes pay for their start."""
 
 
