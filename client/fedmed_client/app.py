@@ -27,7 +27,7 @@ from flwr.clientapp import ClientApp
 from fedmed_client import independence, policy, private
 from fedmed_client.agreed import LAST
 from fedmed_client.charges import charge, promised_by
-from fedmed_client.data.cohort import Cohort, by_patient
+from fedmed_client.data.cohort import Cohort
 from fedmed_client.data.splits import SPLITS
 from fedmed_client.engine.parallel import train_together
 from fedmed_client.evaluate import measurements
@@ -40,8 +40,8 @@ from fedmed_client.secure import Summing
 from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.site.withdrawals import Withdrawals
 from fedmed_client.statistics import summed
-from fedmed_client.summing import noise_shares, sum_of, summing_of
-from fedmed_client.surveyed import Surveyed
+from fedmed_client.summing import noise_shares, sum_of, summing_of, surveyed_patients
+from fedmed_client.surveyed import surveyed
 from fedmed_client.train import Update
 from fedmed_client.work.outbox import Outbox
 from fedmed_client.workbench import (
@@ -137,6 +137,8 @@ def _answer(
             started = None
         policy.check(home.site.policy, experiment, order.round)
         policy.check_device(home.site.device, experiment)
+        if kind in {wire.Kind.TRAIN, wire.Kind.EVALUATE} and (not experiment.rounds or order.round < 1):
+            raise PolicyRefusal("maximum_rounds", "a survey trains nothing, and measures no model")
         order = LAST.complete(order, experiment, partial(_shared, home, order))
         reply = _once(home, order, started)
     except Exception as error:
@@ -181,9 +183,9 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
     if experiment.privacy is not None and home.site.policy.least_noise:
         spent = recipe_of(experiment).spent(experiment)
         policy.check_noise(home.site.policy, privacy.noise_multiplier(experiment, spent))
-    cohort, _ = COHORTS.get(home, order.experiment)
     if not experiment.rounds:
-        return _reply(home, order, facts=_facts_of_survey(home, cohort))
+        return _reply(home, order, facts=_facts_of_survey(home, order))
+    cohort, _ = COHORTS.get(home, order.experiment)
     patients: dict[str, int] = {split: cohort.patients(split) for split in SPLITS}
     presence = _told_presence(home, order, cohort)
     facts = wire.Facts(
@@ -196,12 +198,13 @@ def _facts(home: SiteHome, order: wire.Order) -> wire.Reply:
     return _reply(home, order, facts=facts)
 
 
-def _facts_of_survey(home: SiteHome, cohort: Cohort) -> wire.Facts:
-    """That it takes part, with how many patients: those of the survey alone."""
-    surveyed = by_patient(Surveyed(home.folder).of(cohort, home.site.policy.least_patients))
-    patients: dict[str, int] = {split: len(surveyed) if split == "train" else 0 for split in SPLITS}
+def _facts_of_survey(home: SiteHome, order: wire.Order) -> wire.Facts:
+    """That it takes part, with how many patients: those of the survey alone. Whoever came since the last one is looked at."""
+    COHORTS.close(home, order.experiment)
+    patients = surveyed_patients(home, order)
+    counts: dict[str, int] = {split: patients if split == "train" else 0 for split in SPLITS}
     return wire.Facts(
-        patients=patients, presence={}, version=_version("fedmed"), held_out=home.site.policy.held_out
+        patients=counts, presence={}, version=_version("fedmed"), held_out=home.site.policy.held_out
     )
 
 
@@ -349,7 +352,7 @@ def _statistics(home: SiteHome, order: wire.Order) -> wire.Reply:
 
     cases = cohort.of("train")
     if not bench.experiment.rounds and statistic.epsilon is None:
-        cases = Surveyed(home.folder).of(cohort, few)
+        cases = surveyed(home, bench.experiment, cohort)
     arrays = own_normalisation(cohort) if recipe.inputs is not None else {}
     with (
         numerics(bench.experiment, bench.device, home.site.device.threads),

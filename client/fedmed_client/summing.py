@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from fedmed_client import policy
+from fedmed_client.data.cohort import by_patient
 from fedmed_client.secure import RULE, Sum, Summing
+from fedmed_client.surveyed import surveyed
 from fedmed_client.workbench import COHORTS, SiteHome, experiment_of
 from fedmed_common import wire
 from fedmed_common.config import Experiment
@@ -35,17 +37,26 @@ def sum_of(home: SiteHome, order: wire.Order) -> Sum:
     if settings is None:
         raise PolicyRefusal(RULE, "the experiment has no [secure_aggregation]")
     cohort, _ = COHORTS.get(home, order.experiment)
-    policy.check_patients(home.site.policy, cohort.patients("train"))
+    patients = cohort.patients("train")
+    policy.check_patients(home.site.policy, patients)
+    if not experiment_of(order.experiment).rounds:
+        patients = surveyed_patients(home, order)
     return Sum(
         folder=home.folder,
         site=home.site.name,
         run=order.run,
         session=circle.wanted(order.secure).session,
-        patients=cohort.patients("train"),
+        patients=patients,
         policy=home.site.policy,
         settings=settings,
         about=(order.kind.value, order.statistic),
     )
+
+
+def surveyed_patients(home: SiteHome, order: wire.Order) -> int:
+    """How many patients a survey tells of here."""
+    cohort, _ = COHORTS.get(home, order.experiment)
+    return len(by_patient(surveyed(home, experiment_of(order.experiment), cohort)))
 
 
 def noise_shares(experiment: Experiment, summing: Summing | None) -> int:

@@ -147,8 +147,7 @@ class Cohorts:
         A home of the same name and folder can have another cohort: its label table changed, ``open`` leaves patients out, or one
         withdrew.
         """
-        what = repr((home.site, home.folder, home.open, Withdrawals(home.folder).digest, order_text))
-        key = hashlib.sha256(what.encode()).hexdigest()
+        key = self._key(home, order_text)
         if key not in self._open:
             experiment = experiment_of(order_text)
             allow_many_open_files()
@@ -156,6 +155,15 @@ class Cohorts:
             cases = cohort.of("train")
             self._open[key] = cohort, build_sampler(cases, experiment) if cases else None
         return self._open[key]
+
+    def close(self, home: SiteHome, order_text: str) -> None:
+        """Close one, so that files that came since are seen."""
+        self._open.pop(self._key(home, order_text), None)
+
+    @staticmethod
+    def _key(home: SiteHome, order_text: str) -> str:
+        what = repr((home.site, home.folder, home.open, Withdrawals(home.folder).digest, order_text))
+        return hashlib.sha256(what.encode()).hexdigest()
 
     def forget(self) -> None:
         """Close them all: a process that carries out many runs would map more files than it may."""

@@ -124,8 +124,9 @@ class Data(Model):
     modality_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="in training, how often a modality of a patch is left out; one always stays"
     )
-    bias_correction: bool = Field(
-        False, description="divide out the slow change of brightness across an MR image, by N4"
+    bias_correction: bool | tuple[Name, ...] = Field(
+        False,
+        description="divide out the slow change of brightness across an MR image, by N4; or the modalities of which",
     )
     crop_to_foreground: bool = Field(False, description="cut away the empty surroundings before caching")
     splits: Splits = Splits()
@@ -144,6 +145,11 @@ class Data(Model):
         for name in self.intensities:
             if name not in known:
                 raise ValueError(f"intensities.{name} is no modality; known: {', '.join(known) or 'none'}")
+        for name in () if isinstance(self.bias_correction, bool) else self.bias_correction:
+            if name not in known:
+                raise ValueError(
+                    f"bias_correction: '{name}' is no modality; known: {', '.join(known) or 'none'}"
+                )
         if self.fusion.kind == "wavelet" and len(known) < 2:
             raise ValueError("fusion.kind = 'wavelet' joins modalities: name two or more")
         if self.modality_dropout and (len(known) < 2 or self.fusion.kind == "wavelet"):

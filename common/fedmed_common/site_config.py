@@ -6,6 +6,7 @@ import re
 from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -114,6 +115,9 @@ class SiteData(Model):
                 raise ValueError(f"modalities.{name}.suffix: is missing, by which its files are known")
             if self.format == "dicom" and not (series.modality or series.series_description):
                 raise ValueError(f"modalities.{name}: needs modality or series_description")
+        suffixes = [of.suffix for of in self.modalities.values() if of.suffix]
+        if len(set(suffixes)) != len(suffixes):
+            raise ValueError("modalities: two have one suffix, and would be the same files")
         if self.modalities and self.labels_from == "table":
             raise ValueError("modalities: cases with labels from a table are of one series")
         return self
@@ -267,6 +271,9 @@ _Title = Annotated[str, Field(pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?
 _Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+
 class Pacs(Model):
     """The hospital's picture archive, by DICOMweb (``url``) or DIMSE (``host``, ``port``, ``title``)."""
 
@@ -313,6 +320,13 @@ class Pacs(Model):
             raise ValueError("certificate and key belong together")
         if self.user and self.password_variable is None:
             raise ValueError("user needs password_variable")
+        where = urlsplit(self.url)
+        if (
+            (self.user or self.token_variable)
+            and where.scheme == "http"
+            and where.hostname not in _THIS_MACHINE
+        ):
+            raise ValueError("url: over http a password or a token can be read on the way; use https")
         return self
 
 

@@ -142,9 +142,9 @@ def _run(grid: Grid, request: RunRequest, file: Path) -> RunEnded:
     state = replace(state, missed=state.missed + _changes(file, state, roll, experiment.rounds))
     history.append(file, _started(request, state, roster))
     if not experiment.rounds:
-        sheet = survey(channel, recipe, roster)
+        sheet = survey(channel, recipe, roster, state.missed)
         write_sheet(request.folder, sheet)
-        return RunEnded(time=now(), status=_status((*state.missed, *sheet.missed)), best_round=0)
+        return RunEnded(time=now(), status=_status(sheet.missed), best_round=0)
     for result in rounds(channel, recipe, roster, state):
         state = result.state
         save_state(request.folder, state)
@@ -252,7 +252,7 @@ def _heal_history(file: Path, state: RunState) -> None:
 
 def _changes(file: Path, state: RunState, roll: Roll, rounds: int) -> tuple[str, ...]:
     """Who is not there as the run goes on, and what else has changed, as sentences that its state does not hold yet."""
-    what = f"round {state.round + 1}" if state.round < rounds else "the test"
+    what = f"round {state.round + 1}" if state.round < rounds else "the test" if rounds else "the survey"
     sentences = [f"{name} missed the roll call of {what}: {why}" for name, why in roll.absent.items()]
     began = [record for record in history.read(file) if isinstance(record, RunStarted)]
     began = [record for record in began if record.resumed_from_round == 0]

@@ -518,6 +518,15 @@ EXPERIMENT_RULES: tuple[ExperimentRule, ...] = (
         fix="leave data.spacing_mm out; set data.intensity.kind = 'window' with low and high (of CT -1024, 3071), or 'scale'",
     ),
     ExperimentRule(
+        what="several modalities x what looks at channels alike",
+        offends=lambda r, e: _all(
+            bool(e.data.modalities), [*_surveys(r), *([] if r.inputs is None else [r.inputs])]
+        ),
+        field="data.modalities",
+        why="it takes a missing modality for an image of zeros, and all channels for of one unit",
+        fix="leave the piece out; survey each modality by itself",
+    ),
+    ExperimentRule(
         what="a survey x patients who are held out",
         offends=lambda r, e: _all(e.data.splits.validation + e.data.splits.test > 0, _surveys(r)),
         field="data.splits",

@@ -357,3 +357,18 @@ def test_volumes_are_in_cubic_millimetres(bench: Bench) -> None:
     told = sums_of(Volumes(), bench, [case])["shown"]
     voxels = np.count_nonzero(case.label == 2)
     assert np.flatnonzero(told[1]).tolist() == VOLUMES.places(np.array([voxels * 2.0])).tolist()
+
+
+def test_what_is_said_of_intensities_does_not_tell_how_few_show_nothing(bench: Bench) -> None:
+    """Of twelve patients one has no label: as many are said to have foreground as have an image."""
+    made = cases(12, 0)
+    bare = replace(made[0], label=np.zeros_like(made[0].label))
+    told = sums_of(Intensities(), bench, [bare, *made[1:]], least=5)
+    assert told["image"].sum() == pytest.approx(12) and told["foreground"].sum() == pytest.approx(12)
+    plain = sums_of(Intensities(), bench, [bare, *made[1:]], least=1)
+    assert plain["foreground"].sum() == pytest.approx(11)
+
+
+def test_groups_stay_whole_numbers_where_all_but_a_few_show_a_class(bench: Bench) -> None:
+    told = sums_of(Volumes(), bench, cases(12, 11), least=3)["shown"][1]
+    assert told.sum() == 12 and np.array_equal(told, np.round(told))

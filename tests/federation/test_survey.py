@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from site_orders import ask
 
 from fedmed_client.ledger import Ledger
-from fedmed_client.workbench import COHORTS
+from fedmed_client.site.withdrawals import SURVEYED
+from fedmed_common import wire
 from fedmed_common.errors import QuorumError
 from fedmed_common.loading import load_experiment
+from fedmed_common.models import build_model
+from fedmed_common.params import from_model
 from fedmed_server.app import RunRequest
 from fedmed_server.survey.planning import plan
 from fedmed_server.survey.sheet import Sheet, read_sheet
@@ -25,13 +31,23 @@ NOISE = "[recipe.settings]\n" + "\n".join(
 SUMMED = "[secure_aggregation]\n"
 
 
-def asked(write_experiment, runs: Path, extra: str = "", policy: str = "least_patients = 3") -> Sheet:
-    """Survey the discs once more; the sites' own folders stay from one survey to the next."""
+def survey_file(
+    write_experiment, extra: str = "", policy: str = "least_patients = 3", *, crop: bool = False
+) -> Path:
     recipe = '[recipe]\nname = "survey"\n'
     file = write_experiment(rounds=0, extra=recipe + extra, policy=policy)
     none_held_out = 'kind = "scale" }\nsplits = { validation = 0.0, test = 0.0 }'
     file.write_text(file.read_text().replace('kind = "zscore" }', none_held_out))
-    COHORTS.forget()
+    if crop:
+        file.write_text(file.read_text().replace("[data]\n", "[data]\ncrop_to_foreground = true\n"))
+    return file
+
+
+def asked(
+    write_experiment, runs: Path, extra: str = "", policy: str = "least_patients = 3", *, crop: bool = False
+) -> Sheet:
+    """Survey the discs once more; the sites' own folders stay from one survey to the next."""
+    file = survey_file(write_experiment, extra, policy, crop=crop)
     experiment = load_experiment(file)
     homes = make_homes(experiment, check_experiment(experiment, file), runs / "sites")
     folder = runs / str(len(list(runs.iterdir())) if runs.exists() else 0)
@@ -64,17 +80,80 @@ def test_one_patient_more_changes_no_bit_of_what_is_told_and_enough_do(
     assert after.patients == before.patients + 3
 
 
-def test_who_has_gone_would_be_seen_in_the_difference_so_the_site_refuses(
+def test_summed_in_secret_one_patient_more_keeps_nobody_out(write_experiment, tmp_path: Path) -> None:
+    before = asked(write_experiment, tmp_path / "runs", SUMMED)
+    one_more(tmp_path / "data" / "site-0", "more")
+    after = asked(write_experiment, tmp_path / "runs", SUMMED)
+    assert after.patients == before.patients and not after.missed
+
+
+def gone(site: Path) -> None:
+    for file in sorted((site / "images").iterdir())[:2]:
+        file.unlink()
+        (site / "labels" / file.name).unlink()
+
+
+def changed(site: Path) -> None:
+    first, *_, last = sorted((site / "images").iterdir())
+    shutil.copy(last, first)
+
+
+@pytest.mark.parametrize("change", [gone, changed])
+def test_who_has_gone_or_changed_would_be_seen_in_the_difference_so_the_site_refuses(
+    change: Callable[[Path], None], write_experiment, tmp_path: Path
+) -> None:
+    asked(write_experiment, tmp_path / "runs")
+    change(tmp_path / "data" / "site-0")
+    with pytest.raises(QuorumError, match="site-0: refused"):
+        asked(write_experiment, tmp_path / "runs", "[federation]\nquorum = 1.0\n")
+    assert asked(write_experiment, tmp_path / "runs", NOISE).epsilon is not None
+
+
+@pytest.mark.parametrize("policy", ["least_patients = 4", "least_patients = 1"])
+def test_another_question_about_the_same_patients_is_refused(
+    policy: str, write_experiment, tmp_path: Path
+) -> None:
+    """What two questions tell can be subtracted; where a site protects nobody, it is no matter."""
+    asked(write_experiment, tmp_path / "runs", policy=policy)
+    again = partial(asked, write_experiment, tmp_path / "runs", policy=policy, crop=True)
+    if policy.endswith("1"):
+        assert again().patients
+        return
+    with pytest.raises(QuorumError, match="refused"):
+        again()
+    for home in (tmp_path / "runs" / "sites").iterdir():
+        (home / SURVEYED).unlink()
+    assert again().patients
+
+
+def test_what_was_told_is_not_forgotten_with_a_damaged_file_or_a_lost_key(
     write_experiment, tmp_path: Path
 ) -> None:
     asked(write_experiment, tmp_path / "runs")
-    site = tmp_path / "data" / "site-0"
-    cohort = sorted((site / "images").iterdir())
-    for file in cohort[:2]:
-        file.unlink()
-        (site / "labels" / file.name).unlink()
-    with pytest.raises(QuorumError, match="site-0: refused"):
-        asked(write_experiment, tmp_path / "runs", "[federation]\nquorum = 1.0\n")
+    home = next((tmp_path / "runs" / "sites").iterdir())
+    before = (home / SURVEYED).read_bytes()
+    for damaged in (b"{}", b"[[1]]"):
+        (home / SURVEYED).write_bytes(damaged)
+        with pytest.raises(QuorumError):
+            asked(write_experiment, tmp_path / "runs")
+    (home / SURVEYED).write_bytes(before)
+    (home / "withdrawn.key").unlink()
+    with pytest.raises(QuorumError):
+        asked(write_experiment, tmp_path / "runs")
+
+
+def test_an_approved_survey_does_not_train(write_experiment, tmp_path: Path) -> None:
+    """A server that asks for training under the name of a survey is refused."""
+    file = survey_file(write_experiment)
+    experiment = load_experiment(file)
+    (home, *_) = make_homes(experiment, check_experiment(experiment, file), tmp_path / "sites")
+    model = from_model(build_model(experiment))
+    for kind in (wire.Kind.TRAIN, wire.Kind.EVALUATE):
+        order = wire.Order(
+            kind=kind, run="r", round=0, attempt=0, experiment=experiment.order_text(), parameters=model
+        )
+        reply = ask(home, order)
+        assert (reply.code, reply.rule, reply.delta) == ("policy", "maximum_rounds", {})
 
 
 def test_with_noise_every_survey_is_in_the_ledger_and_no_two_are_alike(

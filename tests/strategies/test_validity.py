@@ -392,6 +392,13 @@ EXPERIMENTS: list[Case] = [
         },
     ),
     (
+        "several modalities x what looks at channels alike",
+        RECIPES["fedrdn"],
+        {"data": {"modalities": ["t1", "t2"], "channels": 2}},
+        RECIPES["fedavg"],
+        {"data": {"modalities": ["t1", "t2"], "channels": 2}},
+    ),
+    (
         "a survey x patients who are held out",
         RECIPES["survey"],
         {**SURVEY, "data": {**SURVEY["data"], "splits": {"validation": 0.1, "test": 0.0}}},

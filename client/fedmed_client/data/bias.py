@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmed_common.config import Data
 from fedmed_common.errors import ConfigError
 from fedmed_common.intensities import foreground
 
@@ -29,15 +30,24 @@ def one_thread() -> Iterator[None]:
         ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
-def without_bias(image: NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> NDArray[np.float32]:
-    """``(C, X, Y, Z)``: each channel over its bias field, by N4 on voxels of about 4 mm; a picture of one slice in two
-    dimensions.
+def without_bias(
+    image: NDArray[np.float32], spacing_mm: tuple[float, float, float], data: Data
+) -> NDArray[np.float32]:
+    """``(C, X, Y, Z)``: each channel that ``data.bias_correction`` means over its bias field, by N4 on voxels of about 4 mm; a
+    picture of one slice in two dimensions.
 
     Source: Tustison et al. 2010, 'N4ITK: improved N3 bias correction', IEEE TMI 29, section II, as SimpleITK has it.
 
     Raises:
         ConfigError: SimpleITK is not installed.
     """
+    asked = data.bias_correction
+    wanted = [
+        asked is True or (asked is not False and name in asked)
+        for name in data.modalities or [""] * len(image)
+    ]
+    if not any(wanted):
+        return image
     try:
         import SimpleITK
     except ImportError:
@@ -45,17 +55,17 @@ def without_bias(image: NDArray[np.float32], spacing_mm: tuple[float, float, flo
             "needs SimpleITK", field="data.bias_correction", fix="pip install 'fedmed[harmonise]'"
         ) from None
     flat = image.shape[3] == 1
-    mask = foreground(image)
     result = np.array(image, np.float32)
     for channel, values in enumerate(image):
+        mask = foreground(image[channel : channel + 1])
+        if not wanted[channel] or not mask.any() or not np.ptp(values):
+            continue
         low = float(values.min())
         positive = values - low + 1.0
         whole, where = (
             SimpleITK.GetImageFromArray(part[..., 0].T if flat else part.T)
             for part in (positive, mask.astype(np.uint8))
         )
-        if not mask.any() or not np.ptp(values):
-            continue
         whole.SetSpacing(spacing_mm[: whole.GetDimension()])
         where.CopyInformation(whole)
         factors = [

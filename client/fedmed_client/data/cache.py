@@ -35,7 +35,7 @@ from fedmed_client.data.rawcase import RawCase
 from fedmed_client.data.whole import prepare_whole
 from fedmed_client.data.workers import in_order
 from fedmed_common.config import Data, Experiment, Site, Task
-from fedmed_common.errors import DataError, FedmedError, LabelError
+from fedmed_common.errors import ConfigError, DataError, FedmedError, LabelError
 from fedmed_common.files import sync_folder, write_atomically
 
 PREPARATION = 1
@@ -195,10 +195,11 @@ def prepare_case(case: RawCase, arrays: Arrays) -> tuple[Entry, NDArray[np.int32
 
     Raises:
         LabelError: a label name is unmapped or ambiguous.
+        ConfigError: preparing it needs a package that is not installed.
     """
     try:
         prepared, shows, points = _prepared(case, arrays)
-    except (LabelError, MemoryError):
+    except (LabelError, ConfigError, MemoryError):
         raise
     except Exception as error:  # whatever one file does to a reader, the others are still to be used
         code = error.code if isinstance(error, FedmedError) else DataError.code

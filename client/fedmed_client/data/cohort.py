@@ -40,6 +40,7 @@ class Case:
     present: tuple[bool, ...]
     points: tuple[NDArray[np.int32], ...]
     oriented: bool
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -226,6 +227,7 @@ def _map_cases(
                 present=entry.present,
                 points=_rows(points, row, entry),
                 oriented=manifest.oriented,
+                digest=entry.digest,
             )
         )
         row += sum(entry.points)

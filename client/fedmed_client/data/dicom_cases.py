@@ -46,7 +46,11 @@ def dicom_cases(
 ) -> Iterator[RawCase]:
     """The wanted series that have a label; the others, and labels without a series, go to ``skipped``."""
     index = scan(site.data.root, index_file=index_file, progress=progress)
-    wanted = [series for series in index.series if is_wanted(series, site.data)]
+    wanted = [
+        series
+        for series in index.series
+        if is_wanted(series, site.data, several=bool(experiment.data.modalities))
+    ]
     if site.data.labels_from == "table":
         yield from _tabled_cases(site, experiment, wanted, skipped)
         return
@@ -187,9 +191,9 @@ def _label_map(label: LabelObject, assignment: list[int], volume: Volume) -> NDA
         return flatten(masks, assignment)
 
 
-def is_wanted(series: Series, data: SiteData) -> bool:
-    """Whether the site's filters let the series through."""
-    if data.modalities:
+def is_wanted(series: Series, data: SiteData, *, several: bool = False) -> bool:
+    """Whether the site's filters let the series through. ``several``: for cases of several modalities."""
+    if several:
         return any(
             asked.modality in (None, series.modality)
             and (asked.series_description is None or re.search(asked.series_description, series.description))

@@ -296,10 +296,12 @@ def _several(dataset: Dataset, keyword: str) -> Sequence[Any]:
     tag, known = _TAGS[keyword]
     element = dataset.get_item(tag)
     content = element.value if isinstance(element, RawDataElement) else None
+    if isinstance(content, bytes) and not content.strip(b" \0"):
+        return []
     if isinstance(content, bytes) and content.isascii() and content.strip(b" \0"):
         text = content.decode("ascii") if (element.VR or known) in {"CS", "DS"} else ""
         if text:
-            return [part.strip(" \0") for part in text.split("\\")]
+            return [part.rstrip(" \0") for part in text.split("\\")]
     value = dataset.get(keyword)
     return (
         []
@@ -326,7 +328,9 @@ def _header(dataset: Dataset, kind: Literal["image"] | LabelKind) -> Header:
 def _image(dataset: Dataset) -> Header:
     orientation = _several(dataset, "ImageOrientationPatient")
     placed = bool(orientation) and bool(_several(dataset, "ImagePositionPatient"))
-    alone = not placed or int(_text(dataset, "NumberOfFrames") or 1) > 1
+    told = _plain(dataset, "NumberOfFrames")
+    frames = told if told is not None and told.isdecimal() else dataset.get("NumberOfFrames")
+    alone = not placed or int(frames or 1) > 1
     kinds = tuple(str(part) for part in _several(dataset, "ImageType")[2:])
     matrix = tuple(_text(dataset, keyword) for keyword in _SPLIT)
     return replace(

@@ -19,7 +19,7 @@ from pydicom import __version__ as pydicom_version
 from fedmed_client.data.headers import Header, Refused, to_json
 from fedmed_common.errors import ConfigError
 
-_READING = f"2 pydicom {pydicom_version}"
+_READING = f"3 pydicom {pydicom_version}"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS reading (version TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS files (

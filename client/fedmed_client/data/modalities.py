@@ -6,7 +6,7 @@ A modality that a case lacks is a channel of NaN until the case is prepared, and
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from fedmed_common.config import Experiment, SiteData
 from fedmed_common.errors import ConfigError, DataError
 
 _BINS, _SHARE, _SEED = 32, 0.5, 1
+_LEAST_OVERLAP, _EDGE = 0.02, 1e-3
 _SHRINKS, _SMOOTHS_MM = (4, 2, 1), (4.0, 2.0, 0.0)
 _STEP, _LEAST_STEP, _ITERATIONS = 2.0, 1e-3, 200
 
@@ -82,9 +83,14 @@ def companions(
 
 
 def joined(
-    load: Mapping[str, Callable[[], Volume]], fixed: str, experiment: Experiment, data: SiteData
+    load: Mapping[str, Callable[[], Volume]],
+    fixed: str,
+    experiment: Experiment,
+    data: SiteData,
+    elsewhere: Collection[str] = (),
 ) -> Volume:
     """``(C, X, Y, Z)`` on the grid of the ``fixed`` modality, a channel for each of the experiment's, in its order.
+    ``elsewhere``: those whose places have another frame of reference.
 
     Raises:
         DataError: a series has several channels itself.
@@ -99,39 +105,53 @@ def joined(
         if len(volume.voxels) != 1:
             raise DataError(f"its '{name}' has {len(volume.voxels)} channels; a modality has one")
         if name != fixed:
-            moved = rigid(volume, target) if data.registration == "rigid" else np.eye(4)
+            moved = (
+                rigid(volume, target, apart=name in elsewhere) if data.registration == "rigid" else np.eye(4)
+            )
             volume = on_grid(volume, target, moved)
         channels.append(np.asarray(volume.voxels[0], np.float32))
     return Volume(voxels=np.stack(channels), affine=target.affine)
 
 
 def on_grid(moving: Volume, target: Volume, moved: NDArray[np.float64]) -> Volume:
-    """The moving volume on the target's voxels, linearly between its own, and its least value outside. ``moved``: ``(4, 4)``,
-    from a place in mm of the target's to the place of the moving one's that shows the same."""
-    if (
-        moving.shape == target.shape
-        and np.allclose(moving.affine, target.affine, atol=1e-4)
-        and np.array_equal(moved, np.eye(4))
-    ):
+    """The moving volume on the target's voxels, linearly between its own, and its least value beyond them. ``moved``: ``(4, 4)``,
+    from a place in mm of the target's to the place of the moving one's that shows the same.
+
+    Raises:
+        DataError: hardly any of the target's voxels lie within the moving volume.
+    """
+    same = moving.shape == target.shape and np.allclose(moving.affine, target.affine, atol=1e-4)
+    if same and np.array_equal(moved, np.eye(4)):
         return moving
     places = np.linalg.inv(moving.affine) @ moved @ target.affine
-    voxels = [
-        affine_transform(
-            channel.astype(np.float32),
-            places[:3, :3],
-            places[:3, 3],
-            output_shape=target.shape,
-            order=1,
-            mode="constant",
-            cval=float(np.nanmin(channel)),
+    outside = _outside(places, target.shape, moving.shape)
+    if outside.mean() > 1 - _LEAST_OVERLAP:
+        raise DataError("its series lie apart: hardly anything of one is within the other")
+    voxels = []
+    for channel in moving.voxels:
+        plain = channel.astype(np.float32)
+        between = affine_transform(
+            plain, places[:3, :3], places[:3, 3], output_shape=target.shape, order=1, mode="nearest"
         )
-        for channel in moving.voxels
-    ]
+        between[outside] = plain.min()
+        voxels.append(between)
     return Volume(voxels=np.stack(voxels), affine=target.affine)
 
 
-def rigid(moving: Volume, fixed: Volume) -> NDArray[np.float64]:
+def _outside(places: NDArray[np.float64], shape: Sequence[int], within: Sequence[int]) -> NDArray[np.bool_]:
+    """Which voxels of ``shape`` lie beyond the edges of the voxels of a volume of shape ``within``. ``places``: from an index of
+    the one to an index of the other."""
+    x, y, z = np.ogrid[tuple(slice(size) for size in shape)]
+    outside = np.zeros(tuple(shape), bool)
+    for axis, size in enumerate(within):
+        index = places[axis, 0] * x + places[axis, 1] * y + places[axis, 2] * z + places[axis, 3]
+        outside |= (index < -0.5 - _EDGE) | (index > size - 0.5 + _EDGE)
+    return outside
+
+
+def rigid(moving: Volume, fixed: Volume, *, apart: bool = False) -> NDArray[np.float64]:
     """``(4, 4)``: turn and shift from places in mm, RAS, of the fixed volume to those of the moving one, by mutual information.
+    ``apart``: begin with their middles on one another, not with their places as they are.
 
     Source: Mattes et al. 2003, 'PET-CT image registration in the chest using free-form deformations', IEEE TMI 22, as SimpleITK
     has it, on three levels. One thread and one seed: a case is registered alike everywhere.
@@ -156,7 +176,7 @@ def rigid(moving: Volume, fixed: Volume) -> NDArray[np.float64]:
         return made
 
     with one_thread():
-        found = _registered(image(fixed), image(moving))
+        found = _registered(image(fixed), image(moving), apart=apart)
     turn = np.array(found.GetMatrix()).reshape(3, 3)
     centre = np.array(found.GetCenter())
     result = np.eye(4)
@@ -165,7 +185,7 @@ def rigid(moving: Volume, fixed: Volume) -> NDArray[np.float64]:
     return result
 
 
-def _registered(one: Any, other: Any) -> Any:
+def _registered(one: Any, other: Any, *, apart: bool) -> Any:
     """SimpleITK's Euler3DTransform from places of one image to those of the other."""
     import SimpleITK
 
@@ -180,12 +200,15 @@ def _registered(one: Any, other: Any) -> Any:
     method.SetSmoothingSigmasPerLevel(_SMOOTHS_MM)
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     start = SimpleITK.CenteredTransformInitializer(
-        one, one, SimpleITK.Euler3DTransform(), SimpleITK.CenteredTransformInitializerFilter.GEOMETRY
+        one,
+        other if apart else one,
+        SimpleITK.Euler3DTransform(),
+        SimpleITK.CenteredTransformInitializerFilter.GEOMETRY,
     )
     method.SetInitialTransform(start, inPlace=False)
     try:
         return SimpleITK.Euler3DTransform(method.Execute(one, other).GetBackTransform())
     except (AttributeError, RuntimeError) as error:
         raise DataError(
-            f"a series cannot be registered to the labelled one ({type(error).__name__})"
+            f"a series cannot be registered to the labelled one ({type(error).__name__}); see whether they show the same"
         ) from None

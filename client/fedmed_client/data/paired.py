@@ -20,7 +20,7 @@ from fedmed_client.data.nifti import read_nifti, read_nifti_label
 from fedmed_client.data.rawcase import Loaded, RawCase, only_names_stop_the_site
 from fedmed_client.data.text import printable
 from fedmed_common.config import Experiment, Site
-from fedmed_common.errors import DataError, UnreadableFile
+from fedmed_common.errors import DataError, GeometryError, UnreadableFile
 
 SUFFIXES = {
     "nifti": (".nii.gz", ".nii"),
@@ -83,20 +83,38 @@ def _of_several(
         elif patient is None:
             skipped.append(_left_out(label, "the file name does not match data.patient_pattern"))
         else:
-            fixed = next(name for name in experiment.data.modalities if name in found)
-            load = partial(load_several, found, fixed, label, site=site, experiment=experiment)
-            yield RawCase(patient=patient, path=found[fixed], load=load)
+            ordered = {name: found[name] for name in experiment.data.modalities if name in found}
+            load = partial(load_several, ordered, label, site=site, experiment=experiment)
+            yield RawCase(patient=patient, path=next(iter(ordered.values())), load=load)
+    suffixes = [str(of.suffix) for of in site.data.modalities.values()]
+    of_labels = {stem + suffix for stem in labels for suffix in suffixes}
+    for stem in images.keys() - of_labels:
+        skipped.append(_left_out(images[stem], "no label has its name without a modality's suffix"))
 
 
-def load_several(
-    images: Mapping[str, Path], fixed: str, label: Path, *, site: Site, experiment: Experiment
-) -> Loaded:
-    """NIfTI images of one case, by modality, and a label map on the grid of the ``fixed`` one."""
+def load_several(images: Mapping[str, Path], label: Path, *, site: Site, experiment: Experiment) -> Loaded:
+    """NIfTI images of one case, by modality, and a label map, all on the grid that the label map has.
+
+    Raises:
+        GeometryError: the label map has the grid of none of them.
+    """
     with only_names_stop_the_site():
+        fixed = _on_the_labels_grid(images, label)
         loads = {name: partial(read_nifti, path) for name, path in images.items()}
         volume = joined(loads, fixed, experiment, site.data)
         values = read_nifti_label(label, volume)
     return volume, relabel(values, site, experiment.task.classes, source=label)
+
+
+def _on_the_labels_grid(images: Mapping[str, Path], label: Path) -> str:
+    """The first modality of whose voxels the label map is."""
+    for name, path in images.items():
+        try:
+            read_nifti_label(label, read_nifti(path))
+        except GeometryError:
+            continue
+        return name
+    raise GeometryError(f"{label}: has the grid of none of its images ({', '.join(images)})")
 
 
 def _tabled_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> Iterator[RawCase]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,10 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, Implic
 
 from fedmed_client.data.text import printable
 from fedmed_common.errors import DecoderMissing, UnreadableFile
+
+_PLUGINS = ("pylibjpeg", "pyjpegls", "pillow")
+"""Of pydicom's, by which images are decoded, the most able first."""
+_log = logging.getLogger(__name__)
 
 QUANTITIES = ("CT", "PT", "NM")
 """Modalities whose values are measurements: MONOCHROME1 tells how to show them, not what they are."""
@@ -35,7 +41,7 @@ def decode(dataset: Dataset, *, source: str) -> NDArray[Any]:
     frames, rows, columns = (int(dataset.get(k) or 1) for k in ("NumberOfFrames", "Rows", "Columns"))
     samples = int(dataset.get("SamplesPerPixel") or 1)
     try:
-        stored: NDArray[Any] = pixel_array(dataset)
+        stored = _decoded(dataset, decoder.available_plugins)
     except Exception as error:
         if decoder.missing_dependencies and syntax.is_encapsulated:
             raise _missing(syntax, source) from error
@@ -87,6 +93,19 @@ def fill_padding(voxels: NDArray[np.float32]) -> None:
     if padding.any():
         smallest = np.fmin.reduce(voxels, axis=None)
         voxels[padding] = 0 if np.isnan(smallest) else smallest
+
+
+def _decoded(dataset: Dataset, available: Sequence[str]) -> NDArray[Any]:
+    """By the first plugin that can; GDCM only where there is no other, for at some broken JPEG it ends the process."""
+    order = [plugin for plugin in _PLUGINS if plugin in available]
+    order += [plugin for plugin in available if plugin not in (*_PLUGINS, "gdcm")]
+    *first, last = order or available or ("",)
+    for plugin in first:
+        try:
+            return np.asarray(pixel_array(dataset, decoding_plugin=plugin))
+        except Exception as error:
+            _log.debug("%s does not decode it: %s", plugin, type(error).__name__)
+    return np.asarray(pixel_array(dataset, decoding_plugin=last))
 
 
 def _transfer_syntax(dataset: Dataset) -> UID:

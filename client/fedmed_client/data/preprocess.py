@@ -46,12 +46,9 @@ def prepare(volume: Volume, label: Label, data: Data) -> Prepared:
     check_pair(volume, label, data)
     missing = missing_modalities(volume, data)
     image, label, spacing = reorient(finite(volume.voxels), label, volume.affine)
-    if data.bias_correction:
-        image = without_bias(image, spacing)
+    image = without_bias(image, spacing, data)
     if data.crop_to_foreground:
-        image, label = _cut(
-            image, label, foreground(image) if not data.modalities else _any_foreground(image, missing)
-        )
+        image, label = crop(image, label, case_foreground(image, missing) | (label > 0))
     if data.spacing_mm is not None:
         image = resample(image, spacing, data.spacing_mm, linear)
         label = resample(label[None], spacing, data.spacing_mm, nearest)[0]
@@ -67,10 +64,9 @@ def restored(prepared: NDArray[Any], volume: Volume, data: Data) -> NDArray[Any]
     spacing = _triple(np.linalg.norm(volume.affine[:3, :3], axis=0)[list(order)])
     box = (slice(None),) * 3
     if data.crop_to_foreground:
-        if data.bias_correction:
-            image = without_bias(image, spacing)
+        image = without_bias(image, spacing, data)
         missing = missing_modalities(volume, data)
-        box = _box(foreground(image) if not data.modalities else _any_foreground(image, missing)) or box
+        box = _box(case_foreground(image, missing)) or box
     whole = np.zeros(image.shape[1:], prepared.dtype)
     inner = prepared[None]
     if data.spacing_mm is not None:
@@ -116,17 +112,9 @@ def _triple(spacing: NDArray[np.float64]) -> Spacing:
     return float(spacing[0]), float(spacing[1]), float(spacing[2])
 
 
-def crop(image: Image, label: Label, *, keep_label: bool = True) -> tuple[Image, Label]:
-    """Cut to the box around the foreground; ``keep_label``: which holds the whole label too, so no annotated voxel is lost."""
-    keep = foreground(image)
-    if not keep_label:
-        box = _box(keep)
-        return (image, label) if box is None else (image[(slice(None), *box)], label[box])
-    return _cut(image, label, keep)
-
-
-def _cut(image: Image, label: Label, keep: NDArray[np.bool_]) -> tuple[Image, Label]:
-    box = _box(keep | (label > 0))
+def crop(image: Image, label: Label, keep: NDArray[np.bool_]) -> tuple[Image, Label]:
+    """Cut to the box around ``keep``, ``(X, Y, Z)``."""
+    box = _box(keep)
     return (image, label) if box is None else (image[(slice(None), *box)], label[box])
 
 
@@ -135,8 +123,10 @@ def missing_modalities(volume: Volume, data: Data) -> tuple[bool, ...]:
     return tuple(bool(np.isnan(channel).all()) for channel in volume.voxels) if data.modalities else ()
 
 
-def _any_foreground(image: Image, missing: Sequence[bool]) -> NDArray[np.bool_]:
-    """Where any modality is brighter than its own empty surroundings: their units differ."""
+def case_foreground(image: Image, missing: Sequence[bool]) -> NDArray[np.bool_]:
+    """:func:`foreground`; of several modalities, where any is brighter than its own surroundings, for their units differ."""
+    if not missing:
+        return foreground(image)
     masks = [foreground(image[at : at + 1]) for at, lacks in enumerate(missing) if not lacks]
     return np.asarray(np.any(masks, axis=0))
 

@@ -15,6 +15,7 @@ from fedmed_client.data.preprocess import (
     Image,
     Label,
     Prepared,
+    case_foreground,
     check_pair,
     crop,
     finite,
@@ -48,10 +49,9 @@ def prepare_whole(
     image, label, spacing = reorient(finite(volume.voxels), label, volume.affine)
     present = shows if shows is not None else _shown(label, len(task.classes))
     _check(present, image, task, masks=shows is None)
-    if data.bias_correction:
-        image = without_bias(image, spacing)
+    image = without_bias(image, spacing, data)
     if data.crop_to_foreground:
-        image, label = crop(image, label, keep_label=False)
+        image, label = crop(image, label, case_foreground(image, missing))
     samples_K1N = _samples(label, present, task, by_slice=task.dimensions == 2 and image.shape[3] > 1)
     if data.spacing_mm is not None:
         image = resample(image, spacing, data.spacing_mm, linear)

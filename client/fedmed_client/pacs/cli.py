@@ -192,9 +192,16 @@ def receive_command(
     from rich.console import Console
 
     from fedmed_client.pacs.receiver import Receiver
+    from fedmed_common.errors import ConfigError
 
     site, pacs = _site(home)
     incoming = _incoming(folder, site, deidentify, secret, 0.0)
+    if archive and deidentify:
+        raise ConfigError(
+            "would store results of patients and images that the archive does not know",
+            field="--archive",
+            fix="leave --deidentify out, or keep the results in a folder",
+        )
     arriving = _arriving(folder, site, pacs, (predict, to, archive), quiet)
     if arriving is not None:
         incoming.on_kept = arriving.note
@@ -357,7 +364,6 @@ def _look(arriving: Arriving, stop: threading.Event, console: Console) -> None:
     """Look at studies as they become complete, until it is stopped; what goes wrong with one is said, and the next is looked
     at."""
     from fedmed_client.predict.page import line_of
-    from fedmed_common.errors import FedmedError
 
     while not stop.wait(_LOOK_SECONDS):
         study = arriving.next()
@@ -367,8 +373,10 @@ def _look(arriving: Arriving, stop: threading.Event, console: Console) -> None:
             said = [line_of(outcome) for outcome in arriving.look(study)] or [
                 "holds no series that is wanted"
             ]
-        except (FedmedError, OSError) as error:
-            said = [f"could not be looked at: {error}"]
+        except (
+            Exception
+        ) as error:  # whatever one study does to a decoder or a GPU, the others are still to be looked at
+            said = [f"could not be looked at, or stored ({type(error).__name__}): {error}"]
         for line in said:
             console.print(f"{study}: {line}", highlight=False, soft_wrap=True, markup=False)
 

@@ -17,6 +17,7 @@ from pydicom import dcmread
 
 from fedmed_client.deidentify.burned_in import require_reader
 from fedmed_client.deidentify.folder import claim, deidentify_file, settings_of
+from fedmed_client.deidentify.header import LABEL_CLASSES
 from fedmed_client.deidentify.secret import SiteSecret
 from fedmed_client.deidentify.table import Options
 from fedmed_client.pacs.query import ArchiveError, FoundSeries, is_uid
@@ -46,7 +47,7 @@ class Refused(DataError):
 class Incoming:
     """The folder. ``least_free_gb``: space that stays free on its disk. ``per_second``: instances at most; 0: any number.
 
-    ``on_kept``: told the subfolder of each study, or pseudonym, of which something was written. ``refused``: by code, how many
+    ``on_kept``: told the subfolder of each study, or pseudonym, of which an image was written. ``refused``: by code, how many
     were not kept, and the first one's reason. Threads may share one."""
 
     folder: Path
@@ -87,7 +88,7 @@ class Incoming:
                 "  fix: make space, or lower limits.least_free_gb"
             )
         try:
-            uids = _uids(content)
+            uids, is_label = _uids(content)
             if of is not None and uids[1] != of:
                 raise Refused("the archive sent an image of another series")
             name, written = "/".join(uids) + ".dcm", content
@@ -107,7 +108,8 @@ class Incoming:
         write_atomically(path, written)
         with self._lock:
             self.kept += 1
-        self.on_kept(name.partition("/")[0])
+        if not is_label:
+            self.on_kept(name.partition("/")[0])
         return uids[2]
 
     def is_fetched(self, series: FoundSeries) -> bool:
@@ -147,8 +149,8 @@ class Incoming:
         time.sleep(wait)
 
 
-def _uids(content: bytes) -> tuple[str, str, str]:
-    """Of study, series and instance.
+def _uids(content: bytes) -> tuple[tuple[str, str, str], bool]:
+    """Of study, series and instance; and whether it is a segmentation or a structure set.
 
     Raises:
         Refused: they cannot be read, or are no UIDs.
@@ -156,10 +158,13 @@ def _uids(content: bytes) -> tuple[str, str, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            header = dcmread(io.BytesIO(content), stop_before_pixels=True, specific_tags=list(_UIDS))
+            header = dcmread(
+                io.BytesIO(content), stop_before_pixels=True, specific_tags=[*_UIDS, "SOPClassUID"]
+            )
+            is_label = str(header.get("SOPClassUID") or "") in LABEL_CLASSES
             study, series, instance = (str(header.get(keyword) or "") for keyword in _UIDS)
         except Exception as error:
             raise Refused(f"what came is no DICOM ({type(error).__name__})") from error
     if not all(is_uid(uid) for uid in (study, series, instance)):
         raise Refused("its UIDs are missing or malformed")
-    return study, series, instance
+    return (study, series, instance), is_label

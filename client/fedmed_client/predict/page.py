@@ -49,4 +49,4 @@ def line_of(outcome: Outcome) -> str:
     if outcome.problem:
         return f"{name}: {outcome.problem}"
     found = ", ".join(f"{klass} {ml:.1f} ml" for klass, ml in (outcome.ml or {}).items() if ml)
-    return f"{name}: {found or 'nothing was found'}"
+    return f"{name}: {found or 'nothing was found'}{'; ' + outcome.note if outcome.note else ''}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 from skimage.measure import find_contours
 
 from fedmed_client.data.grid import LPS_TO_RAS
@@ -134,7 +134,9 @@ def _header(image: Dataset, provenance: Provenance) -> FileDataset:
     """Patient and study of the image; a series and an instance of its own."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = RTStructureSetStorage, generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = (
+        ImplicitVRLittleEndian  # contours of over 64 KiB, which explicit lengths do not hold
+    )
     header = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     for keyword in (
         *MAY_BE_EMPTY,

@@ -21,6 +21,8 @@ from fedmed_common.errors import DataError
 from fedmed_common.files import name_of, write_atomically
 
 FILE, KEY, USES = "withdrawn.json", "withdrawn.key", "uses"
+SURVEYED = "surveyed.json"
+"""Of whom surveys have told, under the same key; see :mod:`fedmed_client.surveyed`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +132,9 @@ class Withdrawals:
             ) from None
 
     def _make_key(self) -> None:
-        """Make the key where there is none; once somebody withdrew, it is not made again."""
-        if not (self.home / KEY).exists() and not (self.home / FILE).exists():
+        """Make the key where there is none; once somebody withdrew, or a survey was told, it is not made again."""
+        used = (self.home / FILE).exists() or (self.home / SURVEYED).exists()
+        if not (self.home / KEY).exists() and not used:
             self.home.mkdir(parents=True, exist_ok=True)
             write_atomically(self.home / KEY, secrets.token_bytes(32), mode=0o600)
 

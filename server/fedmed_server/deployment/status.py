@@ -188,7 +188,7 @@ def _state(home: ServerHome, launch: Launch, progress: Progress, rounds: int, *,
         return "starting" if is_serving(home) else "waiting"
     if progress.started is None or progress.end is not None:
         return "gathering"
-    return "testing" if progress.round >= rounds else "running"
+    return "testing" if 0 < rounds <= progress.round else "running"
 
 
 def _state_of(end: RunEnded) -> State:

@@ -17,14 +17,14 @@ from fedmed_strategies.pieces import under
 from fedmed_strategies.recipe import Recipe
 
 
-def survey(channel: Channel, recipe: Recipe, roster: Sequence[Member]) -> Sheet:
-    """What all sites answer. Asked again after a crash, a site sends what it sealed.
+def survey(channel: Channel, recipe: Recipe, roster: Sequence[Member], missed_before: Sequence[str]) -> Sheet:
+    """What all sites answer; ``missed_before``: who was not there. Asked again after a crash, a site sends what it sealed.
 
     Raises:
         QuorumError: fewer sites than the experiment's quorum answered.
     """
     experiment, sums = channel.experiment, Parameters()
-    answered, lost = {member.name for member in roster}, list[str]()
+    answered, lost = {member.name for member in roster}, list(missed_before)
     for statistic in recipe.gathered():
         by_site, results = ask(channel, statistic, roster, {}, 0)
         check_quorum(experiment.federation, results, f"the statistic '{statistic.name}'")
@@ -36,12 +36,10 @@ def survey(channel: Channel, recipe: Recipe, roster: Sequence[Member]) -> Sheet:
         statistic.name: statistic.noise_multiplier * statistic.sensitivity(sizes) * math.sqrt(len(answered))
         for statistic in recipe.gathered()
     }
-    return sheet_of(
-        experiment, channel.run, sums, (deviation, _epsilon(recipe, channel)), (len(answered), lost)
-    )
+    return sheet_of(experiment, channel.run, sums, (deviation, _epsilon(recipe)), (len(answered), lost))
 
 
-def _epsilon(recipe: Recipe, channel: Channel) -> float | None:
-    spent = recipe.spent(channel.experiment)
+def _epsilon(recipe: Recipe) -> float | None:
+    spent = [cost for statistic in recipe.gathered() for cost in statistic.spent]
     delta = max(statistic.delta for statistic in recipe.gathered())
     return privacy.epsilon(spent, delta) if spent else None

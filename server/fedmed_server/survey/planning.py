@@ -50,6 +50,13 @@ def plan(sheet: Sheet, *, memory_gb: float = 8.0, landmarks: bool = False) -> Pl
         raise ConfigError(f"{memory_gb:g} GB hold nothing", field="--memory-gb", fix="name more")
     task = sheet.experiment["task"]
     dimensions = int(task["dimensions"])
+    depth = sheet.extent[2].quantile(0.5) or 1.0
+    if dimensions == 2 and depth > 1:
+        raise ConfigError(
+            f"half of the images have {depth:.0f} slices or more, whose distance a voxel size for a 2D network would change",
+            field="task.dimensions",
+            fix="survey with dimensions = 3, or plan by hand and leave data.spacing_mm out",
+        )
     medians = [_known(h, 0.5, f"voxels along {axis}") for h, axis in zip(sheet.spacing_mm, AXES, strict=True)]
     extents = [_known(h, 0.5, f"extents along {axis}") for h, axis in zip(sheet.extent, AXES, strict=True)]
     spacing_mm = _target_spacing(sheet, medians, extents)

@@ -53,7 +53,7 @@ class ClassVolumes(Model):
 class Sheet(Model):
     """What is known of a consortium's images; all of it are sums over sites, none of them of few patients or with noise.
 
-    ``deviation``: of the noise on each number of a histogram, 0: none. ``missed``: what is not in it, as sentences."""
+    ``deviation``: of the noise on each number of a histogram, at most; 0: none. ``missed``: what is not in it, as sentences."""
 
     kind: Literal["fedmed data sheet"] = "fedmed data sheet"
     run: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmed_common.intensities import DECILES, landmarks, on_scale
@@ -85,8 +86,10 @@ class Intensities(Survey):
         return {name: np.zeros(shape, np.float32) for name in ("image", "foreground")}
 
     def aside(self, sizes: Sizes) -> Arrays:
-        """How many patients have a voxel in each bin."""
-        return {f"{name}_seen": array for name, array in self.zeros(sizes).items()}
+        """How many patients have a voxel in each bin, and in each channel."""
+        return {f"{name}_seen": array for name, array in self.zeros(sizes).items()} | {
+            f"{name}_patients": np.zeros(sizes.channels, np.float32) for name in self.zeros(sizes)
+        }
 
     def of_patient(self, patient: Patient, sizes: Sizes) -> Arrays:
         """The mean of the cases' shares."""
@@ -97,6 +100,7 @@ class Intensities(Survey):
             mean = np.mean(told, axis=0) if told else np.zeros((sizes.channels, LEVELS.count))
             found[name] = mean.astype(np.float32)
             found[f"{name}_seen"] = (mean > 0).astype(np.float32)
+            found[f"{name}_patients"] = np.asarray((mean > 0).any(axis=1), np.float32)
         return found
 
     def sensitivity(self, sizes: Sizes) -> float:
@@ -104,9 +108,15 @@ class Intensities(Survey):
         return float(np.sqrt(2 * sizes.channels))
 
     def releasable(self, sums: Arrays, least_patients: int) -> Arrays:
-        """What few patients show is counted with the nearest bin that enough do."""
+        """What few patients show is counted with the nearest bin that enough do; where few show none, all are said to show
+        some."""
+        everyone = sums["image_patients"]
         return {
-            name: to_seen(sums[name], sums[f"{name}_seen"], least_patients).astype(np.float32)
+            name: _none_lacking(
+                to_seen(sums[name], sums[f"{name}_seen"], least_patients),
+                everyone - sums[f"{name}_patients"],
+                least_patients,
+            )
             for name in ("image", "foreground")
         }
 
@@ -145,11 +155,11 @@ class Volumes(Survey):
         shown, annotated = sums["shown"].astype(np.float64), sums["annotated"].astype(np.float64)
         annotated = np.where(annotated < least_patients, 0.0, annotated)
         told = grouped(shown, least_patients) * (annotated > 0)[:, None]
-        total = told.sum(axis=1)
-        lacking = annotated - total
-        few = (total > 0) & (lacking > 0) & (lacking < least_patients)
-        told *= np.where(few, annotated / np.maximum(total, 1.0), 1.0)[:, None]
-        return {"shown": told.astype(np.float32), "annotated": annotated.astype(np.float32)}
+        lacking = annotated - told.sum(axis=1)
+        return {
+            "shown": _none_lacking(told, lacking, least_patients),
+            "annotated": annotated.astype(np.float32),
+        }
 
 
 class Landmarks(Survey):
@@ -182,6 +192,15 @@ class Landmarks(Survey):
         """Nothing where there are few patients."""
         few = sums["patients"][0] < least_patients
         return {name: np.zeros_like(array) if few else array for name, array in sums.items()}
+
+
+def _none_lacking(told: Numbers, lacking: Numbers, least_patients: int) -> NDArray[np.float32]:
+    """Rows ``(K, B)`` with those patients, where they are few, whom a row lacks: in its largest bin."""
+    rows = np.array(told, np.float64)
+    few = (rows.sum(axis=1) > 0) & (lacking > 0) & (lacking < least_patients)
+    places = np.flatnonzero(few)
+    rows[places, rows[places].argmax(axis=1)] += lacking[places]
+    return rows.astype(np.float32)
 
 
 def _volume_mm3(case: Case, place: int) -> float:

@@ -22,7 +22,7 @@ from fedmed_client.data.volume import Volume
 from fedmed_client.data.wavelets import fused
 from fedmed_client.predict.study import predict_study
 from fedmed_common.config import Experiment, Fusion, Site
-from fedmed_common.errors import ConfigError
+from fedmed_common.errors import ConfigError, DataError
 from fedmed_common.loading import validate
 from fedmed_server.app import RunRequest
 from fedmed_simulations.checks import check_experiment
@@ -186,6 +186,43 @@ def test_a_series_on_another_grid_is_read_between_its_voxels() -> None:
     np.testing.assert_allclose(on_grid(moving, target, np.eye(4)).voxels[0], expected, atol=1e-4)
 
 
+def test_a_single_oblique_slice_is_not_lost_to_rounding() -> None:
+    turn = Rotation.from_euler("xyz", [20, 30, 10], degrees=True).as_matrix()
+    fine, coarse = np.eye(4), np.eye(4)
+    fine[:3, :3], coarse[:3, :3] = turn * [1.0, 1.0, 5.0], turn * [2.0, 2.0, 5.0]
+    fine[:3, 3] = [3.0, -7.0, 11.0]
+    coarse[:3, 3] = fine[:3, 3] + turn @ [0.5, 0.5, 0.0]
+    image = np.random.default_rng(0).uniform(1, 2, (1, 16, 16, 1)).astype(np.float32)
+    target = Volume(voxels=np.zeros((1, 32, 32, 1), np.float32), affine=fine)
+    found = on_grid(Volume(voxels=image, affine=coarse), target, np.eye(4)).voxels[0]
+    assert found.shape == (32, 32, 1) and np.unique(found).size > 200
+    np.testing.assert_allclose(found[::2, ::2].mean(), image.mean(), atol=0.05)
+
+
+def test_beyond_its_own_edges_a_series_is_dark_and_within_them_it_is_not() -> None:
+    moving = Volume(voxels=np.full((1, 4, 4, 4), 9.0, np.float32), affine=np.diag([5.0, 5.0, 5.0, 1.0]))
+    moving.voxels[0, 0, 0, 0] = 1.0
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, 3] = -4.0
+    found = on_grid(moving, Volume(voxels=np.zeros((1, 30, 30, 30), np.float32), affine=affine), np.eye(4))
+    middle = found.voxels[0][:, 15, 15]
+    assert (middle[:1] == 1.0).all() and (middle[2:22] == 9.0).all() and (middle[23:] == 1.0).all()
+    with pytest.raises(DataError, match="lie apart"):
+        on_grid(moving, Volume(voxels=moving.voxels, affine=affine + 500 * np.eye(4, k=3)), np.eye(4))
+
+
+def test_the_labels_own_grid_is_the_case_s(tmp_path: Path) -> None:
+    """Labels drawn on the second modality."""
+    write_nifti(tmp_path, "p1")
+    coarse = nibabel.load(tmp_path / "images" / "p1_t2.nii.gz")
+    label = (coarse.get_fdata() > 65).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(label, coarse.affine), tmp_path / "labels" / "p1.nii.gz")
+    (case,) = find_cases(site_of(tmp_path), experiment_of()).cases
+    volume, found = case.load()
+    assert volume.shape == found.shape == coarse.shape
+    assert volume.voxels[0][found == 1].mean() > 160
+
+
 @pytest.mark.parametrize("shape", [(9, 12, 7), (16, 16, 1)])
 def test_an_image_fused_with_itself_is_itself(shape: tuple[int, int, int]) -> None:
     pytest.importorskip("pywt", reason="pip install 'fedmed[harmonise]'")
@@ -210,6 +247,7 @@ def test_fused_modalities_show_the_edges_of_both(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
+        ({"bias_correction": ["pet"]}, "no modality"),
         ({"channels": 3}, "set channels = 2"),
         ({"modalities": ["t1", "t1"]}, "named twice"),
         ({"intensities": {"pet": {}}}, "no modality"),

@@ -10,7 +10,7 @@ from fedmed_client.data.preprocess import crop, linear, nearest, normalise, prep
 from fedmed_client.data.volume import Volume
 from fedmed_common.config import Data, Intensity
 from fedmed_common.errors import DataError, GeometryError
-from fedmed_common.intensities import landmarks, on_scale
+from fedmed_common.intensities import foreground, landmarks, on_scale
 
 SETTINGS = Data(patch=(8, 8, 8), intensity=Intensity(kind="window", low=0, high=1))
 
@@ -64,7 +64,7 @@ def test_crop_keeps_foreground_and_label() -> None:
     image[0, 3:6, 3:6, 3:6] = 100
     label = np.zeros((10, 10, 10), np.uint8)
     label[8, 4, 4] = 1
-    cut, mask = crop(image, label)
+    cut, mask = crop(image, label, foreground(image) | (label > 0))
     assert cut.shape == (1, 6, 3, 3)
     assert mask.sum() == 1
     assert cut.sum() == image.sum()
@@ -147,8 +147,9 @@ def test_a_coil_s_shading_is_divided_out_and_alike_each_time(depth: int) -> None
     tissue = np.where(x**2 + y**2 < 0.7, 200.0, 0.0) + np.where((x - 0.2) ** 2 + y**2 < 0.1, 150.0, 0.0)
     shading = np.exp(0.5 * x + 0.3 * y)
     image = (tissue * shading + rng.normal(0, 2, tissue.shape))[None].astype(np.float32)
-    corrected = without_bias(image, (3.0, 3.0, 3.0))
-    assert np.array_equal(corrected, without_bias(image, (3.0, 3.0, 3.0)))
+    data = Data(patch=(8, 8, 8), bias_correction=True)
+    corrected = without_bias(image, (3.0, 3.0, 3.0), data)
+    assert np.array_equal(corrected, without_bias(image, (3.0, 3.0, 3.0), data))
     inside = tissue == 200.0
 
     def spread(values: np.ndarray) -> float:

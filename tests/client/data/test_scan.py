@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -311,3 +312,55 @@ def test_default_index_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     one, other = default_index_file(tmp_path / "a"), default_index_file(tmp_path / "b")
     assert one != other
     assert one.parent == tmp_path / "fedmed" / "index"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "content"),
+    [
+        ("PatientID", b"A\\B"),
+        ("PatientID", b" 007 \0"),
+        ("PatientID", "Jörg".encode("latin-1")),
+        ("NumberOfFrames", b"1.0"),
+        ("NumberOfFrames", b" 2"),
+        ("NumberOfFrames", b"many"),
+        ("ImageOrientationPatient", b"  "),
+        ("ImageOrientationPatient", b"1\\0\\0\\0\\1\\0 "),
+        ("ImageOrientationPatient", b"1\\x\\0"),
+        ("ImagePositionPatient", b" "),
+        ("ImageType", b"ORIGINAL\\PRIMARY\\ AXIAL "),
+        ("ImageType", b"ORIGINAL"),
+        ("Rows", b"\x04\x00\x05\x00"),
+        ("Rows", b""),
+        ("EchoNumbers", b"1\\2"),
+        ("SOPClassUID", b"1.2.840.10008.5.1.4.1.1.4"),
+    ],
+)
+@pytest.mark.parametrize("implicit", [False, True])
+def test_a_header_is_what_pydicom_makes_of_it(
+    keyword: str, content: bytes, implicit: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain elements are read without its conversion; the outcome is the same."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    plain, explicit = pydicom.uid.ImplicitVRLittleEndian, pydicom.uid.ExplicitVRLittleEndian
+    dataset.file_meta.TransferSyntaxUID = plain if implicit else explicit
+    dataset.SpecificCharacterSet = "ISO_IR 100"
+    dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.CTImageStorage, "1.2.3"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.4", "1.2.5"
+    dataset.PatientID, dataset.Modality, dataset.SeriesDescription = "P1", "CT", "axial"
+    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 1], [1, 0, 0, 0, 1, 0]
+    dataset.ImageType, dataset.Rows, dataset.Columns = ["ORIGINAL", "PRIMARY"], 2, 2
+    dataset.SamplesPerPixel, dataset.BitsAllocated = 1, 8
+    dataset.PixelData = bytes(4)
+    tag = pydicom.datadict.tag_for_keyword(keyword)
+    vr = pydicom.datadict.dictionary_VR(tag)
+    dataset[tag] = pydicom.dataelem.RawDataElement(
+        pydicom.tag.Tag(tag), vr, len(content), content, 0, implicit, True
+    )
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert content.strip() in (tmp_path / "a.dcm").read_bytes()
+    fast = headers.read_header(tmp_path / "a.dcm")
+    monkeypatch.setattr(headers, "_plain", lambda *_: None)
+    monkeypatch.setattr(headers, "RawDataElement", type("Never", (), {}))
+    slow = headers.read_header(tmp_path / "a.dcm")
+    assert fast == slow
