@@ -335,6 +335,7 @@ def test_default_index_lies_in_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
         ("SOPClassUID", b"1.2.840.10008.5.1.4.1.1.4"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Invalid value")
 @pytest.mark.parametrize("implicit", [False, True])
 def test_a_header_is_what_pydicom_makes_of_it(
     keyword: str, content: bytes, implicit: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
