@@ -14,7 +14,7 @@ from fedmed_strategies.presets import RECIPES
 from fedmed_strategies.validity import refuse_network
 
 SEGMENTERS = [pair for pair in EACH if experiment(*pair).task.name == "segmentation"]
-WITHOUT = {"fcn", "sam", "ensemble", "planes"}
+WITHOUT = {"fcn", "sam", "ensemble", "late_fusion", "planes"}
 """Logits are sums of several layers', means of probabilities, or masks; all others end in a bias."""
 
 
