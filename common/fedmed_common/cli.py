@@ -48,6 +48,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models export": ("fedmed_common.cli_models:export_command", "Write a trained network as ONNX."),
     "report": ("fedmed_server.cli_report:report_command", "Draw a run's report.html again."),
     "track": ("fedmed_server.cli_report:track_command", "Bring MLflow up to date with a run."),
+    "publish": (
+        "fedmed_server.cli_report:publish_command",
+        "Register a run's model, with its record, in MLflow.",
+    ),
     "launch": ("fedmed_server.deployment.cli:launch", "Start a run in the hospitals."),
     "status": (
         "fedmed_server.deployment.cli:show_status",

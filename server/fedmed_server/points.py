@@ -93,6 +93,11 @@ def flatten(document: Any, longest: int, name: str = "") -> Iterator[tuple[str, 
     yield name, text if len(text) <= longest else text[: longest - 3] + "..."
 
 
+def together(results: Sequence[SiteResult]) -> Metrics:
+    """The metrics of all sites that answered."""
+    return merge(result.means() for result in results if result.outcome == "ok")
+
+
 def _of_all(phase: str, results: Sequence[SiteResult]) -> dict[str, float]:
     answered = [result for result in results if result.outcome == "ok"]
     merged = merge(result.means() for result in answered)

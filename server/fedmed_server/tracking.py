@@ -13,8 +13,10 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +34,7 @@ _LONGEST_PARAMETER, _LONGEST_TAG = 500, 1000
 _PARAMETERS_PER_BATCH, _METRICS_PER_BATCH = 100, 1000
 _MOST_SITES = 100
 """So many sites get a run of their own in MLflow, the first that are heard of; the report's table has all."""
+_MODELS, _LOADER = "models", "fedmed_common.models.pyfunc"
 _LOCAL = ("sqlite:///", "file:")
 _SOURCE = {"mlflow.user": "fedmed", "mlflow.source.name": "fedmed", "mlflow.source.type": "JOB"}
 _STATES = {"failed": "FAILED", "interrupted": "KILLED"}
@@ -78,6 +81,39 @@ def tracked_rounds(run: Path, experiment: Experiment, *, uri: str | None = None)
     store = _MlflowStore(run.absolute().name, experiment, uri or experiment.tracking.uri or default_uri(run))
     try:
         return store.rounds()
+    except Exception as error:
+        raise away(type(error).__name__, run) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """A version in the model registry; ``new``: it was made now."""
+
+    version: str
+    new: bool
+
+
+def register(
+    run: Path,
+    experiment: Experiment,
+    files: Mapping[str, bytes],
+    *,
+    name: str,
+    tags: Mapping[str, str],
+    alias: str = "",
+    uri: str | None = None,
+) -> Registered:
+    """Make a version of the registered model ``name`` of files, of which one is ``model.safetensors``; and let ``alias`` mean it.
+
+    A version with the same ``fedmed.sha256`` is not made again. The run is tracked first.
+
+    Raises:
+        TrackingAway: the store cannot be reached or refuses.
+    """
+    track(run, experiment, uri=uri)
+    store = _MlflowStore(run.absolute().name, experiment, uri or experiment.tracking.uri or default_uri(run))
+    try:
+        return store.register(name, files, tags, alias)
     except Exception as error:
         raise away(type(error).__name__, run) from error
 
@@ -201,6 +237,43 @@ class _MlflowStore:
             for run in found
             for metric in self._client.get_metric_history(run.info.run_id, "seconds/total")
         }
+
+    def register(
+        self, name: str, files: Mapping[str, bytes], tags: Mapping[str, str], alias: str
+    ) -> Registered:
+        """As :func:`register`."""
+        from mlflow.exceptions import MlflowException
+
+        cursor = self._with_parent(self.open(Cursor(store="")), None)
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        of_these = [
+            one
+            for one in self._client.search_model_versions(f"name = '{_quoted(name)}'")
+            if one.tags.get("fedmed.sha256") == tags["fedmed.sha256"]
+        ]
+        if of_these:
+            number = str(of_these[0].version)
+        else:
+            folder = f"{_MODELS}/{tags['fedmed.model']}"
+            with tempfile.TemporaryDirectory(prefix="fedmed-") as place:
+                for file, content in files.items():
+                    (Path(place) / file).write_bytes(content)
+                _described(self.experiment, cursor.parent, folder).save(str(Path(place) / "MLmodel"))
+                self._client.log_artifacts(cursor.parent, place, folder)
+            made = self._client.create_model_version(
+                name,
+                f"runs:/{cursor.parent}/{folder}",
+                cursor.parent,
+                tags={tag: value[:_LONGEST_TAG] for tag, value in tags.items()},
+            )
+            number = str(made.version)
+        if alias:
+            self._client.set_registered_model_alias(name, alias, number)
+        return Registered(version=number, new=not of_these)
 
     def _find_or_make_group(self) -> str:
         """The id of MLflow's own 'experiment': a named group of runs."""
@@ -334,6 +407,26 @@ class _MlflowStore:
         ):
             for site, values in {"": part.federation, **part.sites}.items():
                 yield site, [(name, value, when, part.step) for name, value in values.items()]
+
+
+def _described(experiment: Experiment, run_id: str, folder: str) -> Any:
+    """MLflow's description of a published network: its shapes, and the module that loads it without unpickling anything."""
+    import numpy as np
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import Schema, TensorSpec
+
+    plan = experiment.plan
+    kind = np.dtype(np.float32)
+    outputs = (
+        (-1, plan.outputs) if experiment.task.name == "classification" else (-1, plan.outputs, *plan.patch)
+    )
+    signature = ModelSignature(
+        Schema([TensorSpec(kind, (-1, plan.in_channels, *plan.patch))]),
+        Schema([TensorSpec(kind, outputs)]),
+    )
+    model = Model(artifact_path=folder, run_id=run_id, signature=signature)
+    model.add_flavor("fedmed", data="model.safetensors", version=version("fedmed"))
+    return model.add_flavor("python_function", loader_module=_LOADER, data="model.safetensors")
 
 
 @contextmanager
