@@ -45,7 +45,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "List the architectures, what they cost and what they need.",
     ),
     "models show": ("fedmed_common.cli_models:show_command", "Show one architecture and its settings."),
-    "models export": ("fedmed_common.cli_models:export_command", "Write a trained network as ONNX."),
+    "models export": (
+        "fedmed_common.cli_models:export_command",
+        "Write a trained network as ONNX or TorchScript.",
+    ),
     "report": ("fedmed_server.cli_report:report_command", "Draw a run's report.html again."),
     "track": ("fedmed_server.cli_report:track_command", "Bring MLflow up to date with a run."),
     "publish": (

@@ -141,18 +141,24 @@ def show_command(
 
 
 def export_command(
-    model: Annotated[Path, typer.Argument(help="As runs/NAME/models/best.safetensors.", show_default=False)],
-    to: Annotated[Path, typer.Argument(help="The file to write, as model.onnx.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(help="As runs/NAME/models/best.safetensors, or runs/NAME.", show_default=False)
+    ],
+    to: Annotated[
+        Path, typer.Argument(help="The file to write, as model.onnx or model.pt.", show_default=False)
+    ],
 ) -> None:
-    """Write a trained network as ONNX."""
-    if to.suffix != ".onnx":
-        raise ConfigError(f"'{to.suffix}' is no format that is written", file=to, fix="end the name in .onnx")
+    """Write a trained network as ONNX (.onnx) or TorchScript (.pt), once it gives what PyTorch gives on random images."""
+    if to.suffix not in (".onnx", ".pt"):
+        raise ConfigError(
+            f"'{to.suffix}' is no format that is written", file=to, fix="end the name in .onnx or .pt"
+        )
     if not to.absolute().parent.is_dir():
         raise ConfigError("its folder is not there", file=to, fix=f"mkdir -p {to.parent}")
-    from fedmed_common.models.export import read_model, write_onnx
+    from fedmed_common.models.export import read_model, write_onnx, write_torchscript
 
-    experiment, network = read_model(model)
-    write_onnx(network, experiment, to)
+    experiment, network = read_model(model / "models" / "best.safetensors" if model.is_dir() else model)
+    (write_onnx if to.suffix == ".onnx" else write_torchscript)(network, experiment, to)
     typer.echo(
         f"{to}: image (batch, {experiment.data.channels}, {', '.join(map(str, experiment.data.patch))}) to logits"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,9 +15,9 @@ from click.testing import CliRunner
 
 from fedmed_common import cli, params
 from fedmed_common.catalogue import ARCHITECTURES, Plan, UNet
-from fedmed_common.errors import ConfigError
+from fedmed_common.errors import ConfigError, FedmedError
 from fedmed_common.models import build_model
-from fedmed_common.models.export import read_model, write_onnx
+from fedmed_common.models.export import read_model, write_onnx, write_torchscript
 from fedmed_common.models.figures import count, coupling, figures_of
 from fedmed_server.state import save_parameters
 
@@ -85,7 +86,7 @@ def test_one_architecture_is_shown_with_its_settings() -> None:
         (("list", "--task", "segmentatoin"), "did you mean 'segmentation'"),
         (("export", "no.safetensors", "nowhere/x.onnx"), "mkdir -p nowhere"),
         (("export", "no.safetensors", "x.onnx"), "no.safetensors"),
-        (("export", "no.safetensors", "x.pt"), "end the name in .onnx"),
+        (("export", "no.safetensors", "x.pkl"), "end the name in .onnx or .pt"),
     ],
 )
 def test_a_wrong_line_is_answered_with_the_fix(arguments: tuple[str, ...], said: str) -> None:
@@ -109,6 +110,31 @@ def test_what_a_run_wrote_becomes_onnx_with_the_same_output(tmp_path: Path) -> N
     again, copy = read_model(stored)
     assert again == asked
     assert torch.equal(copy(image), network(image))
+
+
+def test_what_a_run_wrote_becomes_torchscript_with_the_same_output(tmp_path: Path) -> None:
+    asked = experiment("unet", 3)
+    network = build_model(asked).eval()
+    stored, written = tmp_path / "run" / "models" / "best.safetensors", tmp_path / "model.pt"
+    save_parameters(stored, params.from_model(network), {"experiment": asked.order_text()})
+    code, _ = run("export", str(tmp_path / "run"), str(written))
+    assert code == 0
+    image = torch.randn(4, 1, *asked.data.patch)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(written)(image), network(image), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("write", [write_onnx, write_torchscript])
+def test_what_would_give_something_else_is_not_written(write: Any, tmp_path: Path) -> None:
+    class Drawing(torch.nn.Module):
+        """Another answer each time."""
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image + torch.randn_like(image)
+
+    with pytest.raises(FedmedError, match="from the network's"):
+        write(Drawing(), experiment("unet", 2), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
