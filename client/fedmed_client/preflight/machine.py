@@ -25,6 +25,7 @@ def machine(home: Path, site: Site, experiment: Experiment, cases: Sequence[Case
     yield _gpu(site)
     if site.data.format == "dicom":
         yield _decoders()
+    yield from _packages(site, experiment)
     yield from _coordinator(home)
 
 
@@ -91,6 +92,24 @@ def _decoders() -> Finding:
             fix="pip install 'fedmed[decoders]'",
         )
     return Finding(level="pass", code="decoders", what="all kinds of compressed images can be read")
+
+
+def _packages(site: Site, experiment: Experiment) -> Iterator[Finding]:
+    """What preparing a case needs besides, where it is not installed."""
+    data = experiment.data
+    needed = {
+        "data.bias_correction": ("SimpleITK", bool(data.bias_correction)),
+        "data.registration": ("SimpleITK", bool(data.modalities) and site.data.registration == "rigid"),
+        "data.fusion": ("pywt", data.fusion.kind == "wavelet"),
+    }
+    for field, (package, is_asked) in needed.items():
+        if is_asked and find_spec(package) is None:
+            yield Finding(
+                level="fail",
+                code="packages",
+                what=f"{field} needs the package {package}, which is not installed",
+                fix="pip install 'fedmed[harmonise]'",
+            )
 
 
 def _coordinator(home: Path) -> Iterator[Finding]:

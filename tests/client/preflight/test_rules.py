@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedmed_client.preflight.machine import machine
 from fedmed_client.preflight.measures import CaseFacts, ClassFacts
 from fedmed_client.preflight.page import histogram, html
 from fedmed_client.preflight.rules import look
@@ -163,3 +164,28 @@ def test_a_table_says_what_is_shown(photographs: Path) -> None:
     found = preflight(site, experiment, photographs)
     assert found.presence == {"round": 4, "none": 0}
     assert [finding.code for finding in found.findings if finding.case is not None] == []
+
+
+def test_what_a_case_needs_and_is_not_installed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = Experiment.model_validate(
+        {
+            "name": "mr",
+            "rounds": 1,
+            "task": {"classes": CLASSES},
+            "data": {
+                "patch": [16, 16, 16],
+                "modalities": ["t1", "t2"],
+                "fusion": {"kind": "wavelet"},
+                "bias_correction": True,
+            },
+        }
+    )
+    site = _site(registration="rigid")
+    told = [one for one in machine(tmp_path, site, experiment, []) if one.code == "packages"]
+    assert told == []
+    monkeypatch.setattr("fedmed_client.preflight.machine.find_spec", lambda _name: None)
+    told = [one for one in machine(tmp_path, site, experiment, []) if one.code == "packages"]
+    assert [one.level for one in told] == ["fail"] * 3
+    assert all("fedmed[harmonise]" in one.fix for one in told)
