@@ -40,8 +40,8 @@ from fedmed_client.secure import Summing
 from fedmed_client.site.audit import AuditLog, Event
 from fedmed_client.site.withdrawals import Withdrawals
 from fedmed_client.statistics import summed
-from fedmed_client.summing import noise_shares, sum_of, summing_of, surveyed_patients
-from fedmed_client.surveyed import surveyed
+from fedmed_client.summing import noise_shares, sum_of, summing_of
+from fedmed_client.surveyed import surveyed, surveyed_patients
 from fedmed_client.train import Update
 from fedmed_client.work.outbox import Outbox
 from fedmed_client.workbench import (

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from fedmed_client import policy
-from fedmed_client.data.cohort import by_patient
 from fedmed_client.secure import RULE, Sum, Summing
-from fedmed_client.surveyed import surveyed
+from fedmed_client.surveyed import surveyed_patients
 from fedmed_client.workbench import COHORTS, SiteHome, experiment_of
 from fedmed_common import wire
 from fedmed_common.config import Experiment
@@ -51,12 +50,6 @@ def sum_of(home: SiteHome, order: wire.Order) -> Sum:
         settings=settings,
         about=(order.kind.value, order.statistic),
     )
-
-
-def surveyed_patients(home: SiteHome, order: wire.Order) -> int:
-    """How many patients a survey tells of here."""
-    cohort, _ = COHORTS.get(home, order.experiment)
-    return len(by_patient(surveyed(home, experiment_of(order.experiment), cohort)))
 
 
 def noise_shares(experiment: Experiment, summing: Summing | None) -> int:

@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedmed_client.data.cohort import Case, Cohort, by_patient
 from fedmed_client.site.withdrawals import SURVEYED, Withdrawals
-from fedmed_client.workbench import SiteHome
+from fedmed_client.workbench import COHORTS, SiteHome, experiment_of
+from fedmed_common import wire
 from fedmed_common.config import Experiment
 from fedmed_common.errors import DataError, PolicyRefusal
 from fedmed_common.fields import Model
@@ -50,6 +51,12 @@ def surveyed(home: SiteHome, experiment: Experiment, cohort: Cohort) -> tuple[Ca
     if not cohort.keys or not told_plainly or home.site.policy.least_patients == 1:
         return cases
     return Surveyed(home.folder).of(cohort, question(home, experiment), home.site.policy.least_patients)
+
+
+def surveyed_patients(home: SiteHome, order: wire.Order) -> int:
+    """How many patients a survey tells of here."""
+    cohort, _ = COHORTS.get(home, order.experiment)
+    return len(by_patient(surveyed(home, experiment_of(order.experiment), cohort)))
 
 
 def question(home: SiteHome, experiment: Experiment) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,19 @@ from fedmed_common.intensities import foreground
 _SHORTEST_MM = 4.0
 _ITERATIONS = (50, 50, 30)
 _LEAST_EDGE = 4
+
+
+def simpleitk(field: str) -> Any:
+    """The library that ``field`` of an experiment or a site needs.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import SimpleITK
+    except ImportError:
+        raise ConfigError("needs SimpleITK", field=field, fix="pip install 'fedmed[harmonise]'") from None
+    return SimpleITK
 
 
 @contextmanager
@@ -48,12 +62,7 @@ def without_bias(
     ]
     if not any(wanted):
         return image
-    try:
-        import SimpleITK
-    except ImportError:
-        raise ConfigError(
-            "needs SimpleITK", field="data.bias_correction", fix="pip install 'fedmed[harmonise]'"
-        ) from None
+    sitk = simpleitk("data.bias_correction")
     flat = image.shape[3] == 1
     result = np.array(image, np.float32)
     for channel, values in enumerate(image):
@@ -63,7 +72,7 @@ def without_bias(
         low = float(values.min())
         positive = values - low + 1.0
         whole, where = (
-            SimpleITK.GetImageFromArray(part[..., 0].T if flat else part.T)
+            sitk.GetImageFromArray(part[..., 0].T if flat else part.T)
             for part in (positive, mask.astype(np.uint8))
         )
         whole.SetSpacing(spacing_mm[: whole.GetDimension()])
@@ -73,9 +82,9 @@ def without_bias(
             for length, count in zip(whole.GetSpacing(), whole.GetSize(), strict=True)
         ]
         with one_thread():
-            correct = SimpleITK.N4BiasFieldCorrectionImageFilter()
+            correct = sitk.N4BiasFieldCorrectionImageFilter()
             correct.SetMaximumNumberOfIterations(_ITERATIONS)
-            correct.Execute(SimpleITK.Shrink(whole, factors), SimpleITK.Shrink(where, factors))
-            field = np.exp(SimpleITK.GetArrayFromImage(correct.GetLogBiasFieldAsImage(whole))).T
+            correct.Execute(sitk.Shrink(whole, factors), sitk.Shrink(where, factors))
+            field = np.exp(sitk.GetArrayFromImage(correct.GetLogBiasFieldAsImage(whole))).T
         result[channel] = positive / (field[..., None] if flat else field) + (low - 1.0)
     return result

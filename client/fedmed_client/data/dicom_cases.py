@@ -8,7 +8,6 @@ that cannot be read is left out as a whole, since what that label shows would ot
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from fedmed_client.data.index import LabelObject, Series, Skipped
 from fedmed_client.data.label_table import read_table
 from fedmed_client.data.labels import assign, flatten, relabel
 from fedmed_client.data.match import match
-from fedmed_client.data.modalities import companions, joined, modality_of
+from fedmed_client.data.modalities import companions, fits, joined, modality_of
 from fedmed_client.data.nifti import read_nifti_label
 from fedmed_client.data.rawcase import Loaded, RawCase, only_names_stop_the_site
 from fedmed_client.data.rtstruct import read_rtstruct, region_names
@@ -194,13 +193,8 @@ def _label_map(label: LabelObject, assignment: list[int], volume: Volume) -> NDA
 def is_wanted(series: Series, data: SiteData, *, several: bool = False) -> bool:
     """Whether the site's filters let the series through. ``several``: for cases of several modalities."""
     if several:
-        return any(
-            asked.modality in (None, series.modality)
-            and (asked.series_description is None or re.search(asked.series_description, series.description))
-            for asked in data.modalities.values()
-        )
-    described = data.series_description is None or re.search(data.series_description, series.description)
-    return bool(described) and data.modality in (None, series.modality)
+        return any(fits(series, asked) for asked in data.modalities.values())
+    return fits(series, data)
 
 
 def _nifti_labels(wanted: Sequence[Series]) -> dict[Path, list[Path]]:

@@ -296,20 +296,15 @@ def _several(dataset: Dataset, keyword: str) -> Sequence[Any]:
     tag, known = _TAGS[keyword]
     element = dataset.get_item(tag)
     content = element.value if isinstance(element, RawDataElement) else None
-    if isinstance(content, bytes) and not content.strip(b" \0"):
-        return []
-    if isinstance(content, bytes) and content.isascii() and content.strip(b" \0"):
-        text = content.decode("ascii") if (element.VR or known) in {"CS", "DS"} else ""
-        if text:
-            return [part.rstrip(" \0") for part in text.split("\\")]
+    if isinstance(content, bytes) and content.isascii():
+        if not content.strip(b" \0"):
+            return []
+        if (element.VR or known) in {"CS", "DS"}:
+            return [part.rstrip(" \0") for part in content.decode("ascii").split("\\")]
     value = dataset.get(keyword)
-    return (
-        []
-        if value is None
-        else [value]
-        if isinstance(value, str) or not isinstance(value, Iterable)
-        else list(value)
-    )
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
 
 
 def _header(dataset: Dataset, kind: Literal["image"] | LabelKind) -> Header:

@@ -13,16 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
-from fedmed_client.data.bias import one_thread
+from fedmed_client.data.bias import one_thread, simpleitk
 from fedmed_client.data.index import Series
 from fedmed_client.data.volume import Volume
 from fedmed_common.config import Experiment, SiteData
-from fedmed_common.errors import ConfigError, DataError
+from fedmed_common.errors import DataError
+from fedmed_common.site_config import SeriesOf
 
 _BINS, _SHARE, _SEED = 32, 0.5, 1
 _LEAST_OVERLAP, _EDGE = 0.02, 1e-3
 _SHRINKS, _SMOOTHS_MM = (4, 2, 1), (4.0, 2.0, 0.0)
 _STEP, _LEAST_STEP, _ITERATIONS = 2.0, 1e-3, 200
+
+
+def fits(series: Series, asked: SiteData | SeriesOf) -> bool:
+    """Whether a series is of the modality, and has a description, that a site's file asks for."""
+    described = asked.series_description is None or re.search(asked.series_description, series.description)
+    return bool(described) and asked.modality in (None, series.modality)
 
 
 def modality_of(series: Series, data: SiteData) -> str | None:
@@ -31,12 +38,7 @@ def modality_of(series: Series, data: SiteData) -> str | None:
     Raises:
         DataError: it fits several.
     """
-    fitting = [
-        name
-        for name, asked in data.modalities.items()
-        if asked.modality in (None, series.modality)
-        and (asked.series_description is None or re.search(asked.series_description, series.description))
-    ]
+    fitting = [name for name, asked in data.modalities.items() if fits(series, asked)]
     if len(fitting) > 1:
         raise DataError(
             f"its description fits the modalities {' and '.join(fitting)} of site.toml; tell them apart there"
@@ -160,15 +162,10 @@ def rigid(moving: Volume, fixed: Volume, *, apart: bool = False) -> NDArray[np.f
         ConfigError: SimpleITK is not installed.
         DataError: the two have nothing in common.
     """
-    try:
-        import SimpleITK
-    except ImportError:
-        raise ConfigError(
-            "needs SimpleITK", field="data.registration", fix="pip install 'fedmed[harmonise]'"
-        ) from None
+    sitk = simpleitk("data.registration")
 
-    def image(volume: Volume) -> SimpleITK.Image:
-        made = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.voxels[0].T, np.float32))
+    def image(volume: Volume) -> Any:
+        made = sitk.GetImageFromArray(np.ascontiguousarray(volume.voxels[0].T, np.float32))
         spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
         made.SetSpacing(spacing.tolist())
         made.SetDirection((volume.affine[:3, :3] / spacing).ravel().tolist())
@@ -176,7 +173,7 @@ def rigid(moving: Volume, fixed: Volume, *, apart: bool = False) -> NDArray[np.f
         return made
 
     with one_thread():
-        found = _registered(image(fixed), image(moving), apart=apart)
+        found = _registered(sitk, image(fixed), image(moving), apart=apart)
     turn = np.array(found.GetMatrix()).reshape(3, 3)
     centre = np.array(found.GetCenter())
     result = np.eye(4)
@@ -185,29 +182,27 @@ def rigid(moving: Volume, fixed: Volume, *, apart: bool = False) -> NDArray[np.f
     return result
 
 
-def _registered(one: Any, other: Any, *, apart: bool) -> Any:
+def _registered(sitk: Any, one: Any, other: Any, *, apart: bool) -> Any:
     """SimpleITK's Euler3DTransform from places of one image to those of the other."""
-    import SimpleITK
-
-    method = SimpleITK.ImageRegistrationMethod()
+    method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(_BINS)
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(_SHARE, _SEED)
-    method.SetInterpolator(SimpleITK.sitkLinear)
+    method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(_STEP, _LEAST_STEP, _ITERATIONS)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel(_SHRINKS)
     method.SetSmoothingSigmasPerLevel(_SMOOTHS_MM)
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    start = SimpleITK.CenteredTransformInitializer(
+    start = sitk.CenteredTransformInitializer(
         one,
         other if apart else one,
-        SimpleITK.Euler3DTransform(),
-        SimpleITK.CenteredTransformInitializerFilter.GEOMETRY,
+        sitk.Euler3DTransform(),
+        sitk.CenteredTransformInitializerFilter.GEOMETRY,
     )
     method.SetInitialTransform(start, inPlace=False)
     try:
-        return SimpleITK.Euler3DTransform(method.Execute(one, other).GetBackTransform())
+        return sitk.Euler3DTransform(method.Execute(one, other).GetBackTransform())
     except (AttributeError, RuntimeError) as error:
         raise DataError(
             f"a series cannot be registered to the labelled one ({type(error).__name__}); see whether they show the same"

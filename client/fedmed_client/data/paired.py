@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmed_client.data.images import read_image, read_mask, semantic
 from fedmed_client.data.index import Skipped
@@ -19,6 +20,7 @@ from fedmed_client.data.modalities import joined
 from fedmed_client.data.nifti import read_nifti, read_nifti_label
 from fedmed_client.data.rawcase import Loaded, RawCase, only_names_stop_the_site
 from fedmed_client.data.text import printable
+from fedmed_client.data.volume import Volume
 from fedmed_common.config import Experiment, Site
 from fedmed_common.errors import DataError, GeometryError, UnreadableFile
 
@@ -99,22 +101,21 @@ def load_several(images: Mapping[str, Path], label: Path, *, site: Site, experim
         GeometryError: the label map has the grid of none of them.
     """
     with only_names_stop_the_site():
-        fixed = _on_the_labels_grid(images, label)
-        loads = {name: partial(read_nifti, path) for name, path in images.items()}
+        volumes = {name: read_nifti(path) for name, path in images.items()}
+        fixed, values = _on_its_grid(volumes, label)
+        loads = {name: partial(volumes.__getitem__, name) for name in volumes}
         volume = joined(loads, fixed, experiment, site.data)
-        values = read_nifti_label(label, volume)
     return volume, relabel(values, site, experiment.task.classes, source=label)
 
 
-def _on_the_labels_grid(images: Mapping[str, Path], label: Path) -> str:
-    """The first modality of whose voxels the label map is."""
-    for name, path in images.items():
+def _on_its_grid(volumes: Mapping[str, Volume], label: Path) -> tuple[str, NDArray[np.int64]]:
+    """The first modality of whose voxels the label map is, and the label map."""
+    for name, volume in volumes.items():
         try:
-            read_nifti_label(label, read_nifti(path))
+            return name, read_nifti_label(label, volume)
         except GeometryError:
             continue
-        return name
-    raise GeometryError(f"{label}: has the grid of none of its images ({', '.join(images)})")
+    raise GeometryError(f"{label}: has the grid of none of its images ({', '.join(volumes)})")
 
 
 def _tabled_cases(site: Site, experiment: Experiment, skipped: list[Skipped]) -> Iterator[RawCase]:

@@ -373,9 +373,7 @@ def _look(arriving: Arriving, stop: threading.Event, console: Console) -> None:
             said = [line_of(outcome) for outcome in arriving.look(study)] or [
                 "holds no series that is wanted"
             ]
-        except (
-            Exception
-        ) as error:  # whatever one study does to a decoder or a GPU, the others are still to be looked at
+        except Exception as error:  # of one study: the others are still to be looked at
             said = [f"could not be looked at, or stored ({type(error).__name__}): {error}"]
         for line in said:
             console.print(f"{study}: {line}", highlight=False, soft_wrap=True, markup=False)

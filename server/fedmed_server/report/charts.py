@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 COLOURS = 8
 _MOST_POINTS = 300
@@ -75,14 +76,9 @@ def line_chart(
     y_labels = ticks(*(y_range or (min(values), max(values))), 4)
     low, high = y_range or (y_labels[0], y_labels[-1])
     frame = _Frame(size, (rounds[0], rounds[-1]), (low, high))
-    return Chart(
-        width=size[0],
-        height=size[1],
-        left=_MARGIN_LEFT,
-        right=size[0] - _MARGIN_RIGHT,
-        bottom=frame.y(low),
+    return frame.chart(
+        y_labels,
         x_ticks=tuple((frame.x(number), str(number)) for number in _whole_ticks(rounds[0], rounds[-1])),
-        y_ticks=tuple((frame.y(value), f"{value:g}") for value in y_labels),
         title=title,
         lines=tuple(_line(label, style, curve, frame) for label, style, curve in curves if curve),
         mark=frame.x(mark) if mark in rounds else None,
@@ -120,14 +116,9 @@ def stack_chart(
                 )
             )
             base += seconds
-    return Chart(
-        width=size[0],
-        height=size[1],
-        left=_MARGIN_LEFT,
-        right=size[0] - _MARGIN_RIGHT,
-        bottom=frame.y(0.0),
+    return frame.chart(
+        y_labels,
         x_ticks=tuple((frame.x(number), str(number)) for number in _whole_ticks(numbers[0], numbers[-1])),
-        y_ticks=tuple((frame.y(value), f"{value:g}") for value in y_labels),
         title=title,
         bars=tuple(bar for bar in bars if bar.height > 0),
     )
@@ -165,14 +156,9 @@ def histogram_chart(
     marks = sorted({round(first + (last - first) * part / 4) for part in range(5)})[
         :: 1 if last - first > 3 else 2
     ]
-    return Chart(
-        width=size[0],
-        height=size[1],
-        left=_MARGIN_LEFT,
-        right=size[0] - _MARGIN_RIGHT,
-        bottom=frame.y(y_labels[0]),
+    return frame.chart(
+        y_labels,
         x_ticks=tuple((frame.x(place), rounded(centres[place])) for place in marks),
-        y_ticks=tuple((frame.y(value), f"{value:g}") for value in y_labels),
         title=title,
         bars=tuple(bars),
     )
@@ -205,6 +191,18 @@ class _Frame:
         low, high = self.x_range
         share = (value - low) / (high - low) if high > low else 0.5
         return round(_MARGIN_LEFT + share * (self.size[0] - _MARGIN_LEFT - _MARGIN_RIGHT), 1)
+
+    def chart(self, y_labels: Sequence[float], **drawn: Any) -> Chart:
+        """One in this frame, whose bottom is the least value; ``drawn``: further fields."""
+        return Chart(
+            width=self.size[0],
+            height=self.size[1],
+            left=_MARGIN_LEFT,
+            right=self.size[0] - _MARGIN_RIGHT,
+            bottom=self.y(self.y_range[0]),
+            y_ticks=tuple((self.y(value), f"{value:g}") for value in y_labels),
+            **drawn,
+        )
 
     def y(self, value: float) -> float:
         low, high = self.y_range
